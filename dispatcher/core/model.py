@@ -1,0 +1,379 @@
+"""The nouns of the dispatcher: frozen data, no I/O. Vocabulary in docs/design.md, section 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class JobKind(StrEnum):
+    RECONSTRUCT = "reconstruct"
+    STITCH = "stitch"
+
+
+class JobState(StrEnum):
+    """Where a job is. A stitch job skips EXTRACTING."""
+
+    QUEUED = "queued"  # no host yet
+    CLAIMED = "claimed"  # has a host; its inputs are on the way
+    EXTRACTING = "extracting"  # Validation .. ManifestGeneration
+    RUNNING = "running"  # ColmapReconstruction .. Completed, or Stitch
+    DONE = "done"
+    ERROR = "error"
+    HELD = "held"  # needs a person, or a condition; carries a reason and a command
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobState.DONE, JobState.ERROR, JobState.CANCELLED})
+# A held job does not block a stitch for ever: for planning it counts as settled.
+SETTLED = TERMINAL | {JobState.HELD}
+
+
+class Step(StrEnum):
+    """What the dispatcher is doing for a job at this moment."""
+
+    PLACE = "place"  # waits for a host, or on its host for a slot or a GPU
+    TRANSFER = "transfer"  # inputs are being brought to the host
+    START = "start"  # the attempt is committed; the host has not acknowledged it
+    RUN = "run"  # the attempt is alive on the host
+    COLLECT = "collect"  # results are being copied to the artifact store
+    CANCEL = "cancel"  # the operator cancelled; the host has not confirmed it
+    REST = "rest"  # terminal or held: nothing to do
+
+
+class Stage(StrEnum):
+    VALIDATION = "Validation"
+    FRAME_EXTRACTION = "FrameExtraction"
+    METADATA_EXTRACTION = "MetadataExtraction"
+    MANIFEST_GENERATION = "ManifestGeneration"
+    COLMAP_RECONSTRUCTION = "ColmapReconstruction"
+    TRAINING = "Training"
+    PLY_EXPORT = "PlyExport"
+    SPLAT_EXPORT = "SplatExport"
+    COMPLETED = "Completed"
+    STITCH = "Stitch"
+
+
+RECONSTRUCT_STAGES: tuple[Stage, ...] = (
+    Stage.VALIDATION,
+    Stage.FRAME_EXTRACTION,
+    Stage.METADATA_EXTRACTION,
+    Stage.MANIFEST_GENERATION,
+    Stage.COLMAP_RECONSTRUCTION,
+    Stage.TRAINING,
+    Stage.PLY_EXPORT,
+    Stage.SPLAT_EXPORT,
+)
+STITCH_STAGES: tuple[Stage, ...] = (Stage.STITCH,)
+EXTRACTING_STAGES = frozenset(RECONSTRUCT_STAGES[:4])
+
+# Public format: the percentage at which each stage begins.
+PROGRESS: dict[Stage, float] = {
+    Stage.VALIDATION: 0.0,
+    Stage.FRAME_EXTRACTION: 12.5,
+    Stage.METADATA_EXTRACTION: 25.0,
+    Stage.MANIFEST_GENERATION: 37.5,
+    Stage.COLMAP_RECONSTRUCTION: 50.0,
+    Stage.TRAINING: 62.5,
+    Stage.PLY_EXPORT: 75.0,
+    Stage.SPLAT_EXPORT: 87.5,
+    Stage.COMPLETED: 100.0,
+    Stage.STITCH: 0.0,
+}
+
+
+def stages_of(kind: JobKind) -> tuple[Stage, ...]:
+    return RECONSTRUCT_STAGES if kind is JobKind.RECONSTRUCT else STITCH_STAGES
+
+
+class Layer(StrEnum):
+    """Whose fault a reason is; each layer has its own retry budget."""
+
+    TRANSPORT = "transport"
+    HOST = "host"
+    GPU = "gpu"
+    RESOURCE = "resource"
+    DATA = "data"
+    CODE = "code"
+    OPERATOR = "operator"
+    WAITING = "waiting"  # not a failure: why a job is not running yet
+
+
+class Reason(StrEnum):
+    """Why a job is where it is. The first block mirrors worker_agent.protocol.FailureCode."""
+
+    INPUT_MISSING = "input_missing"
+    INPUT_EMPTY = "input_empty"
+    INPUT_UNREADABLE = "input_unreadable"
+    INPUT_TRUNCATED = "input_truncated"
+    INPUT_NO_VIDEO = "input_no_video"
+    DECODE_FAILED = "decode_failed"
+    FRAMES_TOO_FEW = "frames_too_few"
+    FRAMES_UNUSABLE = "frames_unusable"
+    NO_PARALLAX = "no_parallax"
+    REGISTRATION_FAILED = "registration_failed"
+    REGISTRATION_WEAK = "registration_weak"
+    TRAINING_DIVERGED = "training_diverged"
+    STITCH_EVIDENCE_WEAK = "stitch_evidence_weak"
+    GPU_OUT_OF_MEMORY = "gpu_out_of_memory"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    TRANSFER_FAILED = "transfer_failed"
+    TRANSFER_CORRUPT = "transfer_corrupt"
+    TOOL_MISSING = "tool_missing"
+    CONFIG_INVALID = "config_invalid"
+    STAGE_CRASHED = "stage_crashed"
+    STAGE_SIGNALLED = "stage_signalled"
+    STAGE_TIMEOUT = "stage_timeout"
+    LEASE_EXPIRED = "lease_expired"
+    CANCELLED = "cancelled"
+
+    HOST_UNREACHABLE = "host_unreachable"
+    HOST_KEY_MISMATCH = "host_key_mismatch"
+    HOST_AUTH_FAILED = "host_auth_failed"
+    HOST_REBOOTED = "host_rebooted"
+    HOST_NOT_READY = "host_not_ready"  # stage dependencies are missing there
+    ATTEMPT_VANISHED = "attempt_vanished"
+    AGENT_FAILED = "agent_failed"
+    STITCH_NO_INPUTS = "stitch_no_inputs"
+
+    NO_HOST = "no_host"
+    NO_GPU_FITS = "no_gpu_fits"
+    GPU_BUSY = "gpu_busy"
+    SLOT_BUSY = "slot_busy"
+    HOST_CORDONED = "host_cordoned"
+    DISK_LOW = "disk_low"
+    PROBE_STALE = "probe_stale"
+    BACKOFF = "backoff"
+
+
+class Verdict(StrEnum):
+    RETRY = "retry"
+    ESCALATE = "escalate"
+    HOLD = "hold"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """What one attempt was promised. It lives exactly as long as the attempt."""
+
+    job: str
+    attempt: int
+    host: str
+    slot: str  # "extract" | "sfm" | "train" | "stitch": which of the host's max_parallel it uses
+    gpu: str | None = None
+    mib: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A Segment to reconstruct or a Stitch to make. `attempt` counts up for ever and fences."""
+
+    id: str
+    kind: JobKind
+    acquisition: str
+    name: str
+    auv: str | None
+    created_at: float
+    state: JobState = JobState.QUEUED
+    step: Step = Step.PLACE
+    stage: Stage = Stage.VALIDATION
+    priority: int = 0  # higher first
+    host: str | None = None
+    attempt: int = 0
+    reservation: Reservation | None = None
+    inputs_on_host: bool = False  # source bytes lie on the host and must be reclaimed
+    need_mib: int | None = None  # escalated or learned memory need; None: the policy's first guess
+    input_bytes: int = 0
+    retries: dict[str, int] = field(default_factory=dict)  # Layer -> retries used
+    not_before: float = 0.0  # wall clock; earlier, the job waits with Reason.BACKOFF
+    reason: Reason | None = None
+    message: str = ""
+    advice: str = ""
+    avoid_hosts: tuple[str, ...] = ()  # hosts that failed this job on a host or transport fault
+    revision: int = 0  # of the stored row; the store's fence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuView:
+    """One device as placement sees it. Own use is listed by attempt, so it is never counted twice."""
+
+    uuid: str
+    name: str
+    kind: str  # "cuda" | "cpu"
+    total_mib: int
+    free_mib: int
+    own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> MiB used
+    foreign_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """One host as placement sees it."""
+
+    name: str
+    reachable: bool
+    unreachable_reason: Reason | None = None
+    unreachable_message: str = ""
+    cordoned: bool = False
+    ready: bool = True  # stage dependencies are there
+    not_ready_message: str = ""
+    gpus: tuple[GpuView, ...] = ()
+    max_parallel: dict[str, int] = field(default_factory=dict)  # slot -> attempts at once
+    headroom_mib: int = 0
+    disk_free_bytes: int = 0
+    disk_reserve_bytes: int = 0
+    probe_age_s: float = 0.0
+    cached_bytes: dict[str, int] = field(default_factory=dict)  # job -> input bytes already there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Why one job is not running: the first failing test of each host, with numbers."""
+
+    job: str
+    reason: Reason
+    message: str
+    per_host: dict[str, str] = field(default_factory=dict)  # host -> one line
+
+
+# --- events: past tense, facts. Each carries only what the machine needs. -----------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base. `at` is wall-clock Unix seconds; `stimulus` is the id of the event that caused it."""
+
+    at: float
+    stimulus: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAssigned(Event):
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputsReady(Event):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlaced(Event):
+    reservation: Reservation  # its attempt is job.attempt + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted(Event):
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSucceeded(Event):
+    attempt: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """The stage ended badly, or was proven dead (vanished, rebooted, lease run out)."""
+
+    attempt: int
+    reason: Reason
+    message: str
+    advice: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFailed(Event):
+    """Inputs could not be brought, or results could not be collected."""
+
+    reason: Reason
+    message: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputsReclaimed(Event):
+    removed_bytes: int
+    trimmed_bytes: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultsCollected(Event):
+    artifacts: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested(Event):
+    by: str = "operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelConfirmed(Event):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRequested(Event):
+    """The operator says: try again (from held, error or cancelled), optionally from a stage."""
+
+    by: str = "operator"
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityChanged(Event):
+    priority: int
+
+
+# --- effects: imperative, something the shell must do; each ends in exactly one event -----------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferInputs(Effect):
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartAttempt(Effect):
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowAttempt(Effect):
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAttempt(Effect):
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimInputs(Effect):
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectResults(Effect):
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStitches(Effect):
+    """The job settled: look whether a stitch of its acquisition can be made. Ends in no event."""
+
+    acquisition: str

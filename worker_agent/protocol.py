@@ -1,0 +1,394 @@
+"""Messages between the dispatcher and the agent on a host.
+
+The only module of this package that the dispatcher may import; stdlib only. Every message is a
+frozen dataclass that crosses the wire as one JSON object on one line. Sizes are bytes, memory is
+MiB, durations are seconds, wall-clock times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+PROTOCOL_VERSION = 1
+
+# Exit codes of the agent's verbs.
+EXIT_OK = 0
+EXIT_FAILED = 1  # the verb could not do it; stdout holds one Refusal
+EXIT_USAGE = 2
+EXIT_REFUSED = 3  # the verb will not do it (fenced, busy, unknown); stdout holds one Refusal
+
+
+class ProtocolError(ValueError):
+    """A message does not have the agreed shape; the text names the field."""
+
+
+class FailureCode(StrEnum):
+    """Why a stage failed. The dispatcher's `Reason` holds every one of these by the same name."""
+
+    INPUT_MISSING = "input_missing"
+    INPUT_EMPTY = "input_empty"
+    INPUT_UNREADABLE = "input_unreadable"
+    INPUT_TRUNCATED = "input_truncated"
+    INPUT_NO_VIDEO = "input_no_video"
+    DECODE_FAILED = "decode_failed"
+    FRAMES_TOO_FEW = "frames_too_few"
+    FRAMES_UNUSABLE = "frames_unusable"  # black, blurred or without texture
+    NO_PARALLAX = "no_parallax"
+    REGISTRATION_FAILED = "registration_failed"
+    REGISTRATION_WEAK = "registration_weak"
+    TRAINING_DIVERGED = "training_diverged"
+    STITCH_EVIDENCE_WEAK = "stitch_evidence_weak"
+    GPU_OUT_OF_MEMORY = "gpu_out_of_memory"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    TRANSFER_FAILED = "transfer_failed"
+    TRANSFER_CORRUPT = "transfer_corrupt"
+    TOOL_MISSING = "tool_missing"
+    CONFIG_INVALID = "config_invalid"
+    STAGE_CRASHED = "stage_crashed"
+    STAGE_SIGNALLED = "stage_signalled"
+    STAGE_TIMEOUT = "stage_timeout"
+    LEASE_EXPIRED = "lease_expired"
+    CANCELLED = "cancelled"
+
+
+class AttemptState(StrEnum):
+    NEVER_STARTED = "never_started"
+    RUNNING = "running"
+    FINISHED = "finished"  # exit.json is there
+    VANISHED = "vanished"  # started, lock free, no exit.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Base of all messages: strict JSON both ways."""
+
+    def to_json(self) -> str:
+        """One line of JSON, keys in field order."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), ensure_ascii=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises ProtocolError for anything but an object of this shape."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ProtocolError(f"{cls.__name__}: not JSON: {error}") from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Unknown keys are ignored, so that a newer peer may add some."""
+        return _decode(cls, data, cls.__name__)
+
+
+T = TypeVar("T")
+
+
+def _decode(kind: type[T], data: object, where: str) -> T:
+    if not isinstance(data, dict):
+        raise ProtocolError(f"{where}: expected an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if item.name in data:
+            values[item.name] = _value(hints[item.name], data[item.name], f"{where}.{item.name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ProtocolError(f"{where}.{item.name}: missing")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _value(next(o for o in options if o is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ProtocolError(f"{where}: expected a list")
+        inner = typing.get_args(hint)[0]
+        return tuple(_value(inner, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: expected an object")
+        return value
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _decode(typing.cast(type[Any], hint), value, where)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise ProtocolError(f"{where}: {value!r} is not a {hint.__name__}") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ProtocolError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal(Message):
+    """What a verb prints when it did not do what was asked."""
+
+    error: str  # a FailureCode, or: stale_epoch, busy, unknown_attempt, bad_request, agent_failed
+    message: str  # one line: what, where, why, what to do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRef(Message):
+    run_dir: str  # absolute: <work_dir>/<acquisition>/<job>
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSpec(Message):
+    """What `start` reads: one try of one stage. The attempt number is the fencing token."""
+
+    protocol: int
+    epoch: int  # of the dispatcher; a host refuses one lower than it has seen
+    acquisition: str
+    job: str
+    attempt: int
+    stage: str
+    run_dir: str
+    stage_python: str | None = None  # interpreter with the stage dependencies; None: probe's choice
+    lease_s: float = 1800.0  # the supervisor ends the stage this long after the last renewal
+    timeout_s: float | None = None
+    gpu: str | None = None  # GPU UUID, or the CPU device's id (see GpuFacts.kind)
+    gpu_kind: str = "cpu"  # "cuda" | "cpu"
+    stimulus: str = ""  # id of the event that caused this
+    config: dict[str, Any] = field(default_factory=dict)  # the job's whole pipeline config
+    inputs: dict[str, Any] = field(default_factory=dict)  # stage specific, see worker_agent.stages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartReply(Message):
+    state: AttemptState
+    started: bool  # False: this attempt id had been started before
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact(Message):
+    kind: str  # frames, metadata, manifest, sfm_model, registration, gaussians, ply, splat, ...
+    path: str  # relative to the run directory, "/" separated
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutcome(Message):
+    """What a stage says of itself: `attempts/<n>/result.json`."""
+
+    ok: bool
+    artifacts: tuple[Artifact, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)  # JSON scalars
+    resumed: bool = False  # nothing was done: the checkpoint of an earlier attempt still verifies
+    reason: FailureCode | None = None
+    message: str = ""  # one line for the operator
+    advice: str = ""  # what to do about it
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRecord(Message):
+    """`attempts/<n>/exit.json`: durable before the lock is released."""
+
+    attempt: int
+    stage: str
+    returncode: int | None
+    signal: int | None
+    cause: str  # exited | signalled | lease_expired | cancelled | timeout | spawn_failed
+    outcome: StageOutcome | None
+    started_at: float
+    ended_at: float
+    wall_s: float
+    cpu_s: float
+    peak_rss_mib: float
+    peak_vram_mib: float | None
+    events_bytes: int
+    log_bytes: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStatus(Message):
+    run_dir: str
+    attempt: int
+    state: AttemptState
+    exit: ExitRecord | None = None
+    rebooted: bool = False  # with VANISHED: the host's boot_id changed since the start
+    events_bytes: int = 0
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProcess(Message):
+    pid: int
+    used_mib: int
+    run_dir: str | None = None  # set when the process belongs to one of cosma's attempts
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts(Message):
+    """A device that can train. A host without an NVIDIA GPU reports one of kind "cpu" whose
+    memory is the host's RAM and whose uuid is "CPU-" + machine id."""
+
+    uuid: str
+    name: str
+    kind: str  # "cuda" | "cpu"
+    total_mib: int
+    free_mib: int
+    processes: tuple[GpuProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts(Message):
+    protocol: int
+    agent_hash: str
+    hostname: str
+    boot_id: str
+    python: str
+    stage_python: str
+    stage_missing: tuple[str, ...]  # modules and programs the stages need and the host lacks
+    cpu_count: int
+    ram_total_mib: int
+    ram_free_mib: int
+    disk_total_bytes: int
+    disk_free_bytes: int
+    gpus: tuple[GpuFacts, ...]
+    gpu_error: str = ""  # why GPUs could not be read, when they could not
+    time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRequest(Message):
+    work_dir: str
+    stage_python: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest(Message):
+    attempts: tuple[AttemptRef, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewRequest(Message):
+    epoch: int
+    work_dir: str
+    attempts: tuple[AttemptRef, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequest(Message):
+    epoch: int
+    run_dir: str
+    attempt: int
+    grace_s: float = 5.0  # between TERM and KILL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRequest(Message):
+    work_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRequest(Message):
+    """One line on the stdin of `follow`: watch this attempt from these byte offsets."""
+
+    run_dir: str
+    attempt: int
+    events_from: int = 0
+    log_from: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameHeader(Message):
+    """One line on the stdout of `follow`, followed by exactly `bytes` raw bytes.
+
+    `events` frames always end at a line end. `exit` comes once, after every byte of events and
+    log, with the AttemptStatus as its body. `heartbeat` has no body and comes every few seconds.
+    """
+
+    kind: str  # events | log | exit | heartbeat
+    run_dir: str = ""
+    attempt: int = 0
+    offset: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRequest(Message):
+    """`fetch`: pull one file from another host (or this one) straight onto this host."""
+
+    source: str  # "host:/absolute/path" as this host's own ssh knows it, or "/absolute/path"
+    run_dir: str
+    path: str  # target, relative to run_dir
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveRequest(Message):
+    """First line on the stdin of `receive`; raw bytes from `offset` on follow it.
+
+    With `offset` -1 nothing follows: the reply only says how much is there already.
+    """
+
+    run_dir: str
+    path: str
+    bytes: int
+    sha256: str
+    offset: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferReport(Message):
+    path: str
+    bytes: int  # verified bytes that lie there now (of the .part file while incomplete)
+    sha256: str | None  # of the whole file, once complete
+    complete: bool
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendRequest(Message):
+    """`send`: the reply is one TransferReport line, then the raw bytes from `offset` on."""
+
+    run_dir: str
+    path: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimRequest(Message):
+    """Remove what was made useless. Source videos go only when `verified_by` proves the frames."""
+
+    epoch: int
+    run_dir: str
+    paths: tuple[str, ...]  # relative; directories are removed whole
+    verified_by: str | None = None  # relative path of frames.json; every frame in it is checked
+    trim: str = "auto"  # auto | off | sudo
+    expected_sha256: dict[str, Any] = field(default_factory=dict)  # path -> sha256, optional
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimReport(Message):
+    removed: tuple[str, ...]
+    removed_bytes: int
+    trimmed_bytes: int | None  # None: fstrim could not run
+    trim_note: str  # why not, or the mount that was trimmed
+    free_before: int
+    free_after: int
+    remaining_input_bytes: int  # bytes still under input/
