@@ -1,0 +1,19 @@
+"""Fixtures that every suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real videos, images and splats; the suite is complete without them, larger with them."""
+    path = Path(os.environ.get("COSMA_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real test data not found at {path} (set COSMA_TEST_DATA)")
+    return path
