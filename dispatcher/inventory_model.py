@@ -1,0 +1,109 @@
+"""The hosts of the farm as frozen data. Keys and defaults of `inventory.yaml`; no file access."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_KEY = re.compile(r"(ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/=]+( .*)?|SHA256:[A-Za-z0-9+/]{43}=?")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MaxParallel(_Frozen):
+    """Attempts at once on one host, by what they use."""
+
+    extract: int = Field(default=1, ge=0, le=64)
+    sfm: int = Field(default=1, ge=0, le=64)
+    train: int = Field(default=1, ge=0, le=64)
+    stitch: int = Field(default=1, ge=0, le=64)
+
+
+class ThinPool(_Frozen):
+    """The LVM thin pool behind a virtual host's disk; blocks freed by fstrim go back to it."""
+
+    host: str
+    vg: str
+    pool: str
+    high_watermark: float = Field(default=0.85, gt=0, le=1)
+
+
+class Disk(_Frozen):
+    min_free_gib: float = Field(default=2.0, ge=0)
+    reserve_gib: float = Field(default=0.0, ge=0)
+    fstrim: Literal["auto", "off", "sudo"] = "auto"
+    thin_pool: ThinPool | None = None
+
+    @field_validator("fstrim", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: object) -> object:
+        return "off" if value is False else value
+
+
+class HostOptions(_Frozen):
+    """What may stand under `defaults:` as well as under a host."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)  # None: ~/.ssh/config, else 22
+    user: str | None = None  # None: ~/.ssh/config, else the current user
+    identity_file: Path | None = None  # None: the SSH agent and the default keys
+    proxy_jump: str | None = None
+    work_dir: str = Field(default="~/cosma", min_length=1)  # `~` is the user's home on the host
+    python: str = Field(default="python3", min_length=1)  # runs the agent: 3.11 or newer
+    stage_python: str | None = None  # runs the stages; None: the agent looks for one
+    gpus: Literal["auto"] | tuple[Annotated[str, Field(pattern="^(GPU|MIG|CPU)-")], ...] = "auto"
+    labels: tuple[str, ...] = ()
+    vram_headroom_mib: int = Field(default=512, ge=0)
+    max_parallel: MaxParallel = MaxParallel()
+    disk: Disk = Disk()
+    cordoned: bool = False
+
+    @field_validator("identity_file", mode="after")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
+
+class InventoryHost(HostOptions):
+    """One host. Raises pydantic's ValidationError; `load_inventory` turns it into one line."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    address: str = Field(pattern=r"^[A-Za-z0-9_\[:][^\s/]*$")
+    # None: the key must stand in ~/.ssh/known_hosts. An unknown key is never accepted.
+    host_key: str | None = None
+
+    @field_validator("host_key", mode="after")
+    @classmethod
+    def _is_a_key(cls, value: str | None) -> str | None:
+        if value is not None and not _KEY.fullmatch(value.strip()):
+            raise ValueError('expected "ssh-ed25519 AAAA..." or "SHA256:..."')
+        return value.strip() if value is not None else None
+
+
+class Inventory(_Frozen):
+    hosts: tuple[InventoryHost, ...] = ()
+
+    def host(self, name: str) -> InventoryHost | None:
+        return next((host for host in self.hosts if host.name == name), None)
+
+
+class InventoryDiff(_Frozen):
+    """Names of hosts: what a reload has to apply."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def diff(old: Inventory, new: Inventory) -> InventoryDiff:
+    before = {host.name: host for host in old.hosts}
+    after = {host.name: host for host in new.hosts}
+    return InventoryDiff(
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed=tuple(n for n in after if n in before and before[n] != after[n]),
+    )
