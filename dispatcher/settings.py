@@ -1,0 +1,179 @@
+"""Settings: what the pipeline does to a job, and how the dispatcher runs. Defaults stand here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dispatcher.errors import SettingsError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FramesConfig(_Frozen):
+    """960 wide registers and trains well; the height follows from the video when it is None."""
+
+    fps: float = Field(default=5.0, gt=0, le=240)
+    width: int | None = Field(default=960, ge=64, le=16384)
+    height: int | None = Field(default=None, ge=64, le=16384)
+    min_frames: int = Field(default=8, ge=2)
+
+
+class SfmConfig(_Frozen):
+    camera_model: str = "auto"
+    camera_params: tuple[float, ...] | None = None
+    max_features: int = Field(default=3000, ge=64)
+    max_image_size: int = Field(default=1000, ge=64)
+    overlap: int = Field(default=10, ge=1)
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=2, ge=1)
+    min_registered_share: float = Field(default=0.8, ge=0, le=1)
+    max_reprojection_px: float = Field(default=2.0, gt=0)
+    memory_limit_mib: int | None = Field(default=None, ge=256)
+
+
+class CpuTraining(_Frozen):
+    width: int = Field(default=320, ge=32)
+    steps: int = Field(default=1000, ge=1)
+    cap: int = Field(default=30_000, ge=100)
+    sh_degree: int = Field(default=1, ge=0, le=3)
+    threads: int = Field(default=2, ge=1)
+
+
+class CudaTraining(_Frozen):
+    width: int = Field(default=960, ge=32)
+    steps: int = Field(default=7000, ge=1)
+    cap: int = Field(default=1_000_000, ge=100)
+    sh_degree: int = Field(default=3, ge=0, le=3)
+
+
+class TrainConfig(_Frozen):
+    seed: int = Field(default=0, ge=0)
+    test_every: int = Field(default=8, ge=2)
+    checkpoint_every_s: float = Field(default=20.0, gt=0)
+    ssim_weight: float = Field(default=0.2, ge=0, le=1)
+    cpu: CpuTraining = CpuTraining()
+    cuda: CudaTraining = CudaTraining()
+
+
+class StitchConfig(_Frozen):
+    ratio: float = Field(default=0.85, gt=0, le=1)
+    min_inliers: int = Field(default=12, ge=3)
+    min_inlier_share: float = Field(default=0.2, ge=0, le=1)
+    min_hull_share: float = Field(default=0.1, ge=0, le=1)
+
+
+class ReclaimConfig(_Frozen):
+    source_videos: bool = True
+    fstrim: Literal["auto", "off", "sudo"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("fstrim") is False:
+            return {**data, "fstrim": "off"}
+        return data
+
+
+class PipelineConfig(_Frozen):
+    """What `AttemptSpec.config` carries to every stage of a job."""
+
+    frames: FramesConfig = FramesConfig()
+    sfm: SfmConfig = SfmConfig()
+    train: TrainConfig = TrainConfig()
+    stitch: StitchConfig = StitchConfig()
+    reclaim: ReclaimConfig = ReclaimConfig()
+
+    @classmethod
+    def load(cls, path: Path | None = None, environment: Mapping[str, str] | None = None) -> Self:
+        """Defaults < YAML file < COSMA_QC_FPS, COSMA_QC_IMG_W and COSMA_QC_IMG_H.
+
+        A size given by only one of COSMA_QC_IMG_W and COSMA_QC_IMG_H keeps the video's shape.
+        Raises SettingsError, one line that names file or variable, key and value.
+        """
+        data = _read_yaml(path) if path else {}
+        config = _checked(cls, data, str(path))
+        env = os.environ if environment is None else environment
+        frames: dict[str, Any] = config.frames.model_dump()
+        sizes = {k: env[v] for k, v in _ENV_SIZE.items() if env.get(v)}
+        if sizes:
+            frames.update({"width": None, "height": None, **sizes})
+        if env.get("COSMA_QC_FPS"):
+            frames["fps"] = env["COSMA_QC_FPS"]
+        where = "COSMA_QC_FPS, COSMA_QC_IMG_W or COSMA_QC_IMG_H"
+        return config.model_copy(update={"frames": _checked(FramesConfig, frames, where)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return self.model_dump(mode="json")
+
+
+_ENV_SIZE = {"width": "COSMA_QC_IMG_W", "height": "COSMA_QC_IMG_H"}
+
+
+class DispatcherSettings(_Frozen):
+    """How the dispatcher runs. Durations in seconds."""
+
+    database: Path = Path("cosma.db")
+    artifacts: Path = Path("cosma-artifacts")
+    heartbeat: Path = Path("cosma.heartbeat")
+    poll_s: float = Field(default=2.0, gt=0, le=3600)  # between two looks at the queue
+    probe_s: float = Field(default=10.0, gt=0, le=3600)  # between two probes of a host
+    probe_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    lease_s: float = Field(default=1800.0, ge=30)
+    grace_s: float = Field(default=60.0, ge=0)  # past the lease, before a lost attempt is retried
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Defaults < COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S < `overrides` that are not None.
+
+        The heartbeat file stands beside the database. Raises SettingsError.
+        """
+        env = os.environ if environment is None else environment
+        names = {"database": "COSMA_QC_DB", "artifacts": "OUTPUT_PATH", "poll_s": "COSMA_QC_POLL_S"}
+        data: dict[str, Any] = {k: env[v] for k, v in names.items() if env.get(v)}
+        data.update({k: v for k, v in overrides.items() if v is not None})
+        settings = _checked(cls, data, ", ".join(names.values()))
+        paths = {
+            "database": settings.database.expanduser(),
+            "artifacts": settings.artifacts.expanduser(),
+        }
+        if "heartbeat" not in data:
+            paths["heartbeat"] = paths["database"].with_suffix(".heartbeat")
+        return settings.model_copy(update=paths)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            "cannot read the configuration", where=str(path), why=str(error)
+        ) from None
+    except yaml.YAMLError as error:
+        raise SettingsError("not valid YAML", where=str(path), why=str(error)) from None
+    if data is not None and not isinstance(data, dict):
+        raise SettingsError("expected `key: value` lines", where=str(path))
+    return data or {}
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _checked(model: type[M], data: Any, where: str) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        raise SettingsError(key, where=where, why="unknown key", fix="Remove it or correct it")
+    why = f"{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+    raise SettingsError(key, where=where, why=why, fix="Correct this value")

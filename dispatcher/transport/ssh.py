@@ -1,0 +1,364 @@
+"""The link to a host over SSH (asyncssh): pinned host key, one connection for commands, a second
+one for bulk copies, reconnect after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from dispatcher.clock import Clock, SystemClock
+from dispatcher.core.model import Reason
+from dispatcher.errors import TransportError
+from dispatcher.transport.base import Completed
+
+CONNECT_TIMEOUT_S = 15.0
+KEEPALIVE_S = 15.0
+KEEPALIVE_COUNT = 3
+CONNECT_TRIES = 3  # within CONNECT_TIMEOUT_S: a full MaxStartups queue drops connections at random
+FIRST_DELAY_S = 0.25
+# OpenSSH refuses the eleventh session of a connection by default (MaxSessions 10).
+COMMAND_SESSIONS = 8
+BULK_SESSIONS = 4
+# AES-GCM costs half the CPU of chacha20-poly1305, which asyncssh would choose first.
+BULK_CIPHERS = (
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "aes128-ctr",
+    "aes256-ctr",
+    "chacha20-poly1305@openssh.com",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshTarget:
+    """Where and as whom to connect. None: what ~/.ssh/config says, else SSH's own default."""
+
+    name: str  # of the host, as operators know it
+    address: str
+    port: int | None = None
+    user: str | None = None
+    identity_file: Path | None = None
+    host_key: str | None = None  # pinned; None: only a key in ~/.ssh/known_hosts is accepted
+    proxy_jump: str | None = None
+
+
+class _PinnedHost(asyncssh.SSHClient):
+    """Accepts the pinned host key and no other."""
+
+    def __init__(self, pinned: str | None) -> None:
+        self._pinned = pinned
+        self.seen: str | None = None
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey  # noqa: ARG002
+    ) -> bool:
+        self.seen = key.get_fingerprint("sha256")
+        return self._pinned is not None and self.seen == self._pinned
+
+
+def pinned_fingerprint(host_key: str) -> str:
+    """`SHA256:...` of a pinned public key or fingerprint. Raises asyncssh.KeyImportError."""
+    if host_key.startswith("SHA256:"):
+        return host_key.rstrip("=")
+    return asyncssh.import_public_key(host_key).get_fingerprint("sha256")
+
+
+class SshTransport:
+    """Transport over SSH; satisfies dispatcher.transport.base.Transport."""
+
+    def __init__(self, target: SshTarget, *, clock: Clock | None = None) -> None:
+        steady = clock or SystemClock()
+        self._command = _Link(target, False, COMMAND_SESSIONS, steady)
+        self._bulk = _Link(target, True, BULK_SESSIONS, steady)
+
+    async def run(
+        self, argv: Sequence[str], *, input: bytes = b"", timeout_s: float = 60.0
+    ) -> Completed:
+        """See Transport.run."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await self.stream(argv)
+                try:
+                    await stream.write(input)
+                    await stream.write_eof()
+                    return await stream.finish()
+                finally:
+                    await stream.close()
+        except TimeoutError:
+            raise self._command.unreachable(
+                f"no answer to {shlex.join(argv)[:60]} within {timeout_s:g} s"
+            ) from None
+
+    async def stream(self, argv: Sequence[str], *, bulk: bool = False) -> SshStream:
+        """See Transport.stream."""
+        return await (self._bulk if bulk else self._command).open(argv)
+
+    async def close(self) -> None:
+        await self._command.close()
+        await self._bulk.close()
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connection to the target, made when needed; `lock` lets only one connect run."""
+
+    target: SshTarget
+    bulk: bool
+    max_sessions: int
+    clock: Clock
+    connection: asyncssh.SSHClientConnection | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failure: TransportError | None = None
+    failed_at: float = float("-inf")
+    sessions: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions = asyncio.Semaphore(self.max_sessions)
+
+    def unreachable(self, why: str) -> TransportError:
+        return TransportError(
+            Reason.HOST_UNREACHABLE,
+            "host cannot be reached",
+            where=self.target.name,
+            why=f"{self._address()}: {why}",
+            fix=f"Check that the host is up: `cosma worker probe {self.target.name}`",
+        )
+
+    def _address(self) -> str:
+        return f"{self.target.address}:{self.target.port or 22}"
+
+    async def open(self, argv: Sequence[str]) -> SshStream:
+        await self.sessions.acquire()
+        try:
+            connection = await self._connected()
+            try:
+                process = await connection.create_process(
+                    shlex.join(argv), encoding=None, stdin=asyncssh.PIPE, request_pty=False
+                )
+            except asyncssh.ChannelOpenError as error:
+                raise self.unreachable(f"the SSH server opens no session: {error.reason}") from None
+            except (asyncssh.Error, OSError) as error:
+                raise self.unreachable(_text(error)) from None
+            return SshStream(process, self)
+        except BaseException:
+            self.sessions.release()
+            raise
+
+    async def close(self) -> None:
+        async with self.lock:
+            connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await connection.wait_closed()
+            connection.abort()
+
+    async def _connected(self) -> asyncssh.SSHClientConnection:
+        asked = self.clock.monotonic()
+        async with self.lock:
+            if self.connection is not None and not self.connection.is_closed():
+                return self.connection
+            if self.failure is not None and self.failed_at >= asked:
+                # It failed while this caller waited for it: one failure, told to all.
+                raise self.failure
+            try:
+                self.connection = await self._connect()
+            except TransportError as error:
+                self.failure, self.failed_at = error, self.clock.monotonic()
+                raise
+            return self.connection
+
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        why = ""
+        delay = FIRST_DELAY_S
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                for attempt in range(CONNECT_TRIES):
+                    if attempt:
+                        await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+                        delay *= 2
+                    try:
+                        return await self._connect_once()
+                    except (OSError, asyncssh.DisconnectError) as error:
+                        why = _text(error)
+        except TimeoutError:
+            why = why or f"no answer within {CONNECT_TIMEOUT_S:g} s"
+        raise self.unreachable(why)
+
+    async def _connect_once(self) -> asyncssh.SSHClientConnection:
+        """Raises TransportError for what no second try can mend."""
+        target = self.target
+        pinned = self._pinned()
+        owner = _PinnedHost(pinned)
+        try:
+            connection, _ = await asyncssh.create_connection(
+                lambda: owner, target.address, **self._options()
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise self._key_error(pinned, owner.seen or _text(error)) from None
+        except asyncssh.KeyExchangeFailed as error:
+            if "host key" in str(error).lower():
+                raise self._key_error(pinned, "a key of another type") from None
+            raise
+        except asyncssh.PermissionDenied as error:
+            user = target.user or "the default user"
+            key = target.identity_file or "the SSH agent and the default keys"
+            raise self._auth_error(f"{user} with {key}: {_text(error)}") from None
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+            raise self._auth_error(f"{target.identity_file}: {error}") from None
+        return connection
+
+    def _options(self) -> dict[str, Any]:
+        target = self.target
+        options: dict[str, Any] = {
+            "keepalive_interval": KEEPALIVE_S,
+            "keepalive_count_max": KEEPALIVE_COUNT,
+            "compression_algs": ["none"],
+            "x11_forwarding": False,
+        }
+        if target.port is not None:
+            options["port"] = target.port
+        if target.user is not None:
+            options["username"] = target.user
+        if target.identity_file is not None:
+            if not target.identity_file.is_file():
+                raise self._auth_error(f"identity file {target.identity_file} does not exist")
+            options["client_keys"] = [str(target.identity_file)]
+        if target.proxy_jump is not None:
+            options["tunnel"] = target.proxy_jump
+        if target.host_key is not None:
+            # Nothing is trusted but what _PinnedHost lets through.
+            options["known_hosts"] = ([], [], [])
+            if not target.host_key.startswith("SHA256:"):
+                key = asyncssh.import_public_key(target.host_key)
+                options["server_host_key_algs"] = [a.decode() for a in key.sig_algorithms]
+        if self.bulk:
+            options["encryption_algs"] = list(BULK_CIPHERS)
+        return options
+
+    def _pinned(self) -> str | None:
+        if self.target.host_key is None:
+            return None
+        try:
+            return pinned_fingerprint(self.target.host_key)
+        except asyncssh.KeyImportError as error:
+            raise TransportError(
+                Reason.HOST_KEY_MISMATCH,
+                "the pinned host key is not a key",
+                where=self.target.name,
+                why=str(error),
+                fix="Correct `host_key:` of this host in the inventory",
+            ) from None
+
+    def _key_error(self, pinned: str | None, seen: str) -> TransportError:
+        if pinned is None:
+            why = f"{self._address()} is not in ~/.ssh/known_hosts and no host_key is pinned"
+            fix = "Pin its key: `host_key:` in the inventory, or `cosma worker add`"
+        else:
+            why = f"{self._address()} shows {seen}, the inventory has pinned {pinned}"
+            fix = "If the host was reinstalled, replace its host_key; if not, do not trust it"
+        return TransportError(
+            Reason.HOST_KEY_MISMATCH,
+            "host key does not match",
+            where=self.target.name,
+            why=why,
+            fix=fix,
+        )
+
+    def _auth_error(self, why: str) -> TransportError:
+        return TransportError(
+            Reason.HOST_AUTH_FAILED,
+            "login refused",
+            where=self.target.name,
+            why=why,
+            fix="Check user and identity_file in the inventory, and authorized_keys on the host",
+        )
+
+
+class SshStream:
+    """A running command on a link; satisfies dispatcher.transport.base.Stream."""
+
+    def __init__(self, process: asyncssh.SSHClientProcess[bytes], link: _Link) -> None:
+        self._process = process
+        self._link = link
+        self._open = True
+
+    async def write(self, data: bytes) -> bool:
+        if not data:
+            return True
+        try:
+            self._process.stdin.write(data)
+            await self._process.stdin.drain()
+        except BrokenPipeError:
+            return False
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from None
+        return True
+
+    async def write_eof(self) -> None:
+        # The command may have ended already, with its reason on its output.
+        with contextlib.suppress(BrokenPipeError, OSError):
+            self._process.stdin.write_eof()
+
+    async def read_line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            # asyncssh returns an unfinished line when its window is full, and at a loss.
+            part = await self._guard(self._process.stdout.readline())
+            if not part:
+                break
+            line += part
+        return line
+
+    async def read_exactly(self, count: int) -> bytes:
+        if count == 0:
+            return b""
+        try:
+            return await self._guard(self._process.stdout.readexactly(count))
+        except asyncio.IncompleteReadError as error:
+            await self._guard(self._process.stdout.read(1))  # raises when the link was lost
+            return error.partial
+
+    async def read(self, limit: int) -> bytes:
+        return await self._guard(self._process.stdout.read(limit))
+
+    async def finish(self) -> Completed:
+        try:
+            stdout, stderr = await self._process.communicate()
+            await self._process.wait_closed()
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from None
+        code = self._process.returncode
+        if code is None:
+            raise self._lost(ConnectionError("the session ended without an exit status"))
+        return Completed(code, stdout or b"", stderr or b"")
+
+    async def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._process.close()
+            self._link.sessions.release()
+
+    async def _guard(self, reading: Any) -> bytes:
+        try:
+            data: bytes = await reading
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from None
+        return data
+
+    def _lost(self, error: Exception) -> TransportError:
+        return self._link.unreachable(f"the link was lost: {_text(error)}")
+
+
+def _text(error: BaseException) -> str:
+    text = getattr(error, "reason", "") or getattr(error, "strerror", "") or str(error)
+    return " ".join(str(text).split()) or type(error).__name__
