@@ -1,0 +1,150 @@
+"""Video sources of an ingest: finding the files, and a first look at each with ffprobe.
+
+A source is a path of this machine, or `host:/absolute/path` as the operator's own ssh knows the
+host; the second kind is never copied through here, the hosts of the farm pull it themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatcher.core.model import Reason
+from dispatcher.core.survey import is_video
+from dispatcher.errors import CosmaError, UsageError
+
+_REMOTE = re.compile(r"^(?P<host>[A-Za-z0-9_][A-Za-z0-9_.@-]*):(?P<path>/.*)$", re.DOTALL)
+_FFPROBE_TIMEOUT_S = 60
+_LIST_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One video file. `relative` is below the ingested path, "/" separated."""
+
+    relative: str
+    location: str  # absolute path, or host:/absolute/path
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipProblem:
+    reason: Reason
+    message: str
+    advice: str
+
+
+def split_remote(location: str) -> tuple[str, str] | None:
+    """`host:/path` -> (host, path); None for a path of this machine."""
+    match = _REMOTE.match(location)
+    return (match["host"], match["path"]) if match else None
+
+
+def find_videos(location: str) -> tuple[SourceFile, ...]:
+    """All MP4 files at or below a source.
+
+    Raises UsageError when the path is not there, CosmaError when a remote one cannot be listed.
+    """
+    remote = split_remote(location)
+    found = _find_remote(*remote) if remote else _find_local(Path(location))
+    if not found:
+        raise UsageError(
+            "no .MP4 file found",
+            where=location,
+            fix="give a directory laid out as <auv>/<gopro_serial>/<segment>/*.MP4, or one of "
+            "GoPro files",
+        )
+    return tuple(sorted(found, key=lambda file: file.relative))
+
+
+def _find_local(root: Path) -> list[SourceFile]:
+    root = root.expanduser().absolute()
+    if root.is_file():
+        return [SourceFile(relative=root.name, location=str(root), bytes=root.stat().st_size)]
+    if not root.is_dir():
+        raise UsageError("no such file or directory", where=str(root), fix="check the path")
+    return [
+        SourceFile(
+            relative=path.relative_to(root).as_posix(),
+            location=str(path),
+            bytes=path.stat().st_size,
+        )
+        for path in root.rglob("*")
+        if path.is_file() and is_video(path.name)
+    ]
+
+
+def _find_remote(host: str, path: str) -> list[SourceFile]:
+    command = ["find", "-L", path, "-type", "f", "-iname", "*.mp4", "-printf", r"%s\t%p\0"]
+    try:
+        done = subprocess.run(
+            ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "--", host,
+             shlex.join(command)],
+            capture_output=True, stdin=subprocess.DEVNULL, timeout=_LIST_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CosmaError("cannot list", where=f"{host}:{path}", why=str(error)) from None
+    if done.returncode != 0:
+        raise CosmaError(
+            "cannot list the source",
+            where=f"{host}:{path}",
+            why=os.fsdecode(done.stderr).strip() or f"ssh ended with {done.returncode}",
+            fix=f"see that `ssh {host} true` works without a question and that the path exists",
+        )
+    files = []
+    for record in filter(None, done.stdout.split(b"\0")):
+        size, _, name = record.partition(b"\t")
+        full = os.fsdecode(name)
+        relative = full.removeprefix(path.rstrip("/")).lstrip("/") or Path(full).name
+        if is_video(relative):
+            location = f"{host}:{full}"
+            files.append(SourceFile(relative=relative, location=location, bytes=int(size)))
+    return files
+
+
+def inspect_clip(file: SourceFile) -> ClipProblem | None:
+    """What is plainly wrong with a clip before anything is moved; None when nothing is.
+
+    Remote clips, and all clips where ffprobe is not installed, are judged by the Validation stage.
+    """
+    name = Path(file.relative).name
+    if file.bytes == 0:
+        return ClipProblem(
+            reason=Reason.INPUT_EMPTY,
+            message=f"{name}: the file has 0 bytes",
+            advice="copy it from the camera again",
+        )
+    if split_remote(file.location) or shutil.which("ffprobe") is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["ffprobe", "-v", "error", "-show_entries", "stream=codec_type", "-of", "json",
+             "-i", f"file:{file.location}"],
+            capture_output=True, stdin=subprocess.DEVNULL, timeout=_FFPROBE_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode != 0:
+        said = os.fsdecode(done.stderr).strip().splitlines()
+        why = said[-1].split(": ", 1)[-1] if said else f"ffprobe ended with {done.returncode}"
+        if any("moov atom not found" in line for line in said):
+            why = "moov atom not found: the recording was cut off, or this is no MP4"
+        return ClipProblem(
+            reason=Reason.INPUT_UNREADABLE,
+            message=f"{name}: not a readable video: {why}",
+            advice="copy it from the camera again, or repair it in the camera that recorded it",
+        )
+    kinds = [stream.get("codec_type") for stream in json.loads(done.stdout).get("streams", [])]
+    if "video" not in kinds:
+        return ClipProblem(
+            reason=Reason.INPUT_NO_VIDEO,
+            message=f"{name}: no video track, only {', '.join(map(str, kinds)) or 'nothing'}",
+            advice="take it out of the survey",
+        )
+    return None
