@@ -1,0 +1,399 @@
+"""The life of one job: `step(job, event) -> (job, effects)`, a literal transition table.
+
+Pure: the shell performs the effects and feeds what happened back as events. A pair that the
+table lacks is a defect of the shell and raises IllegalTransition with the job's story; the reply
+to an effect that has been overtaken (a cancel, an older attempt) raises StaleEvent and is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final
+
+from dispatcher.core import model as m
+from dispatcher.core.model import Effect, Event, Job, JobState, Reason, Stage, Step
+from dispatcher.core.retry import Decision, decide
+
+Outcome = tuple[Job, tuple[Effect, ...]]
+
+# Steps in which an attempt is, or may be, alive: exactly then the job holds a reservation.
+LIVE_STEPS: Final = frozenset({Step.START, Step.RUN, Step.CANCEL})
+
+
+class IllegalTransition(Exception):
+    """The event cannot happen to the job where it stands."""
+
+    def __init__(self, job: Job, event: Event, why: str = "") -> None:
+        self.job = job
+        self.event = event
+        super().__init__(f"{event} is illegal for {story(job)}{': ' + why if why else ''}")
+
+
+class StaleEvent(Exception):
+    """The event speaks of an attempt or an effect that has been overtaken; drop it."""
+
+    def __init__(self, job: Job, event: Event) -> None:
+        self.job = job
+        self.event = event
+        super().__init__(f"{event} comes too late for {story(job)}")
+
+
+def story(job: Job) -> str:
+    """One line: where the job stands and how it came there."""
+    used = ", ".join(f"{layer} {count}" for layer, count in sorted(job.retries.items()) if count)
+    return (
+        f"{job.kind} job {job.id} ({job.state}, step {job.step}, stage {job.stage}, "
+        f"host {job.host or 'none'}, attempt {job.attempt}, revision {job.revision}, "
+        f"retries {used or 'none'}"
+        + (f", {job.reason}: {job.message}" if job.reason is not None else "")
+        + ")"
+    )
+
+
+def step(job: Job, event: Event) -> Outcome:
+    """The job after `event`, and what the shell must do now.
+
+    Raises IllegalTransition and StaleEvent. The revision is left to the store.
+    """
+    if isinstance(event, m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed) and (
+        event.attempt != job.attempt or job.reservation is None
+    ):
+        raise StaleEvent(job, event)
+    key = (job.step, type(event))
+    if key in LATE:
+        raise StaleEvent(job, event)
+    transition = TRANSITIONS.get(key)
+    if transition is None:
+        raise IllegalTransition(job, event)
+    return transition(job, event)
+
+
+def recover(job: Job) -> tuple[Effect, ...]:
+    """Effects to issue again after a restart of the dispatcher; each is idempotent."""
+    effects: list[Effect] = []
+    host = job.host or ""
+    match job.step:
+        case Step.TRANSFER:
+            effects.append(m.TransferInputs(job=job.id, host=host))
+        case Step.START:
+            effects.append(m.StartAttempt(job=job.id, attempt=job.attempt))
+        case Step.RUN:
+            effects.append(m.FollowAttempt(job=job.id, attempt=job.attempt))
+        case Step.COLLECT:
+            effects.append(m.CollectResults(job=job.id, host=host))
+        case Step.CANCEL:
+            effects.append(m.CancelAttempt(job=job.id, attempt=job.attempt))
+        case Step.REST:
+            effects.append(m.PlanStitches(job=job.id, acquisition=job.acquisition))
+        case Step.PLACE:
+            pass
+    if job.inputs_on_host and job.host is not None and _inputs_useless(job):
+        effects.append(m.ReclaimInputs(job=job.id, host=job.host))
+    return tuple(effects)
+
+
+def _needs_inputs(kind: m.JobKind, stage: Stage) -> bool:
+    """Whether `stage` still reads the source bytes (videos, or the members of a stitch)."""
+    return kind is m.JobKind.STITCH or stage in (Stage.VALIDATION, Stage.FRAME_EXTRACTION)
+
+
+def _inputs_useless(job: Job) -> bool:
+    return (
+        job.state is JobState.CANCELLED
+        or job.step is Step.COLLECT
+        or job.stage is Stage.COMPLETED
+        or not _needs_inputs(job.kind, job.stage)
+    )
+
+
+# --- placement and transfer ---
+
+
+def _host_assigned(job: Job, event: Any) -> Outcome:
+    if event.host == job.host:
+        raise IllegalTransition(job, event, "it has that host already")
+    # A job that has a host is moved only when that host can never hold it; it starts afresh.
+    moved = dataclasses.replace(
+        job,
+        state=JobState.CLAIMED,
+        step=Step.TRANSFER,
+        stage=m.stages_of(job.kind)[0],
+        host=event.host,
+        inputs_on_host=False,
+        not_before=0.0,
+    )
+    return moved, (m.TransferInputs(job=job.id, host=event.host),)
+
+
+def _inputs_ready(job: Job, _event: Any) -> Outcome:
+    ready = dataclasses.replace(job, inputs_on_host=True, not_before=0.0, **_NO_REASON)
+    return dataclasses.replace(ready, step=Step.PLACE), ()
+
+
+def _transfer_failed(job: Job, event: Any) -> Outcome:
+    return _after_failure(
+        job, event, Step.TRANSFER, (m.TransferInputs(job=job.id, host=job.host or ""),)
+    )
+
+
+def _unplaceable(job: Job, event: Any) -> Outcome:
+    """The shell may not wait for a host any longer (`dispatch --once`): hold, with the reason."""
+    return _settle_bad(job, event, JobState.HELD, decide(job, event.reason))
+
+
+def _stage_placed(job: Job, event: Any) -> Outcome:
+    reservation = event.reservation
+    promised = (reservation.job, reservation.host, reservation.attempt)
+    if promised != (job.id, job.host, job.attempt + 1):
+        raise IllegalTransition(job, event, "the reservation is another job's, host's or attempt's")
+    state = JobState.EXTRACTING if job.stage in m.EXTRACTING_STAGES else JobState.RUNNING
+    started = dataclasses.replace(
+        job,
+        state=state,
+        step=Step.START,
+        attempt=reservation.attempt,
+        reservation=reservation,
+        not_before=0.0,
+        **_NO_REASON,
+    )
+    return started, (m.StartAttempt(job=job.id, attempt=reservation.attempt),)
+
+
+# --- attempts ---
+
+
+def _attempt_started(job: Job, event: Any) -> Outcome:
+    follow = m.FollowAttempt(job=job.id, attempt=event.attempt)
+    return dataclasses.replace(job, step=Step.RUN), (follow,)
+
+
+def _attempt_succeeded(job: Job, _event: Any) -> Outcome:
+    stages = m.stages_of(job.kind)
+    position = stages.index(job.stage)
+    effects: list[Effect] = []
+    host = job.host or ""
+    if position + 1 < len(stages):
+        after = dataclasses.replace(
+            job, step=Step.PLACE, stage=stages[position + 1], reservation=None
+        )
+    else:
+        after = dataclasses.replace(job, step=Step.COLLECT, reservation=None)
+        effects.append(m.CollectResults(job=job.id, host=host))
+    if job.inputs_on_host and job.stage in (Stage.FRAME_EXTRACTION, Stage.STITCH):
+        effects.append(m.ReclaimInputs(job=job.id, host=host))
+    return after, tuple(effects)
+
+
+def _attempt_failed(job: Job, event: Any) -> Outcome:
+    return _after_failure(job, event, Step.PLACE, ())
+
+
+# --- inputs and results ---
+
+
+def _inputs_reclaimed(job: Job, _event: Any) -> Outcome:
+    return dataclasses.replace(job, inputs_on_host=False), ()
+
+
+def _results_collected(job: Job, _event: Any) -> Outcome:
+    done = dataclasses.replace(
+        job,
+        state=JobState.DONE,
+        step=Step.REST,
+        stage=Stage.COMPLETED,
+        not_before=0.0,
+        **_NO_REASON,
+    )
+    return done, (m.PlanStitches(job=job.id, acquisition=job.acquisition),)
+
+
+def _collect_failed(job: Job, event: Any) -> Outcome:
+    return _after_failure(
+        job, event, Step.COLLECT, (m.CollectResults(job=job.id, host=job.host or ""),)
+    )
+
+
+# --- the operator ---
+
+
+def _cancel_now(job: Job, event: Any) -> Outcome:
+    return _cancelled(job, f"cancelled by {event.by}")
+
+
+def _cancel_transfer(job: Job, event: Any) -> Outcome:
+    # Part of the inputs may have arrived: say so, or nobody would remove it.
+    return _cancelled(dataclasses.replace(job, inputs_on_host=True), f"cancelled by {event.by}")
+
+
+def _cancel_attempt(job: Job, event: Any) -> Outcome:
+    stopping = dataclasses.replace(
+        job, step=Step.CANCEL, reason=Reason.CANCELLED, message=f"cancelled by {event.by}"
+    )
+    return stopping, (m.CancelAttempt(job=job.id, attempt=job.attempt),)
+
+
+def _cancel_held(job: Job, event: Any) -> Outcome:
+    if job.state is not JobState.HELD:
+        raise IllegalTransition(job, event, "it has ended already")
+    return _cancel_now(job, event)
+
+
+def _cancel_again(job: Job, _event: Any) -> Outcome:
+    return job, ()
+
+
+def _started_while_cancelling(job: Job, event: Any) -> Outcome:
+    # The cancel may have reached the host before the start did.
+    return job, (m.CancelAttempt(job=job.id, attempt=event.attempt),)
+
+
+def _cancel_ended(job: Job, _event: Any) -> Outcome:
+    return _cancelled(job, job.message)
+
+
+def _released(job: Job, event: Any) -> Outcome:
+    """Try again: on the host where the work lies when only later stages are asked for, else from
+    the first stage, because the source must be brought (and checked) again."""
+    stages = m.stages_of(job.kind)
+    wanted = event.stage or (job.stage if job.stage is not Stage.COMPLETED else stages[0])
+    if wanted not in stages:
+        raise IllegalTransition(job, event, f"a {job.kind} job has no stage {wanted}")
+    fresh = dataclasses.replace(
+        job, state=JobState.CLAIMED, retries={}, not_before=0.0, avoid_hosts=(), **_NO_REASON
+    )
+    if job.host is not None and not _needs_inputs(job.kind, wanted):
+        return dataclasses.replace(fresh, step=Step.PLACE, stage=wanted), ()
+    if job.host is not None and job.inputs_on_host:
+        # Bytes that lie there would be left behind on any other host.
+        again = dataclasses.replace(fresh, step=Step.TRANSFER, stage=stages[0])
+        return again, (m.TransferInputs(job=job.id, host=job.host),)
+    return dataclasses.replace(
+        fresh, state=JobState.QUEUED, step=Step.PLACE, stage=stages[0], host=None
+    ), ()
+
+
+def _priority_changed(job: Job, event: Any) -> Outcome:
+    if job.state in m.TERMINAL:
+        raise IllegalTransition(job, event, "it has ended already")
+    return dataclasses.replace(job, priority=event.priority), ()
+
+
+# --- shared endings ---
+
+_NO_REASON: Final[dict[str, Any]] = {"reason": None, "message": "", "advice": ""}
+
+
+def _after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...]) -> Outcome:
+    """Apply the decision: go on at step `again` on this host, go elsewhere, or settle."""
+    decision = decide(job, event.reason)
+    if decision.verdict is m.Verdict.HOLD:
+        return _settle_bad(job, event, JobState.HELD, decision)
+    if decision.verdict is m.Verdict.FAIL:
+        return _settle_bad(job, event, JobState.ERROR, decision)
+    failed = dataclasses.replace(
+        job,
+        step=again,
+        reservation=None,
+        need_mib=decision.need_mib,
+        retries={**job.retries, decision.layer.value: decision.retries_used + 1},
+        not_before=event.at + decision.delay_s,
+        reason=event.reason,
+        message=event.message,
+        advice=event.advice or decision.advice,
+    )
+    # Results lie on one host only, so collecting them never goes elsewhere.
+    if not decision.elsewhere or again is Step.COLLECT:
+        return failed, effects
+    avoid = job.avoid_hosts
+    if job.host is not None and job.host not in avoid:
+        avoid = (*avoid, job.host)
+    elsewhere = dataclasses.replace(
+        failed,
+        state=JobState.QUEUED,
+        step=Step.PLACE,
+        stage=m.stages_of(job.kind)[0],
+        host=None,
+        inputs_on_host=False,
+        avoid_hosts=avoid,
+    )
+    return elsewhere, ()
+
+
+def _settle_bad(job: Job, event: Any, state: JobState, decision: Decision) -> Outcome:
+    message = event.message or str(event.reason)
+    if decision.retries_used:
+        message += f" (after {decision.retries_used} retries for {decision.layer} faults)"
+    advice = (event.advice or decision.advice).rstrip(". ")
+    settled = dataclasses.replace(
+        job,
+        state=state,
+        step=Step.REST,
+        reservation=None,
+        not_before=0.0,
+        reason=event.reason,
+        message=message,
+        advice=f"{advice}; then: cosma job retry {job.id}",
+    )
+    return settled, (m.PlanStitches(job=job.id, acquisition=job.acquisition),)
+
+
+def _cancelled(job: Job, message: str) -> Outcome:
+    after = dataclasses.replace(
+        job,
+        state=JobState.CANCELLED,
+        step=Step.REST,
+        reservation=None,
+        not_before=0.0,
+        reason=Reason.CANCELLED,
+        message=message,
+        advice=f"to run it after all: cosma job retry {job.id}",
+    )
+    effects: list[Effect] = [m.PlanStitches(job=job.id, acquisition=job.acquisition)]
+    if job.inputs_on_host and job.host is not None:
+        effects.append(m.ReclaimInputs(job=job.id, host=job.host))
+    return after, tuple(effects)
+
+
+Transition = Callable[[Job, Any], Outcome]
+
+TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
+    (Step.PLACE, m.HostAssigned): _host_assigned,
+    (Step.PLACE, m.StagePlaced): _stage_placed,
+    (Step.PLACE, m.TransferFailed): _unplaceable,
+    (Step.PLACE, m.CancelRequested): _cancel_now,
+    (Step.TRANSFER, m.InputsReady): _inputs_ready,
+    (Step.TRANSFER, m.TransferFailed): _transfer_failed,
+    (Step.TRANSFER, m.CancelRequested): _cancel_transfer,
+    (Step.START, m.AttemptStarted): _attempt_started,
+    (Step.START, m.AttemptSucceeded): _attempt_succeeded,
+    (Step.START, m.AttemptFailed): _attempt_failed,
+    (Step.START, m.CancelRequested): _cancel_attempt,
+    (Step.RUN, m.AttemptSucceeded): _attempt_succeeded,
+    (Step.RUN, m.AttemptFailed): _attempt_failed,
+    (Step.RUN, m.CancelRequested): _cancel_attempt,
+    (Step.COLLECT, m.ResultsCollected): _results_collected,
+    (Step.COLLECT, m.TransferFailed): _collect_failed,
+    (Step.COLLECT, m.CancelRequested): _cancel_now,
+    (Step.CANCEL, m.CancelConfirmed): _cancel_ended,
+    (Step.CANCEL, m.AttemptStarted): _started_while_cancelling,
+    (Step.CANCEL, m.AttemptSucceeded): _cancel_ended,
+    (Step.CANCEL, m.AttemptFailed): _cancel_ended,
+    (Step.CANCEL, m.CancelRequested): _cancel_again,
+    (Step.REST, m.CancelRequested): _cancel_held,
+    (Step.REST, m.ReleaseRequested): _released,
+    **{(at, m.InputsReclaimed): _inputs_reclaimed for at in Step},
+    **{(at, m.PriorityChanged): _priority_changed for at in Step},
+}
+
+# Replies to an effect that a cancel, or a cancel and a release, has overtaken.
+LATE: Final[frozenset[tuple[Step, type[Event]]]] = frozenset(
+    {
+        (Step.REST, m.InputsReady),
+        (Step.REST, m.TransferFailed),
+        (Step.REST, m.ResultsCollected),
+        (Step.PLACE, m.InputsReady),
+        (Step.PLACE, m.ResultsCollected),
+        *((at, m.CancelConfirmed) for at in Step if at is not Step.CANCEL),
+    }
+)

@@ -1,0 +1,130 @@
+"""Which stitches an acquisition can have now, from the states of its segments and stitches."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dispatcher.core.model import SETTLED, JobState
+
+
+class StitchLevel(StrEnum):
+    PER_AUV = "per_auv"
+    CROSS_AUV = "cross_auv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentView:
+    job: str
+    auv: str
+    name: str
+    state: JobState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StitchView:
+    """A stitch that exists. `members` are job ids (per_auv) or stitch ids (cross_auv)."""
+
+    id: str
+    level: StitchLevel
+    auv: str | None  # None for cross_auv
+    members: tuple[str, ...]
+    state: JobState
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StitchPlan:
+    """A stitch to make. A pass-through has one member and needs no work on a host."""
+
+    id: str
+    level: StitchLevel
+    auv: str | None
+    members: tuple[str, ...]
+    passthrough: bool
+    version: int
+
+
+def stitch_id(acquisition: str, auv: str | None, version: int) -> str:
+    """The same inputs always get the same id, so that planning twice creates one stitch."""
+    part = "cross" if auv is None else re.sub(r"[^A-Za-z0-9._-]+", "-", auv)
+    return f"{acquisition}-stitch-{part}-v{version}"
+
+
+def plan_stitches(
+    acquisition: str, segments: Iterable[SegmentView], stitches: Iterable[StitchView]
+) -> tuple[StitchPlan, ...]:
+    """Stitches that can be made and do not exist; a held or failed member is left out.
+
+    A stitch is not planned again while one with the same members exists, unless that one was
+    cancelled: retrying a held stitch is the operator's decision.
+    """
+    by_auv: dict[str, list[SegmentView]] = defaultdict(list)
+    for segment in segments:
+        by_auv[segment.auv].append(segment)
+    existing = list(stitches)
+    plans: list[StitchPlan] = []
+    for auv in sorted(by_auv):
+        members = _done_members(by_auv[auv])
+        if members:
+            plans += _unless_made(acquisition, StitchLevel.PER_AUV, auv, members, existing)
+    if not plans and _all_settled(by_auv, existing):
+        latest = _latest_done(existing)
+        if len(latest) >= 2:
+            members = tuple(latest[auv].id for auv in sorted(latest))
+            plans += _unless_made(acquisition, StitchLevel.CROSS_AUV, None, members, existing)
+    return tuple(plans)
+
+
+def _done_members(segments: Sequence[SegmentView]) -> tuple[str, ...]:
+    """Job ids in the order of the segments' names; none while one is still at work."""
+    if any(segment.state not in SETTLED for segment in segments):
+        return ()
+    done = [s for s in segments if s.state is JobState.DONE]
+    return tuple(s.job for s in sorted(done, key=lambda s: (s.name, s.job)))
+
+
+def _all_settled(by_auv: dict[str, list[SegmentView]], stitches: Sequence[StitchView]) -> bool:
+    return all(s.state in SETTLED for group in by_auv.values() for s in group) and all(
+        s.state in SETTLED for s in stitches if s.level is StitchLevel.PER_AUV
+    )
+
+
+def _latest_done(stitches: Sequence[StitchView]) -> dict[str, StitchView]:
+    latest: dict[str, StitchView] = {}
+    for stitch in stitches:
+        if stitch.level is not StitchLevel.PER_AUV or stitch.state is not JobState.DONE:
+            continue
+        if stitch.auv is None:
+            raise ValueError(f"per-AUV stitch {stitch.id} names no AUV")
+        known = latest.get(stitch.auv)
+        if known is None or stitch.version > known.version:
+            latest[stitch.auv] = stitch
+    return latest
+
+
+def _unless_made(
+    acquisition: str,
+    level: StitchLevel,
+    auv: str | None,
+    members: tuple[str, ...],
+    stitches: Sequence[StitchView],
+) -> list[StitchPlan]:
+    versions = [s for s in stitches if s.level is level and s.auv == auv]
+    same = [s for s in versions if set(s.members) == set(members)]
+    if any(s.state is not JobState.CANCELLED for s in same):
+        return []
+    version = 1 + max((s.version for s in versions), default=0)
+    return [
+        StitchPlan(
+            id=stitch_id(acquisition, auv, version),
+            level=level,
+            auv=auv,
+            members=members,
+            passthrough=len(members) == 1,
+            version=version,
+        )
+    ]

@@ -1,0 +1,168 @@
+"""Reason -> what to do about it: one table, a budget per layer, bounded backoff.
+
+A failure of the network or of a host never uses up the budget that the job's own code has, and
+data that cannot work is held at once instead of being tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from dispatcher.core.model import Job, Layer, Reason, Verdict
+
+MAX_DELAY_S = 900.0
+JITTER = 0.25  # a delay lies within +- this share of its nominal value
+OOM_FACTOR = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one reason means.
+
+    `retries` is the share of the layer's budget this reason may use; with none left the job is
+    held. From `elsewhere_after` retries used in the layer on, the next try goes to another host
+    (None: always the same host). `advice` is what the operator reads when the event brings none.
+    """
+
+    layer: Layer
+    verdict: Verdict
+    advice: str
+    retries: int = 0
+    base_delay_s: float = 0.0
+    elsewhere_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    verdict: Verdict
+    layer: Layer
+    delay_s: float = 0.0
+    elsewhere: bool = False
+    need_mib: int | None = None  # the job's memory need from now on
+    retries_used: int = 0  # in the layer, before this decision
+    advice: str = ""
+
+
+_HOLD, _RETRY = Verdict.HOLD, Verdict.RETRY
+_CHECK_CLIP = "check the source clip and replace or remove it"
+_CHECK_LOG = "read the log (cosma job logs JOB)"
+_WAIT = "make a host available (cosma worker ls)"
+
+RULES: dict[Reason, Rule] = {
+    # Data: the same bytes give the same failure.
+    Reason.INPUT_MISSING: Rule(Layer.DATA, _HOLD, "put the source file back where it was ingested"),
+    Reason.INPUT_EMPTY: Rule(Layer.DATA, _HOLD, _CHECK_CLIP),
+    Reason.INPUT_UNREADABLE: Rule(Layer.DATA, _HOLD, _CHECK_CLIP),
+    Reason.INPUT_TRUNCATED: Rule(Layer.DATA, _HOLD, _CHECK_CLIP),
+    Reason.INPUT_NO_VIDEO: Rule(Layer.DATA, _HOLD, _CHECK_CLIP),
+    Reason.DECODE_FAILED: Rule(Layer.DATA, _HOLD, _CHECK_CLIP),
+    Reason.FRAMES_TOO_FEW: Rule(Layer.DATA, _HOLD, "raise frames.fps or add footage"),
+    Reason.FRAMES_UNUSABLE: Rule(Layer.DATA, _HOLD, "the frames show too little; leave it out"),
+    Reason.NO_PARALLAX: Rule(Layer.DATA, _HOLD, "the camera did not move; leave it out"),
+    Reason.REGISTRATION_FAILED: Rule(Layer.DATA, _HOLD, "try a higher frames.fps or sfm.overlap"),
+    Reason.REGISTRATION_WEAK: Rule(Layer.DATA, _HOLD, "try a higher frames.fps or sfm.overlap"),
+    Reason.TRAINING_DIVERGED: Rule(Layer.DATA, _HOLD, "check the sfm report; try another seed"),
+    Reason.STITCH_EVIDENCE_WEAK: Rule(Layer.DATA, _HOLD, "the members may not overlap; see report"),
+    Reason.STITCH_NO_INPUTS: Rule(Layer.DATA, _HOLD, "finish a segment of it first"),
+    # Resources: another plan, or another place.
+    Reason.GPU_OUT_OF_MEMORY: Rule(
+        Layer.GPU, Verdict.ESCALATE, "needs a GPU with more memory, or a lower train cap", 3, 1.0
+    ),
+    Reason.OUT_OF_MEMORY: Rule(
+        Layer.RESOURCE, Verdict.ESCALATE, "needs a host with more memory", 3, 1.0
+    ),
+    Reason.DISK_FULL: Rule(
+        Layer.RESOURCE, _RETRY, "free disk space on the host", 3, 5.0, elsewhere_after=0
+    ),
+    # Transport: says nothing about the job.
+    Reason.TRANSFER_FAILED: Rule(Layer.TRANSPORT, _RETRY, "check the link to the host", 5, 2.0),
+    Reason.TRANSFER_CORRUPT: Rule(Layer.TRANSPORT, _RETRY, "check the source's disk", 5, 2.0),
+    Reason.HOST_UNREACHABLE: Rule(
+        Layer.TRANSPORT, _RETRY, "bring the host back (cosma worker probe)", 5, 2.0, 0
+    ),
+    # Host: the machine, not the work.
+    Reason.HOST_KEY_MISMATCH: Rule(
+        Layer.HOST, _RETRY, "compare the host key, then cosma worker add it again", 5, 0.0, 0
+    ),
+    Reason.HOST_AUTH_FAILED: Rule(
+        Layer.HOST, _RETRY, "check user and identity_file of the host", 5, 0.0, 0
+    ),
+    Reason.HOST_REBOOTED: Rule(
+        Layer.HOST, _RETRY, "find out why the host reboots", 5, 5.0, elsewhere_after=2
+    ),
+    Reason.HOST_NOT_READY: Rule(Layer.HOST, _RETRY, "run cosma worker bootstrap", 5, 5.0, 0),
+    Reason.ATTEMPT_VANISHED: Rule(
+        Layer.HOST, _RETRY, "look for an out-of-memory kill on the host", 5, 5.0, 2
+    ),
+    Reason.AGENT_FAILED: Rule(Layer.HOST, _RETRY, "run cosma worker probe", 5, 5.0, 1),
+    Reason.LEASE_EXPIRED: Rule(
+        Layer.HOST, _RETRY, "the link to the host was down too long", 5, 5.0, elsewhere_after=0
+    ),
+    Reason.TOOL_MISSING: Rule(Layer.HOST, _RETRY, "run cosma worker bootstrap", 5, 5.0, 0),
+    # Code: once may be chance, twice is a defect.
+    Reason.STAGE_CRASHED: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 1, 1.0),
+    Reason.STAGE_SIGNALLED: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 1, 1.0),
+    Reason.STAGE_TIMEOUT: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 1, 1.0),
+    # Operator: a job's config is fixed when it is made, so no retry of it can help.
+    Reason.CONFIG_INVALID: Rule(Layer.OPERATOR, Verdict.FAIL, "correct the setting, submit again"),
+    Reason.CANCELLED: Rule(Layer.OPERATOR, _HOLD, "its attempt was stopped on the host by hand"),
+    # Why a job waits. As the reason of a failure it means that waiting is not allowed.
+    Reason.NO_HOST: Rule(Layer.WAITING, _HOLD, _WAIT),
+    Reason.NO_GPU_FITS: Rule(Layer.WAITING, _HOLD, "add a GPU that is large enough"),
+    Reason.GPU_BUSY: Rule(Layer.WAITING, _HOLD, _WAIT),
+    Reason.SLOT_BUSY: Rule(Layer.WAITING, _HOLD, _WAIT),
+    Reason.HOST_CORDONED: Rule(Layer.WAITING, _HOLD, "cosma worker resume a host"),
+    Reason.DISK_LOW: Rule(Layer.WAITING, _HOLD, "free disk space on a host"),
+    Reason.PROBE_STALE: Rule(Layer.WAITING, _HOLD, _WAIT),
+    Reason.BACKOFF: Rule(Layer.WAITING, _HOLD, _WAIT),
+}
+
+
+def layer_of(reason: Reason) -> Layer:
+    return RULES[reason].layer
+
+
+def delay_s(job: str, layer: Layer, used: int, base_s: float) -> float:
+    """Seconds: base * 2^used, at most MAX_DELAY_S, with a jitter that is the same on every run."""
+    nominal = min(MAX_DELAY_S, base_s * 2.0 ** min(used, 30))
+    digest = hashlib.sha256(f"{job}/{layer}/{used}".encode()).digest()
+    unit = int.from_bytes(digest[:8], "big") / 2.0**64
+    return nominal * (1.0 - JITTER + 2.0 * JITTER * unit)
+
+
+def decide(job: Job, reason: Reason) -> Decision:
+    """What follows when `job` met `reason` now. Never raises: every Reason has a rule."""
+    rule = RULES[reason]
+    used = job.retries.get(rule.layer, 0)
+    if rule.verdict in (Verdict.HOLD, Verdict.FAIL):
+        return _settle(job, rule, rule.verdict, used)
+    if used >= rule.retries:
+        return _settle(job, rule, Verdict.HOLD, used)
+    verdict, need_mib = rule.verdict, job.need_mib
+    if verdict is Verdict.ESCALATE:
+        promised = job.reservation.mib if job.reservation else 0
+        if promised:
+            need_mib = math.ceil(promised * OOM_FACTOR)
+        else:
+            verdict = Verdict.RETRY  # the stage holds no device memory that could be raised
+    return Decision(
+        verdict=verdict,
+        layer=rule.layer,
+        delay_s=delay_s(job.id, rule.layer, used, rule.base_delay_s),
+        elsewhere=rule.elsewhere_after is not None and used >= rule.elsewhere_after,
+        need_mib=need_mib,
+        retries_used=used,
+        advice=rule.advice,
+    )
+
+
+def _settle(job: Job, rule: Rule, verdict: Verdict, used: int) -> Decision:
+    return Decision(
+        verdict=verdict,
+        layer=rule.layer,
+        need_mib=job.need_mib,
+        retries_used=used,
+        advice=rule.advice,
+    )
