@@ -1,0 +1,199 @@
+"""The agent on a host: put there by content hash, called one verb at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dispatcher.errors import AgentBroken, AgentRefusal
+from dispatcher.transport.base import Completed, Stream, Transport
+from worker_agent.protocol import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    Message,
+    ProtocolError,
+    Refusal,
+)
+
+AGENT_PYTHON = (3, 11)
+
+# Runs on any python3, before the agent is there: resolves `~`, and with the agent's bytes on stdin
+# installs them (temp, fsync, rename). Answers one JSON object.
+_INSTALL = """
+import hashlib, json, os, sys
+work_dir = os.path.abspath(os.path.expanduser(sys.argv[1]))
+path = os.path.join(work_dir, ".cosma", sys.argv[2])
+content = sys.stdin.buffer.read()
+found = error = None
+try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if content:
+        temporary = "%s.%d.tmp" % (path, os.getpid())
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    if os.path.exists(path):
+        with open(path, "rb") as stream:
+            found = hashlib.sha256(stream.read()).hexdigest()
+except OSError as e:
+    error = str(e)
+print(json.dumps({"python": list(sys.version_info[:3]), "work_dir": work_dir, "path": path,
+                  "found": found, "error": error}))
+"""
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    work_dir: str  # absolute
+    path: str  # of the agent's zipapp, absolute
+
+
+class AgentLink:
+    """Calls verbs of the agent on one host; installs the agent before the first."""
+
+    def __init__(
+        self, name: str, transport: Transport, python: str, work_dir: str, bundle: tuple[bytes, str]
+    ) -> None:
+        self.name = name
+        self._transport = transport
+        self._python = python
+        self._work_dir = work_dir
+        self._content, self._hash = bundle
+        self._installed: Installed | None = None
+        self._lock = asyncio.Lock()
+
+    async def ensure(self) -> Installed:
+        """Put the agent there unless its very bytes are. Raises TransportError, AgentBroken."""
+        async with self._lock:
+            if self._installed is None:
+                wanted = hashlib.sha256(self._content).hexdigest()
+                found, installed = await self._install(b"")
+                if found != wanted:
+                    found, installed = await self._install(self._content)
+                if found != wanted:
+                    raise AgentBroken(
+                        "the agent did not arrive whole",
+                        where=self.name,
+                        why=f"{installed.path} has sha256 {found}, expected {wanted}",
+                        fix="Check the disk of the host",
+                    )
+                self._installed = installed
+            return self._installed
+
+    async def _install(self, content: bytes) -> tuple[str | None, Installed]:
+        file_name = f"agent-{self._hash[:12]}.pyz"
+        argv = [self._python, "-I", "-c", _INSTALL, self._work_dir, file_name]
+        done = await self._transport.run(argv, input=content, timeout_s=120.0)
+        try:
+            if done.returncode != 0:
+                raise ValueError
+            reply = json.loads(done.stdout)
+            version, error = tuple(reply["python"]), reply["error"]
+            installed = Installed(str(reply["work_dir"]), str(reply["path"]))
+            found = reply["found"]
+        except (ValueError, KeyError, TypeError):
+            raise AgentBroken(
+                f"{self._python} does not run",
+                where=self.name,
+                why=_tail(done),
+                fix="Set `python:` of this host to a Python 3.11 or newer",
+            ) from None
+        if version < AGENT_PYTHON:
+            raise AgentBroken(
+                f"{self._python} is too old",
+                where=self.name,
+                why=f"the agent needs Python 3.11, this is {'.'.join(map(str, version))}",
+                fix="Set `python:` of this host to a Python 3.11 or newer",
+            )
+        if error:
+            raise AgentBroken(
+                "the work directory cannot be used",
+                where=self.name,
+                why=error,
+                fix="Set `work_dir:` of this host to a directory its user can write",
+            )
+        return found, installed
+
+    async def open(self, verb: str, *, bulk: bool = False) -> Stream:
+        """Start a verb that talks both ways."""
+        return await self._transport.stream(await self._argv(verb), bulk=bulk)
+
+    async def _argv(self, verb: str) -> list[str]:
+        return [self._python, "-I", (await self.ensure()).path, verb]
+
+    async def call(
+        self, verb: str, request: Message, reply: type[M], *, timeout_s: float = 60.0
+    ) -> list[M]:
+        """One request line in, any number of `reply` lines out."""
+        line = request.to_json().encode() + b"\n"
+        done = await self._transport.run(await self._argv(verb), input=line, timeout_s=timeout_s)
+        if done.returncode == EXIT_USAGE and b"can't open file" in done.stderr:
+            # Somebody removed the work directory since: every verb can be repeated.
+            self._installed = None
+            argv = await self._argv(verb)
+            done = await self._transport.run(argv, input=line, timeout_s=timeout_s)
+        self.check(verb, done)
+        return [self.decode(verb, text, reply) for text in done.stdout.splitlines() if text.strip()]
+
+    async def call_one(
+        self, verb: str, request: Message, reply: type[M], *, timeout_s: float = 60.0
+    ) -> M:
+        """As `call`, where exactly one line is the answer."""
+        replies = await self.call(verb, request, reply, timeout_s=timeout_s)
+        if len(replies) != 1:
+            raise self._broken(verb, f"{len(replies)} replies, expected one")
+        return replies[0]
+
+    async def first_reply(self, verb: str, stream: Stream, reply: type[M]) -> M:
+        """The reply line of a verb whose output goes on after it."""
+        line = await stream.read_line()
+        try:
+            return reply.from_json(line)
+        except ProtocolError:
+            done = await stream.finish()
+        self.check(verb, Completed(done.returncode, line + done.stdout, done.stderr))
+        raise self._broken(verb, f"unexpected reply {line[:100]!r}")
+
+    def check(self, verb: str, done: Completed) -> None:
+        """Raises AgentRefusal or AgentBroken unless the verb ended well."""
+        if done.returncode == EXIT_OK:
+            return
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        if done.returncode in (EXIT_FAILED, EXIT_REFUSED) and lines:
+            try:
+                refusal = Refusal.from_json(lines[-1])
+            except ProtocolError:
+                pass
+            else:
+                raise AgentRefusal(refusal, where=self.name)
+        raise self._broken(verb, _tail(done))
+
+    def decode(self, verb: str, text: bytes, reply: type[M]) -> M:
+        """Raises AgentBroken for a line that is not a `reply`."""
+        try:
+            return reply.from_json(text)
+        except ProtocolError as error:
+            raise self._broken(verb, str(error)) from None
+
+    def _broken(self, verb: str, why: str) -> AgentBroken:
+        return AgentBroken(
+            f"the agent's `{verb}` did not work",
+            where=self.name,
+            why=why,
+            fix=f"Look at the host: `cosma worker probe {self.name}`",
+        )
+
+
+def _tail(done: Completed) -> str:
+    lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+    said = lines[-1] if lines else "no output"
+    return f"exit {done.returncode}: {said[:300]}"

@@ -1,0 +1,103 @@
+"""What the dispatcher asks of a place where attempts run. One executor is one host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from worker_agent.protocol import (
+    AttemptRef,
+    AttemptSpec,
+    AttemptStatus,
+    FetchRequest,
+    FrameHeader,
+    HostFacts,
+    ReclaimReport,
+    StartReply,
+    TransferReport,
+    WatchRequest,
+)
+
+Progress = Callable[[int, int], None]  # bytes there, bytes in all
+
+
+class Follower(Protocol):
+    """Events and logs of many attempts over one session. Iterate to receive frames."""
+
+    async def watch(self, request: WatchRequest) -> None:
+        """Begin to watch one more attempt. Raises TransportError."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[tuple[FrameHeader, bytes]]:
+        """Never ends by itself: raises TransportError when the link is lost, then open another
+        and watch from the offsets received so far; AgentRefusal when the agent gives up."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Every method raises TransportError (link), AgentRefusal (the agent said no) or AgentBroken
+    (it could not run); transfers also raise TransferError. All of them can be repeated."""
+
+    async def probe(self, timeout_s: float = 30.0) -> HostFacts: ...
+
+    async def start(self, spec: AttemptSpec) -> StartReply: ...
+
+    async def status(self, attempts: Sequence[AttemptRef]) -> list[AttemptStatus]: ...
+
+    async def list_attempts(self) -> list[AttemptStatus]: ...
+
+    async def renew(self, attempts: Sequence[AttemptRef], *, epoch: int) -> list[AttemptStatus]: ...
+
+    async def cancel(
+        self, ref: AttemptRef, *, epoch: int, grace_s: float = 5.0
+    ) -> AttemptStatus: ...
+
+    async def fetch(self, request: FetchRequest) -> TransferReport:
+        """The host itself pulls a file from another host, or from its own file system."""
+        ...
+
+    async def push_file(
+        self,
+        local: Path,
+        run_dir: str,
+        path: str,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        """Bring `local` to `run_dir`/`path`, from where an earlier push stopped."""
+        ...
+
+    async def collect_file(
+        self,
+        run_dir: str,
+        path: str,
+        local: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        """Bring `run_dir`/`path` to `local`, from where an earlier collection stopped."""
+        ...
+
+    async def reclaim(
+        self,
+        run_dir: str,
+        paths: Sequence[str],
+        *,
+        epoch: int,
+        verified_by: str | None = None,
+        trim: str = "auto",
+        expected_sha256: dict[str, str] | None = None,
+    ) -> ReclaimReport: ...
+
+    async def follow(self) -> Follower: ...
+
+    async def work_dir(self) -> str:
+        """Absolute, as the host resolves it."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,160 @@
+"""Runs attempts on an inventory host: the agent's verbs over SSH."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dispatcher.executors import transfer
+from dispatcher.executors.agent import AgentLink
+from dispatcher.executors.base import Progress
+from dispatcher.executors.follow import AgentFollower
+from dispatcher.inventory_model import InventoryHost
+from dispatcher.transport.base import Transport
+from dispatcher.transport.ssh import SshTarget, SshTransport
+from worker_agent.protocol import (
+    AttemptRef,
+    AttemptSpec,
+    AttemptStatus,
+    CancelRequest,
+    FetchRequest,
+    HostFacts,
+    ListRequest,
+    ProbeRequest,
+    ReclaimReport,
+    ReclaimRequest,
+    RenewRequest,
+    StartReply,
+    StatusRequest,
+    TransferReport,
+)
+
+FETCH_TIMEOUT_S = 6 * 3600.0
+RECLAIM_TIMEOUT_S = 1800.0  # hashes every frame, then fstrim
+
+
+def ssh_target(host: InventoryHost) -> SshTarget:
+    return SshTarget(
+        name=host.name,
+        address=host.address,
+        port=host.port,
+        user=host.user,
+        identity_file=host.identity_file,
+        host_key=host.host_key,
+        proxy_jump=host.proxy_jump,
+    )
+
+
+class SshExecutor:
+    """Satisfies dispatcher.executors.base.Executor for one host.
+
+    `bundle` is what dispatcher.agent_bundle.build_bundle returns: the zipapp and its hash.
+    """
+
+    def __init__(
+        self, host: InventoryHost, transport: Transport, bundle: tuple[bytes, str]
+    ) -> None:
+        self.host = host
+        self._transport = transport
+        self._agent = AgentLink(host.name, transport, host.python, host.work_dir, bundle)
+
+    @classmethod
+    def connect_to(cls, host: InventoryHost, bundle: tuple[bytes, str]) -> SshExecutor:
+        """With an SSH transport of its own. Connects when first used."""
+        return cls(host, SshTransport(ssh_target(host)), bundle)
+
+    async def ensure_agent(self) -> str:
+        """Put the agent on the host unless it is there; returns its path."""
+        return (await self._agent.ensure()).path
+
+    async def work_dir(self) -> str:
+        return (await self._agent.ensure()).work_dir
+
+    async def probe(self, timeout_s: float = 30.0) -> HostFacts:
+        request = ProbeRequest(work_dir=await self.work_dir(), stage_python=self.host.stage_python)
+        return await self._agent.call_one("probe", request, HostFacts, timeout_s=timeout_s)
+
+    async def start(self, spec: AttemptSpec) -> StartReply:
+        return await self._agent.call_one("start", spec, StartReply)
+
+    async def status(self, attempts: Sequence[AttemptRef]) -> list[AttemptStatus]:
+        if not attempts:
+            return []
+        request = StatusRequest(attempts=tuple(attempts))
+        return await self._agent.call("status", request, AttemptStatus)
+
+    async def list_attempts(self) -> list[AttemptStatus]:
+        request = ListRequest(work_dir=await self.work_dir())
+        return await self._agent.call("list", request, AttemptStatus)
+
+    async def renew(self, attempts: Sequence[AttemptRef], *, epoch: int) -> list[AttemptStatus]:
+        request = RenewRequest(
+            epoch=epoch, work_dir=await self.work_dir(), attempts=tuple(attempts)
+        )
+        return await self._agent.call("renew", request, AttemptStatus)
+
+    async def cancel(self, ref: AttemptRef, *, epoch: int, grace_s: float = 5.0) -> AttemptStatus:
+        request = CancelRequest(
+            epoch=epoch, run_dir=ref.run_dir, attempt=ref.attempt, grace_s=grace_s
+        )
+        timeout_s = grace_s + 60.0
+        return await self._agent.call_one("cancel", request, AttemptStatus, timeout_s=timeout_s)
+
+    async def fetch(self, request: FetchRequest) -> TransferReport:
+        return await self._agent.call_one(
+            "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S
+        )
+
+    async def push_file(
+        self,
+        local: Path,
+        run_dir: str,
+        path: str,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        return await transfer.push(
+            self._agent, local, run_dir, path, sha256=sha256, progress=progress
+        )
+
+    async def collect_file(
+        self,
+        run_dir: str,
+        path: str,
+        local: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+    ) -> TransferReport:
+        return await transfer.collect(
+            self._agent, run_dir, path, local, sha256=sha256, progress=progress
+        )
+
+    async def reclaim(
+        self,
+        run_dir: str,
+        paths: Sequence[str],
+        *,
+        epoch: int,
+        verified_by: str | None = None,
+        trim: str = "auto",
+        expected_sha256: dict[str, str] | None = None,
+    ) -> ReclaimReport:
+        request = ReclaimRequest(
+            epoch=epoch,
+            run_dir=run_dir,
+            paths=tuple(paths),
+            verified_by=verified_by,
+            trim=trim,
+            expected_sha256=expected_sha256 or {},
+        )
+        return await self._agent.call_one(
+            "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S
+        )
+
+    async def follow(self) -> AgentFollower:
+        return AgentFollower(self._agent, await self._agent.open("follow"))
+
+    async def close(self) -> None:
+        await self._transport.close()

@@ -1,0 +1,231 @@
+"""Files to and from a host: resumed where they stopped, complete only when the sha256 agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from dispatcher.core.model import Reason
+from dispatcher.errors import AgentRefusal, TransferError
+from dispatcher.executors.agent import AgentLink
+from dispatcher.executors.base import Progress
+from dispatcher.transport.base import Stream
+from worker_agent.protocol import ReceiveRequest, SendRequest, TransferReport
+
+BLOCK = 1 << 20
+
+
+async def push(
+    agent: AgentLink,
+    local: Path,
+    run_dir: str,
+    path: str,
+    *,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """`local` to `run_dir`/`path` on the agent's host.
+
+    `sha256` spares one reading of the file when the caller knows it. Raises TransferError when
+    `local` cannot be read or what arrived is not the same, TransportError when the link is lost:
+    then the next push goes on from there.
+    """
+    began = time.monotonic()
+    try:
+        size = _size(local)
+        digest = await asyncio.to_thread(file_sha256, local) if sha256 is None else sha256
+    except OSError as error:
+        raise _local_error(agent.name, local, error) from None
+    request = ReceiveRequest(run_dir=run_dir, path=path, bytes=size, sha256=digest)
+    there = await agent.call_one("receive", request, TransferReport)
+    for _ in range(2):
+        if there.complete:
+            break
+        there = await _push_from(agent, local, request, there.bytes, progress)
+    if not there.complete or there.sha256 != digest:
+        raise TransferError(
+            Reason.TRANSFER_CORRUPT,
+            f"{local} did not arrive whole",
+            where=agent.name,
+            why=f"{there.bytes} of {size} bytes verified",
+            fix="Check that the file is not being written, and the disk of the host",
+        )
+    if progress:
+        progress(size, size)
+    return _timed(there, began)
+
+
+async def _push_from(
+    agent: AgentLink, local: Path, request: ReceiveRequest, offset: int, progress: Progress | None
+) -> TransferReport:
+    header = ReceiveRequest(
+        run_dir=request.run_dir,
+        path=request.path,
+        bytes=request.bytes,
+        sha256=request.sha256,
+        offset=offset,
+    )
+    stream = await agent.open("receive", bulk=True)
+    try:
+        reading = await stream.write(header.to_json().encode() + b"\n")
+        if reading:
+            await _write_file(stream, agent.name, local, offset, request.bytes, progress)
+        await stream.write_eof()
+        done = await stream.finish()
+    finally:
+        await stream.close()
+    try:
+        agent.check("receive", done)
+    except AgentRefusal as refusal:
+        if refusal.reason is not Reason.TRANSFER_CORRUPT:
+            raise
+        # What lay there was of another file: the agent has dropped it, begin again.
+        return TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
+    return agent.decode("receive", done.stdout.strip(), TransferReport)
+
+
+async def _write_file(
+    stream: Stream, host: str, local: Path, offset: int, size: int, progress: Progress | None
+) -> None:
+    try:
+        with local.open("rb") as source:
+            source.seek(offset)
+            while offset < size:
+                block = await asyncio.to_thread(source.read, min(BLOCK, size - offset))
+                if not block or not await stream.write(block):
+                    return
+                offset += len(block)
+                if progress:
+                    progress(offset, size)
+    except OSError as error:
+        raise _local_error(host, local, error) from None
+
+
+async def collect(
+    agent: AgentLink,
+    run_dir: str,
+    path: str,
+    local: Path,
+    *,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """`run_dir`/`path` on the agent's host to `local`, by way of `local`.part.
+
+    Raises TransferError when the disk here is full or what arrived is not what lies there (or not
+    `sha256`), AgentRefusal when there is no such file, TransportError when the link is lost: then
+    the next collection goes on from there.
+    """
+    began = time.monotonic()
+    part = local.with_name(local.name + ".part")
+    try:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            report = await _collect_into(
+                agent, SendRequest(run_dir=run_dir, path=path), part, progress
+            )
+            wanted = sha256 or report.sha256
+            if wanted is not None and await asyncio.to_thread(file_sha256, part) == wanted:
+                await asyncio.to_thread(_publish, part, local)
+                return _timed(report, began)
+            part.unlink(missing_ok=True)  # it was of another file, or of an older version of it
+    except OSError as error:
+        raise _local_error(agent.name, local, error) from None
+    raise TransferError(
+        Reason.TRANSFER_CORRUPT,
+        f"{path} did not arrive whole",
+        where=agent.name,
+        why=f"its sha256 is not {wanted}",
+        fix="Check the disks; the file on the host is untouched",
+    )
+
+
+async def _collect_into(
+    agent: AgentLink, request: SendRequest, part: Path, progress: Progress | None
+) -> TransferReport:
+    offset = _size(part, missing=0)
+    stream = await agent.open("send", bulk=True)
+    try:
+        header = SendRequest(run_dir=request.run_dir, path=request.path, offset=offset)
+        await stream.write(header.to_json().encode() + b"\n")
+        await stream.write_eof()
+        report = await agent.first_reply("send", stream, TransferReport)
+        with part.open("ab") as sink:
+            received = await _read_file(stream, sink, offset, report.bytes, progress)
+            await asyncio.to_thread(_sync, sink)
+        if received < report.bytes:
+            agent.check("send", await stream.finish())
+    finally:
+        await stream.close()
+    return report
+
+
+async def _read_file(
+    stream: Stream, sink: BinaryIO, offset: int, size: int, progress: Progress | None
+) -> int:
+    while offset < size:
+        block = await stream.read(min(BLOCK, size - offset))
+        if not block:
+            break
+        await asyncio.to_thread(sink.write, block)
+        offset += len(block)
+        if progress:
+            progress(offset, size)
+    return offset
+
+
+def _size(path: Path, missing: int | None = None) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        return missing
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _publish(part: Path, local: Path) -> None:
+    part.replace(local)
+    directory = os.open(local.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _timed(report: TransferReport, began: float) -> TransferReport:
+    return TransferReport(
+        path=report.path,
+        bytes=report.bytes,
+        sha256=report.sha256,
+        complete=True,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _local_error(host: str, local: Path, error: OSError) -> TransferError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    missing = isinstance(error, FileNotFoundError)
+    reason = Reason.DISK_FULL if full else Reason.TRANSFER_FAILED
+    return TransferError(
+        Reason.INPUT_MISSING if missing else reason,
+        f"{error.filename or local}",
+        where=f"transfer with {host}",
+        why=error.strerror or str(error),
+        fix="Free space on this machine" if full else "Check the path and its permissions",
+    )
