@@ -40,7 +40,7 @@ def film(out: Path, survey: Survey, *, seed: int, threads: int) -> Iterator[dict
         ):
             yield {"segment": segment.name, "frame": frame, "frames": survey.frames}
         poses = truth / f"{segment.name}.json"
-        poses.write_text(json.dumps(_truth(survey, segment, track)))
+        poses.write_text(json.dumps(truth_of(survey, segment, track)))
         yield {
             "segment": segment.name,
             "frame": survey.frames,
@@ -89,7 +89,8 @@ def _write_clip(
         raise FilmError(f"ffmpeg could not write {clip}: {message or encoder.returncode}")
 
 
-def _truth(survey: Survey, segment: Segment, track: Track) -> dict[str, Any]:
+def truth_of(survey: Survey, segment: Segment, track: Track) -> dict[str, Any]:
+    """What OUT/truth/<segment>.json holds: the camera, and the exact pose of every frame."""
     camera = segment.camera
     return {
         "segment": segment.name,

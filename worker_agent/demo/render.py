@@ -77,14 +77,14 @@ def render_frame(
     return picture, depth
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
 def _bilinear(grid: Any, i: Any, j: Any, fx: Any, fy: Any) -> Any:
     top = grid[i, j] * (1 - fx) + grid[i, j + 1] * fx
     bottom = grid[i + 1, j] * (1 - fx) + grid[i + 1, j + 1] * fx
     return top * (1 - fy) + bottom * fy
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
 def _noise(seed: Any, index: Any) -> Any:
     """Roughly normal, zero mean, unit deviation: four bytes of a splitmix64 hash, added up."""
     z = (seed << np.uint64(32)) + np.uint64(index) * np.uint64(0x9E3779B97F4A7C15)
@@ -97,7 +97,7 @@ def _noise(seed: Any, index: Any) -> Any:
     return (total - 510.0) / 147.8
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
 def _march(height: Any, texel: Any, top: Any, centre: Any, dx: Any, dy: Any, dz: Any) -> Any:
     """Where centre + t (dx, dy, dz) meets the ground: t, or -1 when it leaves the grid."""
     rows, columns = height.shape
@@ -129,7 +129,7 @@ def _march(height: Any, texel: Any, top: Any, centre: Any, dx: Any, dy: Any, dz:
     return -1.0
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@njit(cache=True, parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
 def _render(
     height: Any,
     colour: Any,

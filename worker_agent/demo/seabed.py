@@ -125,7 +125,8 @@ def _scatter(
 ) -> None:
     rows, columns = height.shape
     count = round(kind.per_m2 * rows * columns * texel_m**2)
-    radius_m = np.exp(rng.uniform(*np.log(kind.radius_m), count))
+    smallest, largest = np.log(kind.radius_m)
+    radius_m = np.exp(rng.uniform(smallest, largest, count))
     colour = kind.palette[rng.integers(0, len(kind.palette), count)]
     colour = colour * rng.uniform(1 - kind.jitter, 1 + kind.jitter, (count, 1))
     colour = np.clip(colour + rng.normal(0, 0.04, (count, 3)), 0.02, 1)
@@ -142,7 +143,7 @@ def _scatter(
     )
 
 
-@njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def _stamp(
     height: Any,
     albedo: Any,
@@ -182,4 +183,5 @@ def _lit(height: Floats, albedo: Floats, texel_m: float) -> Floats:
     relief = height - gaussian_filter(height, 0.1 / texel_m)
     openness = np.clip(1 + 2.2 * relief, 0.35, 1.25)
     light = (0.30 + 0.85 * facing) * openness
-    return np.clip(albedo * light[..., None], 0, 1.2).astype(np.float32)
+    colour: Floats = np.clip(albedo * light[..., None], 0, 1.2).astype(np.float32)
+    return colour

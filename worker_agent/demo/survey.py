@@ -49,7 +49,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Poses of a segment's frames: `centres` (N, 3) metres, `rotations` (N, 3, 3) world_from_camera."""
+    """Poses of N frames: centres (N, 3) in metres, rotations (N, 3, 3) world_from_camera."""
 
     times_s: NDArray[np.float64]
     centres: NDArray[np.float64]
