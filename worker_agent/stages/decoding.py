@@ -1,0 +1,190 @@
+"""One ffmpeg pass over one clip: selected, scaled pictures named by their presentation time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import IO
+
+import ffmpeg
+
+from worker_agent.protocol import FailureCode
+from worker_agent.stages.api import StageFailure
+from worker_agent.stages.ffprobe import COPY_AGAIN, ClipFacts, ffmpeg_path, printable
+
+__all__ = ["Pictures", "decode_clip", "expected_pictures"]
+
+TIME_BASE = 90_000  # ticks a second in the names of the pictures
+MAX_DAMAGED_SHARE = 0.01  # of a clip's source frames; each one spoils the rest of its GOP
+END_SLACK_S = 1.0  # how far before the clip's end its last picture may lie, beyond one interval
+
+_DAMAGE = re.compile(r"corrupt decoded frame|Error while decoding stream|Decoding error", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """(seconds on the clip's timeline, file) in time order, and how many pictures were damaged."""
+
+    files: list[tuple[float, Path]]
+    damaged: int
+
+
+def expected_pictures(clip: ClipFacts, fps: float) -> int:
+    """At most one picture an interval, and at most as many as the source shows."""
+    return min(clip.frames_estimated, max(1, int(clip.duration_s * fps)))
+
+
+def decode_clip(
+    source: Path,
+    clip: ClipFacts,
+    scratch: Path,
+    fps: float,
+    width: int,
+    height: int,
+    advance: Callable[[float], None],
+) -> Pictures:
+    """Decode `source` into JPEGs under `scratch`; `advance` hears the seconds decoded so far.
+
+    Raises StageFailure: DECODE_FAILED, INPUT_TRUNCATED, DISK_FULL, TOOL_MISSING.
+    """
+    if shutil.which("ffmpeg") is None:
+        raise StageFailure(
+            FailureCode.TOOL_MISSING,
+            "ffmpeg is not on PATH on this host",
+            advice="Install ffmpeg on the host.",
+        )
+    process = subprocess.Popen(
+        _command(source, clip, fps, width, height),
+        cwd=scratch,  # the pattern stays relative: a % in the run directory cannot spoil it
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    if process.stdout is None or process.stderr is None:
+        raise RuntimeError("ffmpeg was started without pipes")
+    complaints = _Complaints(process.stderr)
+    complaints.start()
+    try:
+        for raw in process.stdout:
+            key, _, value = raw.decode(errors="replace").strip().partition("=")
+            if key == "out_time_us" and value.lstrip("-").isdigit():
+                advance(max(0.0, int(value) / 1e6))
+        returncode = process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        complaints.join()
+    files = sorted((int(p.stem) / TIME_BASE, p) for p in scratch.glob("*.jpg"))
+    _judge(clip, fps, files, returncode, complaints)
+    return Pictures(files, complaints.damaged)
+
+
+def _command(source: Path, clip: ClipFacts, fps: float, width: int, height: int) -> list[str]:
+    # The first picture of each interval; the epsilon keeps a picture that lies on its border.
+    slot, before = f"floor(t*{fps}+1e-4)", f"floor(prev_t*{fps}+1e-4)"
+    video = (
+        ffmpeg.input(ffmpeg_path(source))[str(clip.video_stream)]
+        .filter("select", f"isnan(prev_t)+gt({slot},{before})")
+        .filter("scale", width, height, flags="area", out_range="full")
+        .filter("format", "yuvj420p")
+        .filter("settb", f"1/{TIME_BASE}")
+    )
+    output = video.output(
+        "%012d.jpg",
+        f="image2",
+        vsync="passthrough",  # fps_mode would need ffmpeg 5.1 on every host
+        enc_time_base=f"1:{TIME_BASE}",
+        frame_pts=1,
+        **{"q:v": 2},
+    )
+    quiet = ("-nostdin", "-nostats", "-v", "repeat+warning", "-progress", "pipe:1")
+    program, *rest = ffmpeg.compile(output)
+    return [program, *quiet, *rest]
+
+
+def _judge(
+    clip: ClipFacts,
+    fps: float,
+    files: list[tuple[float, Path]],
+    returncode: int,
+    complaints: _Complaints,
+) -> None:
+    name = printable(clip.name)
+    if complaints.no_space:
+        raise StageFailure(
+            FailureCode.DISK_FULL,
+            f"no space left on the host while decoding {name}",
+            advice="Free space on the host or move its work_dir, then retry the job.",
+        )
+    evidence = {
+        "clip": clip.name,
+        "pictures": len(files),
+        "expected": expected_pictures(clip, fps),
+        "damaged": complaints.damaged,
+        "ffmpeg": complaints.last,
+    }
+    if complaints.partial:
+        raise StageFailure(
+            FailureCode.INPUT_TRUNCATED,
+            f"clip {name} ends early: its data stops after {files[-1][0] if files else 0:.1f} of "
+            f"{clip.duration_s:.1f} s",
+            advice=COPY_AGAIN,
+            evidence=evidence,
+        )
+    if returncode != 0 or not files:
+        raise StageFailure(
+            FailureCode.DECODE_FAILED,
+            f"clip {name} ({clip.codec}) could not be decoded: ffmpeg exit {returncode}, "
+            f"{complaints.last or 'no message'}",
+            advice=COPY_AGAIN,
+            evidence=evidence,
+        )
+    if complaints.damaged > MAX_DAMAGED_SHARE * clip.frames_estimated:
+        raise StageFailure(
+            FailureCode.DECODE_FAILED,
+            f"clip {name}: {complaints.damaged} of {clip.frames_estimated} pictures are damaged",
+            advice=COPY_AGAIN,
+            evidence=evidence,
+        )
+    last = files[-1][0]
+    end = clip.start_s + clip.duration_s
+    if last < end - 1.0 / fps - max(END_SLACK_S, 2.0 / clip.fps):
+        raise StageFailure(
+            FailureCode.INPUT_TRUNCATED,
+            f"clip {name} ends early: its last picture is at {last:.1f} of {end:.1f} s",
+            advice=COPY_AGAIN,
+            evidence=evidence,
+        )
+
+
+class _Complaints(Thread):
+    """Reads ffmpeg's stderr to its end: counts damage, keeps the last line."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self._lines: deque[str] = deque(maxlen=20)
+        self.damaged = 0
+        self.partial = False
+        self.no_space = False
+
+    def run(self) -> None:
+        for raw in self._stream:
+            line = raw.decode(errors="replace").strip()
+            if not line or "deprecated" in line:
+                continue
+            self.damaged += bool(_DAMAGE.search(line))
+            self.partial |= "partial file" in line
+            self.no_space |= "No space left on device" in line
+            self._lines.append(line)
+
+    @property
+    def last(self) -> str:
+        return self._lines[-1][:300] if self._lines else ""

@@ -1,0 +1,240 @@
+"""GoPro telemetry (GPMF): key-length-value parsing, GPS fixes and gravity.
+
+Format: https://github.com/gopro/gpmf-parser (README, "GPMF Deeper Dive"). A payload is a DEVC
+container with one STRM a sensor; big-endian; every value is padded to four bytes. One payload
+covers about one second, and a sensor's samples are spread evenly over it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["GpmfError", "GpsFix", "GravitySample", "Telemetry", "TimedPayload", "read_telemetry"]
+
+MIN_FIX = 2  # GPSF: 0 no lock, 2 2D, 3 3D
+MAX_DILUTION = 10.0  # of precision; a receiver without lock says 99.99
+MAX_DEPTH = 8  # of nested containers; GoPro's writers use 3
+
+# Type characters of the format -> struct codes; Q numbers (q, Q) and '?' are handled apart.
+_CODES = {
+    "b": "b",
+    "B": "B",
+    "s": "h",
+    "S": "H",
+    "l": "i",
+    "L": "I",
+    "j": "q",
+    "J": "Q",
+    "f": "f",
+    "d": "d",
+}
+
+
+class GpmfError(ValueError):
+    """The bytes are not GPMF; the text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Klv:
+    """One entry: four-letter key, type character, bytes of one sample, repeat count, its data."""
+
+    key: str
+    kind: str
+    size: int
+    repeat: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPayload:
+    """One packet of the track: seconds on the clip's timeline."""
+
+    time_s: float
+    duration_s: float
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GpsFix:
+    """A position the receiver vouches for: degrees WGS84, metres, GPSF fix (2 or 3)."""
+
+    time_s: float
+    lat: float
+    lon: float
+    alt: float
+    fix: int
+
+
+@dataclass(frozen=True, slots=True)
+class GravitySample:
+    """Unit vector in camera axes (x right, y down, z forward)."""
+
+    time_s: float
+    x: float
+    y: float
+    z: float
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    device: str | None
+    gps: list[GpsFix]
+    gps_note: str  # why there are no, or fewer, fixes; empty when all is well
+    gravity: list[GravitySample]
+
+
+def parse(data: bytes) -> Iterator[Klv]:
+    """Entries of one level, in order. Raises GpmfError for a length that runs past the end."""
+    offset = 0
+    while offset + 8 <= len(data):
+        key, kind, size, repeat = struct.unpack_from(">4sBBH", data, offset)
+        if key == b"\0\0\0\0":  # padding at the end of a payload
+            return
+        if not all(32 <= c < 127 for c in key):
+            raise GpmfError(f"no key at byte {offset}")
+        offset += 8
+        length = size * repeat
+        if offset + length > len(data):
+            raise GpmfError(f"{key.decode()} at byte {offset - 8} runs past the end")
+        yield Klv(key.decode(), chr(kind), size, repeat, data[offset : offset + length])
+        offset += length + -length % 4
+
+
+def streams(data: bytes) -> Iterator[tuple[str, list[Klv]]]:
+    """(device name, entries) of every STRM under every DEVC of a payload."""
+    yield from _streams(data, "", 0)
+
+
+def _streams(data: bytes, device: str, depth: int) -> Iterator[tuple[str, list[Klv]]]:
+    if depth > MAX_DEPTH:
+        raise GpmfError("containers are nested too deep")
+    entries = list(parse(data))
+    for entry in entries:
+        if entry.key == "DVNM":
+            device = text(entry)
+    for entry in entries:
+        if entry.key == "STRM":
+            yield device, list(parse(entry.data))
+        elif entry.kind == "\0":
+            yield from _streams(entry.data, device, depth + 1)
+
+
+def text(entry: Klv) -> str:
+    return entry.data.split(b"\0", 1)[0].decode("latin-1").strip()
+
+
+def samples(entry: Klv, types: str | None = None) -> list[tuple[float, ...]]:
+    """Raw numbers of an entry, one tuple a sample; `types` is the TYPE of a complex ('?') entry."""
+    kinds = types if entry.kind == "?" else None
+    if kinds is None:
+        code = _CODES.get(entry.kind)
+        if code is None:
+            raise GpmfError(f"{entry.key}: numbers of type {entry.kind!r} are not supported")
+        width = struct.calcsize(">" + code)
+        if entry.size % width:
+            raise GpmfError(f"{entry.key}: sample size {entry.size} does not fit its type")
+        layout = ">" + code * (entry.size // width)
+    else:
+        if any(kind not in _CODES for kind in kinds):
+            raise GpmfError(f"{entry.key}: TYPE {kinds!r} is not supported")
+        layout = ">" + "".join(_CODES[kind] for kind in kinds)
+    if struct.calcsize(layout) != entry.size:
+        raise GpmfError(f"{entry.key}: sample size {entry.size} does not fit its type")
+    return [tuple(map(float, row)) for row in struct.iter_unpack(layout, entry.data)]
+
+
+def scaled(entries: Sequence[Klv], key: str) -> list[tuple[float, ...]]:
+    """Samples of `key` divided by the stream's SCAL; empty when the stream has none."""
+    found = _find(entries, key)
+    if found is None or not found.data:
+        return []
+    kind = _find(entries, "TYPE")
+    rows = samples(found, text(kind) if kind is not None else None)
+    scale = _find(entries, "SCAL")
+    if scale is None:
+        return rows
+    divisors = [value for row in samples(scale) for value in row]
+    if any(d == 0 for d in divisors):
+        raise GpmfError(f"{key}: its scale is zero")
+    width = len(rows[0])
+    if len(divisors) == 1:
+        divisors *= width
+    if len(divisors) != width:
+        raise GpmfError(f"{key}: {width} columns but {len(divisors)} scales")
+    return [tuple(v / d for v, d in zip(row, divisors, strict=True)) for row in rows]
+
+
+def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
+    """GPS fixes and gravity of one clip, in time order.
+
+    A position counts only when GPSF says 2D or 3D and GPSP (dilution x 100) is small: receivers
+    under water write 0,0 or repeat a stale position. Raises GpmfError for bytes that are not GPMF.
+    """
+    device: str | None = None
+    gps: list[GpsFix] = []
+    gravity: list[GravitySample] = []
+    seen = 0
+    for payload in payloads:
+        for name, entries in streams(payload.data):
+            rows5, rows9 = scaled(entries, "GPS5"), scaled(entries, "GPS9")
+            downs = scaled(entries, "GRAV")
+            device = device or name or None
+            seen += len(rows5) + len(rows9)
+            gps += _gps5(payload, entries, rows5) + _gps9(payload, rows9)
+            for time_s, row in _spread(payload, downs):
+                length = math.sqrt(sum(v * v for v in row))
+                if len(row) == 3 and 0.5 < length < 2.0:
+                    x, y, z = (v / length for v in row)
+                    gravity.append(GravitySample(time_s, x, y, z))
+    note = ""
+    if seen == 0:
+        note = "no GPS stream"
+    elif len(gps) < seen:
+        note = f"{seen - len(gps)} of {seen} GPS samples without a fix were dropped"
+    return Telemetry(device, gps, note, gravity)
+
+
+def _gps5(
+    payload: TimedPayload, entries: Sequence[Klv], rows: list[tuple[float, ...]]
+) -> list[GpsFix]:
+    """GPS5 rows are lat, lon, alt, 2D and 3D speed; fix and dilution hold for the payload."""
+    fix_entry, dilution_entry = _find(entries, "GPSF"), _find(entries, "GPSP")
+    fix = int(samples(fix_entry)[0][0]) if fix_entry is not None and fix_entry.data else 0
+    dilution = math.inf
+    if dilution_entry is not None and dilution_entry.data:
+        dilution = samples(dilution_entry)[0][0] / 100
+    if fix < MIN_FIX or dilution > MAX_DILUTION:
+        return []
+    return [
+        GpsFix(time_s, row[0], row[1], row[2], fix)
+        for time_s, row in _spread(payload, rows)
+        if len(row) == 5 and _on_earth(row)
+    ]
+
+
+def _gps9(payload: TimedPayload, rows: list[tuple[float, ...]]) -> list[GpsFix]:
+    """GPS9 rows: lat, lon, alt, 2D, 3D speed, days since 2000, seconds, dilution, fix."""
+    return [
+        GpsFix(time_s, row[0], row[1], row[2], int(row[8]))
+        for time_s, row in _spread(payload, rows)
+        if len(row) == 9 and row[8] >= MIN_FIX and row[7] <= MAX_DILUTION and _on_earth(row)
+    ]
+
+
+def _spread(
+    payload: TimedPayload, rows: list[tuple[float, ...]]
+) -> Iterator[tuple[float, tuple[float, ...]]]:
+    for index, row in enumerate(rows):
+        yield payload.time_s + payload.duration_s * index / len(rows), row
+
+
+def _on_earth(row: tuple[float, ...]) -> bool:
+    lat, lon = row[0], row[1]
+    return abs(lat) <= 90 and abs(lon) <= 180 and (lat != 0 or lon != 0)
+
+
+def _find(entries: Sequence[Klv], key: str) -> Klv | None:
+    return next((entry for entry in entries if entry.key == key), None)

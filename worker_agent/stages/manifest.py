@@ -1,0 +1,207 @@
+"""ManifestGeneration: every frame with its time, position and gravity, and a first camera model.
+
+`sfm.camera_model` and `sfm.camera_params` describe the camera at the pixel size of the source
+video, as calibrations do, and are scaled to the frames here. "auto" is SIMPLE_RADIAL, which fits
+GoPro's Linear mode and rectilinear lenses behind a flat port; without parameters the focal length
+is a guess that SfM refines.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from worker_agent.protocol import FailureCode
+from worker_agent.stages.api import (
+    Artifacts,
+    AttemptSpec,
+    Reporter,
+    StageFailure,
+    artifact,
+    write_json,
+)
+
+__all__ = ["camera_guess", "interpolate", "main"]
+
+GUESSED_FOCAL = 0.9  # of the longer side: about 58 degrees, between Linear and narrow modes
+MAX_GPS_GAP_S = 3.0  # a vehicle that was longer without a fix may be anywhere
+MAX_GRAVITY_GAP_S = 1.0
+
+# COLMAP camera model -> (number of focal lengths, number of parameters)
+MODELS = {
+    "SIMPLE_PINHOLE": (1, 3),
+    "PINHOLE": (2, 4),
+    "SIMPLE_RADIAL": (1, 4),
+    "RADIAL": (1, 5),
+    "OPENCV": (2, 8),
+    "OPENCV_FISHEYE": (2, 8),
+    "FULL_OPENCV": (2, 12),
+    "SIMPLE_RADIAL_FISHEYE": (1, 4),
+    "RADIAL_FISHEYE": (1, 5),
+}
+
+
+def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
+    """Join frames, metadata and validation into `output/manifest.json`.
+
+    Raises StageFailure: INPUT_MISSING, CONFIG_INVALID (camera model or parameters).
+    """
+    run_dir = Path(spec.run_dir)
+    frames = _load(run_dir / "frames" / "frames.json", "FrameExtraction")
+    metadata = _load(run_dir / "output" / "metadata.json", "MetadataExtraction")
+    validation = _load(run_dir / "output" / "validation.json", "Validation")
+    config = spec.config["sfm"]
+    source = (int(validation["clips"][0]["width"]), int(validation["clips"][0]["height"]))
+    camera = camera_guess(
+        str(config["camera_model"]),
+        config["camera_params"],
+        source,
+        (int(frames["width"]), int(frames["height"])),
+    )
+    rows = join(frames["frames"], metadata["clips"])
+    target = run_dir / "output" / "manifest.json"
+    write_json(
+        target,
+        {
+            "segment": spec.inputs.get("segment", spec.job),
+            "auv": spec.inputs.get("auv", ""),
+            "frames": rows,
+            "camera": camera,
+        },
+    )
+    located = sum(row["gps"] is not None for row in rows)
+    report.progress(1.0, f"{len(rows)} frames, {located} with GPS")
+    return Artifacts(
+        files=(artifact(run_dir, target, "manifest"),),
+        metrics={
+            "frames": len(rows),
+            "frames_with_gps": located,
+            "frames_with_gravity": sum(row["gravity"] is not None for row in rows),
+        },
+        completed={"manifest_path": str(target)},
+    )
+
+
+def join(frames: Sequence[dict[str, Any]], clips: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a frame, with GPS and gravity interpolated to the frame's time within its clip."""
+    tracks: dict[str, tuple[list[tuple[float, ...]], list[tuple[float, ...]]]] = {
+        clip["name"]: (
+            [(p["time_s"], p["lat"], p["lon"], p["alt"]) for p in clip["gps"]],
+            [(g["time_s"], g["x"], g["y"], g["z"]) for g in clip["gravity"]],
+        )
+        for clip in clips
+    }
+    rows: list[dict[str, Any]] = []
+    for frame in frames:
+        gps_track, gravity_track = tracks.get(frame["clip"], ([], []))
+        time_s = float(frame["time_s"])
+        gravity = interpolate(gravity_track, time_s, MAX_GRAVITY_GAP_S)
+        length = math.hypot(*gravity) if gravity else 0.0
+        rows.append(
+            {
+                "name": frame["name"],
+                "clip": frame["clip"],
+                "time_s": time_s,
+                "gps": interpolate(gps_track, time_s, MAX_GPS_GAP_S),
+                "gravity": [v / length for v in gravity] if gravity and length > 1e-6 else None,
+            }
+        )
+    return rows
+
+
+def interpolate(
+    track: Sequence[tuple[float, ...]], time_s: float, max_gap_s: float
+) -> list[float] | None:
+    """Linear between the two samples (time, values...) around `time_s`, in time order.
+
+    None when they lie further apart than `max_gap_s`; beyond either end the last sample holds for
+    that long. Longitudes are not unwrapped at 180 degrees.
+    """
+    after = bisect.bisect_left(track, time_s, key=lambda sample: sample[0])
+    if after == 0 or after == len(track):
+        if not track:
+            return None
+        nearest = track[0] if after == 0 else track[-1]
+        return list(nearest[1:]) if abs(nearest[0] - time_s) <= max_gap_s else None
+    left, right = track[after - 1], track[after]
+    gap = right[0] - left[0]
+    if gap > max_gap_s:
+        return None
+    weight = (time_s - left[0]) / gap if gap > 0 else 0.0
+    return [a + weight * (b - a) for a, b in zip(left[1:], right[1:], strict=True)]
+
+
+def camera_guess(
+    model: str,
+    params: Sequence[float] | str | None,
+    source: tuple[int, int],
+    frame: tuple[int, int],
+) -> dict[str, Any]:
+    """COLMAP camera of the frames: {"model", "width", "height", "params", "source", "prior_focal"}.
+
+    `params` are given at the size of the source video, in COLMAP's order, as numbers or as one
+    comma separated string. Raises StageFailure CONFIG_INVALID.
+    """
+    name = "SIMPLE_RADIAL" if model == "auto" else model
+    if name not in MODELS:
+        raise _invalid(f"sfm.camera_model is {model!r}; known: auto, {', '.join(MODELS)}")
+    focals, count = MODELS[name]
+    width, height = frame
+    if params is None:
+        values = [GUESSED_FOCAL * max(frame)] * focals + [width / 2, height / 2]
+        values += [0.0] * (count - len(values))
+        origin = "guess"
+    else:
+        if model == "auto":
+            raise _invalid("sfm.camera_params are given but sfm.camera_model is auto")
+        given = _numbers(params)
+        if len(given) != count:
+            raise _invalid(f"sfm.camera_params holds {len(given)} numbers; {name} takes {count}")
+        sx, sy = width / source[0], height / source[1]
+        scales = ([sx] if focals == 1 else [sx, sy]) + [sx, sy]
+        scales += [1.0] * (count - len(scales))
+        values = [value * scale for value, scale in zip(given, scales, strict=True)]
+        if values[0] <= 0:
+            raise _invalid("the focal length in sfm.camera_params is not positive")
+        origin = "config"
+    return {
+        "model": name,
+        "width": width,
+        "height": height,
+        "params": values,
+        "source": origin,
+        "prior_focal": origin == "config",
+    }
+
+
+def _numbers(params: Sequence[float] | str) -> list[float]:
+    parts = params.split(",") if isinstance(params, str) else params
+    try:
+        values = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        raise _invalid(f"sfm.camera_params is {params!r}, not a list of numbers") from None
+    if not all(math.isfinite(value) for value in values):
+        raise _invalid(f"sfm.camera_params is {params!r}: a number is not finite")
+    return values
+
+
+def _invalid(message: str) -> StageFailure:
+    return StageFailure(
+        FailureCode.CONFIG_INVALID,
+        message,
+        advice="Correct the sfm settings of the acquisition, then retry the job.",
+    )
+
+
+def _load(path: Path, stage: str) -> Any:
+    if not path.is_file():
+        raise StageFailure(
+            FailureCode.INPUT_MISSING,
+            f"{path.parent.name}/{path.name} is missing on this host",
+            advice=f"Run the job again from {stage}.",
+        )
+    return json.loads(path.read_text())

@@ -1,0 +1,307 @@
+"""One step of structure from motion, in a process of its own: everything that calls pycolmap.
+
+`python -m worker_agent.stages.sfm_mapping STEP REQUEST` reads a `Request` (JSON), works on the
+database it names and writes its answer (JSON) to the request's `answer` path. COLMAP can abort the
+whole interpreter, so the stage starts this as a child and survives it. Lines on stdout
+("registered N") are progress.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import resource
+import shutil
+import signal
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["STEPS", "Request", "main"]
+
+MEBIBYTE = 1 << 20
+MIN_TRIANGULATION_DEG = 4.0  # forward motion under water never reaches COLMAP's 16
+MAX_FORWARD_MOTION = 1.0
+FIRST_OCTAVE = 0  # COLMAP's -1 doubles the picture first: four times the cost, no more frames
+SAMPLED_POINTS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What every step is told; paths are absolute."""
+
+    database: str
+    images: str
+    work: str  # models go under <work>/<pairs>_<mapper>/
+    answer: str
+    names: list[str]
+    camera: dict[str, Any]  # of the manifest
+    max_features: int
+    max_image_size: int
+    overlap: int
+    seed: int
+    threads: int
+    memory_limit_mib: int | None
+    pairs: str = "sequential"  # | exhaustive: what the matches were made from
+    accepted: str = ""  # finish: the model to publish
+    drop: list[str] | None = None  # finish: images to take out of it
+    manifest: str = ""  # finish: for the sidecar's times, gravity and GPS
+    model: str = ""  # finish: where the accepted model goes
+    registration: str = ""  # finish: where the sidecar goes
+    quality: dict[str, float | int | str] | None = None  # finish: goes into the sidecar
+
+
+def main(arguments: list[str]) -> int:
+    step, path = arguments
+    request = Request(**json.loads(Path(path).read_text()))
+    _bind_to_parent()
+    if request.memory_limit_mib is not None:
+        limit = request.memory_limit_mib * MEBIBYTE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    answer = STEPS[step](request)
+    Path(request.answer).write_text(json.dumps(answer))
+    return 0
+
+
+def _bind_to_parent() -> None:
+    """Die with the stage, also when it is killed hard (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _pycolmap(request: Request) -> Any:
+    import pycolmap  # here, so that the memory limit already holds
+
+    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    pycolmap.set_random_seed(request.seed)
+    return pycolmap
+
+
+def extract(request: Request) -> dict[str, Any]:
+    """SIFT features of every image, one camera for all. Images done before are skipped."""
+    pc = _pycolmap(request)
+    reader = pc.ImageReaderOptions()
+    reader.camera_model = request.camera["model"]
+    if request.camera["prior_focal"]:
+        reader.camera_params = ",".join(repr(float(v)) for v in request.camera["params"])
+    else:
+        longer = max(request.camera["width"], request.camera["height"])
+        reader.default_focal_length_factor = request.camera["params"][0] / longer
+    options = pc.FeatureExtractionOptions()
+    options.num_threads = request.threads
+    options.max_image_size = request.max_image_size
+    options.sift.max_num_features = request.max_features
+    options.sift.first_octave = FIRST_OCTAVE
+    pc.extract_features(
+        request.database,
+        request.images,
+        image_names=request.names,
+        camera_mode=pc.CameraMode.SINGLE,
+        reader_options=reader,
+        extraction_options=options,
+        device=pc.Device.cpu,
+    )
+    return {}
+
+
+def match(request: Request) -> dict[str, Any]:
+    """Match and verify pairs; pairs done before are skipped. Answers with `MatchFacts`."""
+    pc = _pycolmap(request)
+    matching = pc.FeatureMatchingOptions()
+    matching.num_threads = request.threads
+    verification = pc.TwoViewGeometryOptions()
+    verification.ransac.random_seed = request.seed
+    if request.pairs == "exhaustive":
+        pc.match_exhaustive(
+            request.database,
+            matching_options=matching,
+            verification_options=verification,
+            device=pc.Device.cpu,
+        )
+    else:
+        pairing = pc.SequentialPairingOptions()
+        pairing.overlap = request.overlap
+        pairing.quadratic_overlap = True
+        pairing.num_threads = request.threads
+        pc.match_sequential(
+            request.database,
+            matching_options=matching,
+            pairing_options=pairing,
+            verification_options=verification,
+            device=pc.Device.cpu,
+        )
+    return _match_facts(pc, request)
+
+
+def _match_facts(pc: Any, request: Request) -> dict[str, Any]:
+    import numpy as np
+
+    longer = max(request.camera["width"], request.camera["height"])
+    with pc.Database.open(request.database) as database:
+        keypoints = {
+            image.image_id: database.read_keypoints(image.image_id)[:, :2]
+            for image in database.read_all_images()
+        }
+        pairs, geometries = database.read_two_view_geometries()
+        shifts: list[float] = []
+        for pair, geometry in zip(pairs, geometries, strict=True):
+            inliers = np.asarray(geometry.inlier_matches)
+            if len(inliers) < 15:
+                continue
+            first, second = pc.pair_id_to_image_pair(pair)
+            moved = keypoints[first][inliers[:, 0]] - keypoints[second][inliers[:, 1]]
+            shifts.append(float(np.median(np.linalg.norm(moved, axis=1))))
+    return {
+        "images": len(keypoints),
+        "keypoints_median": statistics.median(len(k) for k in keypoints.values()),
+        "verified_pairs": len(shifts),
+        "motion_share": max(shifts, default=0.0) / longer,
+    }
+
+
+def map_global(request: Request) -> dict[str, Any]:
+    """Global mapping (GLOMAP): registers forward-motion clips that incremental mapping loses."""
+    pc = _pycolmap(request)
+    options = pc.GlobalPipelineOptions()
+    options.num_threads = request.threads
+    options.random_seed = request.seed
+    out = _empty(Path(request.work) / f"{request.pairs}_global")
+    models = pc.global_mapping(request.database, request.images, str(out), options=options)
+    return _largest(request, models, "global", out)
+
+
+def map_incremental(request: Request) -> dict[str, Any]:
+    """Incremental mapping, with an initial pair that forward motion can offer."""
+    pc = _pycolmap(request)
+    options = pc.IncrementalPipelineOptions()
+    options.num_threads = request.threads
+    options.random_seed = request.seed
+    options.min_model_size = 3
+    options.mapper.init_min_tri_angle = MIN_TRIANGULATION_DEG
+    options.mapper.init_max_forward_motion = MAX_FORWARD_MOTION
+    out = _empty(Path(request.work) / f"{request.pairs}_incremental")
+    count = 0
+
+    def next_image() -> None:
+        nonlocal count
+        count += 1
+        print(f"registered {count}", flush=True)
+
+    models = pc.incremental_mapping(
+        request.database,
+        request.images,
+        str(out),
+        options=options,
+        next_image_callback=next_image,
+    )
+    return _largest(request, models, "incremental", out)
+
+
+def finish(request: Request) -> dict[str, Any]:
+    """Publish the accepted model without its unsupported images, coloured, and its sidecar."""
+    pc = _pycolmap(request)
+    from stitch.sidecar import from_reconstruction
+
+    model = pc.Reconstruction(request.accepted)
+    unwanted = set(request.drop or ())
+    for image in list(model.images.values()):
+        if image.name in unwanted and image.has_pose:
+            model.deregister_frame(image.frame_id)
+    model.extract_colors_for_all_images(request.images, num_threads=request.threads)
+    staging = _empty(Path(request.work) / "published")
+    model.write_binary(str(staging))
+    rows = json.loads(Path(request.manifest).read_text())["frames"]
+    sidecar = from_reconstruction(
+        model,
+        Path(request.database),
+        times={row["name"]: row["time_s"] for row in rows},
+        gravity={row["name"]: tuple(row["gravity"]) for row in rows if row["gravity"]},
+        gps={row["name"]: tuple(row["gps"]) for row in rows if row["gps"]},
+        quality=request.quality or {},
+    )
+    sidecar.save(Path(request.registration))
+    target = Path(request.model)
+    if target.exists():
+        shutil.rmtree(target)
+    staging.replace(target)
+    return {
+        "points": model.num_points3D(),
+        "registered": model.num_reg_images(),
+        "reprojection_px": model.compute_mean_reprojection_error(),
+    }
+
+
+def _largest(request: Request, models: Any, mapper: str, out: Path) -> dict[str, Any]:
+    """Plain numbers of the largest model: the first one may be two images of junk."""
+    if not models:
+        return {"candidate": None}
+    index, model = max(models.items(), key=lambda item: item[1].num_reg_images())
+    if model.num_points3D() == 0:
+        return {"candidate": None}
+    camera = next(iter(model.cameras.values()))
+    return {
+        "candidate": {
+            "mapper": mapper,
+            "pairs": request.pairs,
+            "path": str(out / str(index)),
+            "images": [_posed(model, image) for image in model.images.values() if image.has_pose],
+            "points": model.num_points3D(),
+            "reprojection_px": model.compute_mean_reprojection_error(),
+            "focal_px": float(camera.mean_focal_length()),
+            "triangulation_deg": _triangulation_deg(model),
+        }
+    }
+
+
+def _posed(model: Any, image: Any) -> dict[str, Any]:
+    import numpy as np
+
+    centre = image.projection_center()
+    seen = [model.points3D[p.point3D_id].xyz for p in image.get_observation_points2D()]
+    depth = float(np.median(np.linalg.norm(np.array(seen) - centre, axis=1))) if seen else 0.0
+    return {
+        "name": image.name,
+        "points": len(seen),
+        "centre": [float(v) if math.isfinite(v) else 1e300 for v in centre],
+        "depth": depth,
+        "rotation": image.cam_from_world().rotation.matrix().T.tolist(),
+    }
+
+
+def _triangulation_deg(model: Any) -> float:
+    """Median over points of the angle between the first and last camera that see each."""
+    import numpy as np
+
+    centres = {i: image.projection_center() for i, image in model.images.items() if image.has_pose}
+    points = list(model.points3D.values())
+    angles: list[float] = []
+    for point in points[:: max(1, len(points) // SAMPLED_POINTS)]:
+        views = sorted({element.image_id for element in point.track.elements})
+        first, last = (centres[i] - point.xyz for i in (views[0], views[-1]))
+        scale = float(np.linalg.norm(first) * np.linalg.norm(last))
+        if scale > 0:
+            cosine = float(np.clip(first @ last / scale, -1.0, 1.0))
+            angles.append(math.degrees(math.acos(cosine)))
+    return statistics.median(angles) if angles else 0.0
+
+
+def _empty(path: Path) -> Path:
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
+
+
+STEPS: dict[str, Callable[[Request], dict[str, Any]]] = {
+    "extract": extract,
+    "match": match,
+    "map_global": map_global,
+    "map_incremental": map_incremental,
+    "finish": finish,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

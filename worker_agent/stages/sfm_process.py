@@ -1,0 +1,135 @@
+"""Runs one step of `sfm_mapping` as a child process and turns whatever becomes of it into words."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import worker_agent
+from worker_agent.protocol import FailureCode
+from worker_agent.stages.api import StageFailure
+from worker_agent.stages.sfm_mapping import Request
+
+__all__ = ["StepCrashed", "counts", "run_step"]
+
+POLL_S = 0.5
+_MEMORY_SIGNS = ("bad_alloc", "MemoryError", "Cannot allocate memory", "std::length_error")
+_DISK_SIGNS = ("database or disk is full", "No space left on device")
+
+
+class StepCrashed(Exception):
+    """The child died; `message` is one line."""
+
+    def __init__(self, step: str, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+        self.message = message
+
+
+def run_step(step: str, request: Request, tick: Callable[[int], None]) -> dict[str, Any]:
+    """The step's answer. `tick` is called about twice a second with the last count it printed.
+
+    Raises StageFailure OUT_OF_MEMORY or DISK_FULL, and StepCrashed for any other death.
+    """
+    work = Path(request.work)
+    work.mkdir(parents=True, exist_ok=True)
+    answer = Path(request.answer)
+    answer.unlink(missing_ok=True)
+    order = work / f"{step}.json"
+    order.write_text(json.dumps(asdict(request)))
+    complaints = work / f"{step}.log"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(_import_path()),
+        "OMP_NUM_THREADS": str(request.threads),
+        "OPENBLAS_NUM_THREADS": str(request.threads),
+    }
+    with complaints.open("wb") as log:
+        # In the stage's own process group: whoever ends the stage ends this too.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "worker_agent.stages.sfm_mapping", step, str(order)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+        )
+        try:
+            _follow(child, tick)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+    if child.returncode == 0 and answer.is_file():
+        result: dict[str, Any] = json.loads(answer.read_text())
+        return result
+    raise _verdict(step, child.returncode, complaints.read_text(errors="replace"), request)
+
+
+def counts(database: Path) -> tuple[int, int]:
+    """(images with features, verified or rejected pairs) in a COLMAP database; zeros before."""
+    if not database.is_file():
+        return 0, 0
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)) as link:
+            images = link.execute("select count(*) from keypoints").fetchone()[0]
+            pairs = link.execute("select count(*) from two_view_geometries").fetchone()[0]
+    except sqlite3.OperationalError:  # not laid out yet, or busy: the next poll will see it
+        return 0, 0
+    return int(images), int(pairs)
+
+
+def _import_path() -> list[str]:
+    """The child must find this package where the parent did, whatever its working directory."""
+    root = str(Path(worker_agent.__file__).resolve().parent.parent)
+    return [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+
+
+def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> None:
+    if child.stdout is None:
+        raise RuntimeError("the child was started without a pipe")
+    count = 0
+    buffer = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(POLL_S):
+                block = os.read(child.stdout.fileno(), 65536)
+                if not block:
+                    return
+                *lines, buffer = (buffer + block).split(b"\n")
+                numbers = [int(n) for n in (x[11:] for x in lines) if n.isdigit()]
+                count = numbers[-1] if numbers else count
+            tick(count)
+
+
+def _verdict(step: str, returncode: int, log: str, request: Request) -> StageFailure | StepCrashed:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if not line.startswith("@")), "no message")[:300]
+    killed = -returncode if returncode < 0 else 0
+    if any(sign in log for sign in _DISK_SIGNS):
+        return StageFailure(
+            FailureCode.DISK_FULL,
+            f"no space left on the host during SfM ({step})",
+            advice="Free space on the host or move its work_dir, then retry the job.",
+        )
+    if killed == signal.SIGKILL or any(sign in log for sign in _MEMORY_SIGNS):
+        limit = request.memory_limit_mib
+        bound = f"its limit of {limit} MiB" if limit else "the host's memory"
+        return StageFailure(
+            FailureCode.OUT_OF_MEMORY,
+            f"SfM ({step}) ran out of memory, within {bound}",
+            advice="Lower sfm.max_features or sfm.threads, or use a host with more memory.",
+            evidence={"memory_limit_mib": limit, "threads": request.threads},
+        )
+    if killed:
+        return StepCrashed(step, f"{step} was ended by {signal.Signals(killed).name}: {last}")
+    return StepCrashed(step, f"{step} ended with exit {returncode}: {last}")
