@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -70,13 +69,6 @@ class Gaussians:
         """The gaussians of a mask (N,) or of row numbers, in that order."""
         return Gaussians(*(getattr(self, item.name)[index] for item in fields(self)))
 
-    def with_sh_degree(self, degree: int) -> Gaussians:
-        """Same colours with higher bands added as zeros, or cut off above `degree`."""
-        rest = np.zeros((len(self), REST_OF_DEGREE[degree], 3), np.float32)
-        kept = min(rest.shape[1], self.shN.shape[1])
-        rest[:, :kept] = self.shN[:, :kept]
-        return Gaussians(self.means, self.scales, self.quats, self.opacities, self.sh0, rest)
-
     def save_npz(self, path: Path) -> None:
         """Atomic and durable, uncompressed."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -94,15 +86,3 @@ class Gaussians:
                 return cls(*(data[item.name] for item in fields(cls)))
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise FileUnreadable(f"{path}: not a gaussians file: {error}") from None
-
-
-def concatenate(parts: Sequence[Gaussians]) -> Gaussians:
-    """One after the other, at the highest spherical harmonic degree among them."""
-    degree = max(part.sh_degree for part in parts)
-    padded = [part.with_sh_degree(degree) for part in parts]
-    return Gaussians(
-        *(
-            np.concatenate([getattr(part, item.name) for part in padded])
-            for item in fields(Gaussians)
-        )
-    )

@@ -8,7 +8,9 @@ red, then of green, then of blue.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,33 +30,57 @@ _TYPES = {
 
 def write_ply(path: Path, gaussians: Gaussians) -> None:
     """Atomic and durable. Raises OSError when the disk is full."""
-    rest = gaussians.shN.shape[1] * 3
+    write_ply_parts(path, len(gaussians), gaussians.sh_degree, [gaussians])
+
+
+def write_ply_parts(path: Path, count: int, sh_degree: int, parts: Iterable[Gaussians]) -> None:
+    """One PLY from parts that are never all in memory; they must add up to `count`.
+
+    Atomic and durable. Raises OSError when the disk is full, ValueError when the parts do not add
+    up or have a higher degree than `sh_degree`.
+    """
+    rest = REST_OF_DEGREE[sh_degree] * 3
     names = _columns(rest)
     header = "".join(
         [
             "ply\nformat binary_little_endian 1.0\n",
-            f"element vertex {len(gaussians)}\n",
+            f"element vertex {count}\n",
             *(f"property float {name}\n" for name in names),
             "end_header\n",
         ]
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(header.encode("ascii"))
-        for start in range(0, len(gaussians), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            count = len(gaussians.means[rows])
-            block = np.zeros((count, len(names)), "<f4")
-            block[:, 0:3] = gaussians.means[rows]
-            block[:, 6:9] = gaussians.sh0[rows]
-            block[:, 9 : 9 + rest] = gaussians.shN[rows].transpose(0, 2, 1).reshape(count, rest)
-            block[:, 9 + rest] = gaussians.opacities[rows]
-            block[:, 10 + rest : 13 + rest] = gaussians.scales[rows]
-            block[:, 13 + rest :] = gaussians.quats[rows]
-            stream.write(block.data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(header.encode("ascii"))
+            written = sum(_write_rows(stream, part, sh_degree, len(names)) for part in parts)
+            if written != count:
+                raise ValueError(f"{path}: {written} gaussians came, {count} were announced")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_rows(stream: BinaryIO, part: Gaussians, sh_degree: int, columns: int) -> int:
+    if part.sh_degree > sh_degree:
+        raise ValueError(f"gaussians of degree {part.sh_degree} in a PLY of degree {sh_degree}")
+    each, rest = REST_OF_DEGREE[sh_degree], REST_OF_DEGREE[sh_degree] * 3
+    for start in range(0, len(part), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        count = len(part.means[rows])
+        block = np.zeros((count, columns), "<f4")
+        higher = np.zeros((count, 3, each), "<f4")
+        higher[:, :, : part.shN.shape[1]] = part.shN[rows].transpose(0, 2, 1)
+        block[:, 0:3] = part.means[rows]
+        block[:, 6:9] = part.sh0[rows]
+        block[:, 9 : 9 + rest] = higher.reshape(count, rest)
+        block[:, 9 + rest] = part.opacities[rows]
+        block[:, 10 + rest : 13 + rest] = part.scales[rows]
+        block[:, 13 + rest :] = part.quats[rows]
+        stream.write(block.data)
+    return len(part)
 
 
 def read_ply(path: Path) -> Gaussians:
@@ -64,8 +90,9 @@ def read_ply(path: Path) -> Gaussians:
     """
     try:
         with path.open("rb") as stream:
-            dtype, count = _header(path, stream.read(_MAX_HEADER))
-            offset = stream.seek(_data_offset(path))
+            head = stream.read(_MAX_HEADER)
+            dtype, count = _header(path, head)
+            offset = head.index(b"\n", head.index(b"end_header")) + 1
             missing = offset + count * dtype.itemsize - path.stat().st_size
     except OSError as error:
         raise FileUnreadable(f"{path}: {error.strerror}") from None
@@ -111,12 +138,6 @@ def _stack(table: npt.NDArray[np.void], names: list[str]) -> npt.NDArray[np.floa
         for index, name in enumerate(names):
             columns[rows, index] = table[name][rows]
     return columns
-
-
-def _data_offset(path: Path) -> int:
-    with path.open("rb") as stream:
-        head = stream.read(_MAX_HEADER)
-    return head.index(b"\n", head.index(b"end_header")) + 1
 
 
 def _header(path: Path, head: bytes) -> tuple[np.dtype[np.void], int]:

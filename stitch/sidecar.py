@@ -86,6 +86,11 @@ class Sidecar:
         centres: npt.NDArray[np.float64] = -np.einsum("jik,kj->ki", rotation, self.translations)
         return centres
 
+    def extent(self) -> tuple[npt.NDArray[np.float64], float]:
+        """Centre (3,) of the points and the diagonal of their middle 90 %, frame's unit."""
+        low, high = np.percentile(self.points.astype(np.float64), [5, 95], axis=0)
+        return np.median(self.points, axis=0).astype(np.float64), float(np.linalg.norm(high - low))
+
     def save(self, path: Path) -> None:
         """Atomic and durable.
 

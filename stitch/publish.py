@@ -1,0 +1,64 @@
+"""The report of a stitch: `stitch.json`, JSON scalars and lists only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stitch.register import Edge
+from stitch.score import Verdict
+from stitch.sim3 import Sim3
+
+REPORT_VERSION = 1
+
+
+def member_entry(name: str, auv: str, pose: Sim3, before: int, kept: int) -> dict[str, Any]:
+    """A member of the scene; scale, rotation (3 rows) and translation take it to the scene."""
+    return {
+        "name": name,
+        "auv": auv,
+        "scale": pose.scale,
+        "rotation": pose.rotation.tolist(),
+        "translation": pose.translation.tolist(),
+        "gaussians_before": before,
+        "gaussians_kept": kept,
+    }
+
+
+def edge_entry(
+    edge: Edge, names: Sequence[str], verdict: Verdict, *, contradicted: bool
+) -> dict[str, Any]:
+    """One pair with its evidence. `contradicted`: the loops of the pose graph threw it out."""
+    return {
+        "source": names[edge.source],
+        "target": names[edge.target],
+        "matches": edge.matches,
+        "inliers": edge.inliers,
+        "share": round(edge.share, 4),
+        "hull_share": round(edge.hull_share, 4),
+        "residual_depths": round(edge.residual, 6),
+        "accepted": verdict.accepted and not contradicted,
+        "reason": "contradicted by the other pairs" if contradicted else verdict.reason,
+    }
+
+
+def stitch_report(
+    *,
+    level: str,
+    name: str,
+    members: Sequence[dict[str, Any]],
+    edges: Sequence[dict[str, Any]],
+    left_out: Sequence[dict[str, Any]],
+    gaussians: int,
+) -> dict[str, Any]:
+    """The whole report. The scene's frame is that of the first member."""
+    return {
+        "version": REPORT_VERSION,
+        "level": level,
+        "name": name,
+        "reference": members[0]["name"],
+        "members": list(members),
+        "edges": list(edges),
+        "left_out": list(left_out),
+        "gaussians": gaussians,
+    }

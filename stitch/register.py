@@ -1,0 +1,161 @@
+"""Pairwise registration of two reconstructions from the descriptors of their 3D points.
+
+Image evidence only: on flat ground geometry alone gives confident wrong answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pycolmap
+from scipy.spatial import ConvexHull, QhullError
+
+from stitch.sidecar import Sidecar
+from stitch.sim3 import F64, Sim3, umeyama
+
+MAX_ERROR_DEPTHS = 0.02
+"""Two points agree within this share of the target's median depth (2 to 3 % measured best)."""
+
+_CHUNK = 1024  # descriptors matched at a time: at most 50 MB for two merged scenes
+_SEED = 1
+_MIN_TRIALS = 500
+_MAX_TRIALS = 20_000  # finds a 5 % inlier share, a quarter of what is accepted
+_POLISH_ROUNDS = 3
+_Pairs = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What the images say of one pair. `source` and `target` are numbers of members."""
+
+    source: int
+    target: int
+    matches: int  # mutual nearest neighbours that pass the ratio test
+    inliers: int  # matches that one Sim3 explains
+    hull_share: float  # ground the inliers span over that of the smaller reconstruction
+    residual: float  # root mean square of the inliers, in median depths of the target
+    sim3: Sim3 | None  # source -> target; None when no three matches agree
+
+    @property
+    def share(self) -> float:
+        """Inliers of the matches."""
+        return self.inliers / self.matches if self.matches else 0.0
+
+
+def register(
+    source_number: int, source: Sidecar, target_number: int, target: Sidecar, ratio: float
+) -> Edge:
+    """Best Sim3 from `source` to `target` with its evidence; whether that is enough is for
+    `stitch.score`. Deterministic. `ratio` is of the distances to best and second best match."""
+    pairs = match(source.descriptors, target.descriptors, ratio)
+    a = source.points[pairs[:, 0]].astype(np.float64)
+    b = target.points[pairs[:, 1]].astype(np.float64)
+    limit = MAX_ERROR_DEPTHS * target.median_depth
+    sim3 = _robust(a, b, limit)
+    if sim3 is None:
+        return Edge(source_number, target_number, len(pairs), 0, 0.0, 0.0, None)
+    error = np.linalg.norm(sim3.apply(a) - b, axis=1)
+    inlier = error < limit
+    hull = max(_hull_share(source.points, a[inlier]), _hull_share(target.points, b[inlier]))
+    rms = float(np.sqrt(np.mean(error[inlier] ** 2))) if inlier.any() else 0.0
+    return Edge(
+        source_number,
+        target_number,
+        matches=len(pairs),
+        inliers=int(inlier.sum()),
+        hull_share=hull,
+        residual=rms / target.median_depth,
+        sim3=sim3,
+    )
+
+
+def match(source: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8], ratio: float) -> _Pairs:
+    """Pairs (M,2) of rows of two descriptor tables (P,128) and (Q,128): mutual nearest
+    neighbours whose distance is below `ratio` of that to the second best in `target`."""
+    if len(source) < 1 or len(target) < 2:
+        return np.empty((0, 2), np.intp)
+    a, b = _unit(source), _unit(target)
+    best = np.empty(len(a), np.intp)
+    passes = np.empty(len(a), np.bool_)
+    back = np.zeros(len(b), np.intp)
+    back_value = np.full(len(b), -np.inf, np.float32)
+    for start in range(0, len(a), _CHUNK):
+        cosine = a[start : start + _CHUNK] @ b.T
+        rows = np.arange(len(cosine))
+        column_best = cosine.argmax(axis=0)
+        column_value = cosine[column_best, np.arange(len(b))]
+        better = column_value > back_value
+        back[better] = column_best[better] + start
+        back_value[better] = column_value[better]
+        first = cosine.argmax(axis=1)
+        best[start : start + _CHUNK] = first
+        nearest = _distance(cosine[rows, first])
+        cosine[rows, first] = -np.inf
+        second = _distance(cosine.max(axis=1))
+        passes[start : start + _CHUNK] = nearest < ratio * second
+    index = np.flatnonzero(passes & (back[best] == np.arange(len(a))))
+    return np.stack([index, best[index]], axis=1)
+
+
+def footprint_axes(points: npt.NDArray[np.float32]) -> tuple[F64, F64]:
+    """Centre (3,) and the two axes (2,3) in which the points spread most: for a survey, the
+    ground. Distant outliers are left out."""
+    centre = np.median(points, axis=0).astype(np.float64)
+    offset = points - centre
+    distance = np.linalg.norm(offset, axis=1)
+    core = offset[distance <= np.percentile(distance, 95)]
+    _, _, axes = np.linalg.svd(core - core.mean(axis=0), full_matrices=False)
+    return centre, axes[:2].astype(np.float64)
+
+
+def _robust(source: F64, target: F64, limit: float) -> Sim3 | None:
+    if len(source) < 3:
+        return None
+    options = pycolmap.RANSACOptions()
+    options.max_error = limit
+    options.random_seed = _SEED
+    options.min_num_trials = _MIN_TRIALS
+    options.max_num_trials = _MAX_TRIALS
+    found = pycolmap.estimate_sim3d_robust(source, target, options)
+    if found is None or not 0.0 < found["tgt_from_src"].scale < np.inf:
+        return None
+    first = found["tgt_from_src"]
+    sim3 = Sim3(first.scale, first.rotation.matrix(), first.translation)
+    for _ in range(_POLISH_ROUNDS):
+        inlier = np.linalg.norm(sim3.apply(source) - target, axis=1) < limit
+        try:
+            sim3 = umeyama(source[inlier], target[inlier])
+        except ValueError:
+            return None
+    return sim3
+
+
+def _hull_share(points: npt.NDArray[np.float32], inliers: F64) -> float:
+    """Area spanned by `inliers` over that of the middle 98 % of `points`, on their ground."""
+    centre, axes = footprint_axes(points)
+    whole = (points - centre) @ axes.T
+    low, high = np.percentile(whole, [1, 99], axis=0)
+    trimmed = whole[((whole >= low) & (whole <= high)).all(axis=1)]
+    return min(1.0, _area((inliers - centre) @ axes.T) / max(_area(trimmed), 1e-12))
+
+
+def _area(points: F64) -> float:
+    if len(points) < 3:
+        return 0.0
+    try:
+        return float(ConvexHull(points).volume)  # in 2D, qhull's volume is the area
+    except QhullError:  # all on one line
+        return 0.0
+
+
+def _unit(descriptors: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    values = descriptors.astype(np.float32)
+    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1.0)
+    return values
+
+
+def _distance(cosine: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    distance: npt.NDArray[np.float32] = np.sqrt(np.maximum(2.0 - 2.0 * cosine, 1e-9))
+    return distance
