@@ -1,0 +1,234 @@
+"""The store as the dispatcher sees it. One contract suite holds for every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from dispatcher.core.model import Event, Job, JobState
+from dispatcher.errors import CosmaError
+from dispatcher.store.rows import (
+    Acquisition,
+    Applied,
+    ArtifactRow,
+    Attempt,
+    EventRow,
+    Gpu,
+    Host,
+    Lease,
+    Offsets,
+    Progress,
+    Request,
+    Run,
+    Segment,
+    StageMetrics,
+    Stitch,
+)
+from worker_agent.protocol import ExitRecord
+
+
+class StoreError(CosmaError):
+    """The database cannot be opened, read or written."""
+
+
+class StaleRevision(StoreError):
+    """Another writer changed the job since it was read; read it again."""
+
+
+class OffsetGap(StoreError):
+    """A piece of a stream does not continue what is stored; watch again from `expected`."""
+
+    def __init__(self, job: str, attempt: int, stream: str, expected: int, got: int) -> None:
+        self.expected = expected
+        super().__init__(
+            f"{stream} of attempt {attempt} continues at byte {expected}, got byte {got}",
+            where=job,
+        )
+
+
+class Store(Protocol):
+    """State of the farm. Every write is one transaction; one process writes jobs.
+
+    All methods raise StoreError when the database itself fails. Making something that exists is
+    no error and changes nothing, so that every command can be repeated.
+    """
+
+    @classmethod
+    async def open(cls, path: Path) -> Self: ...
+
+    async def close(self) -> None: ...
+
+    async def new_epoch(self, *, host: str, pid: int, at: float) -> int:
+        """A number greater than any handed out before: hosts refuse a dispatcher with a lower."""
+        ...
+
+    # --- what is to be done ---
+
+    async def create_acquisition(self, row: Acquisition) -> bool:
+        """True when it is new."""
+        ...
+
+    async def create_segment(self, segment: Segment, job: Job, run: Run) -> bool:
+        """The segment, the job that reconstructs it and its config; True when they are new."""
+        ...
+
+    async def create_job(self, job: Job, run: Run) -> bool: ...
+
+    async def acquisitions(self) -> list[Acquisition]: ...
+
+    async def segments(
+        self, *, acquisition: str | None = None, job: str | None = None
+    ) -> list[Segment]: ...
+
+    async def run(self, job: str) -> Run | None: ...
+
+    # --- jobs and attempts ---
+
+    async def load_jobs(
+        self, *, active_only: bool = False, acquisition: str | None = None
+    ) -> list[Job]:
+        """Oldest first. `active_only`: without done, error, held and cancelled ones."""
+        ...
+
+    async def job(self, job: str) -> Job | None: ...
+
+    async def apply(self, before: Job, after: Job, event: Event, *, epoch: int = 0) -> Applied:
+        """Commit one transition, fenced by `before.revision`, durably (synchronous=FULL).
+
+        Job, attempt, reservation, lease, stitch state and event change in one transaction.
+        Raises StaleRevision when the stored job is no longer `before`.
+        """
+        ...
+
+    async def attempts(self, job: str) -> list[Attempt]: ...
+
+    async def finish_attempt(self, job: str, attempt: int, record: ExitRecord) -> None:
+        """Keep the host's exit record, its metrics and the artifacts it lists. Idempotent."""
+        ...
+
+    async def stage_metrics(self, job: str | None = None) -> list[StageMetrics]: ...
+
+    async def leases(self) -> list[Lease]: ...
+
+    async def renewed(self, attempts: Iterable[tuple[str, int]], at: float) -> None:
+        """Note that a renewal of these (job, attempt) was attempted."""
+        ...
+
+    # --- streams ---
+
+    async def append_stream(
+        self,
+        job: str,
+        attempt: int,
+        *,
+        events: Sequence[dict[str, Any]] = (),
+        events_from: int | None = None,
+        events_to: int | None = None,
+        log: bytes = b"",
+        log_from: int | None = None,
+        log_to: int | None = None,
+    ) -> Offsets:
+        """Store a piece of events.jsonl, of the log, or of both, each byte exactly once.
+
+        What is stored already is dropped (of the log, also a part); raises OffsetGap when a piece
+        begins after the end of what is stored, or an events piece begins in the midst of it.
+        """
+        ...
+
+    async def attempt_offsets(self, job: str, attempt: int) -> Offsets: ...
+
+    async def logs(self, job: str, attempt: int, *, offset: int = 0) -> bytes: ...
+
+    async def set_progress(
+        self, job: str, fraction: float, message: str, numbers: dict[str, Any], at: float
+    ) -> None:
+        """Written at most once a second; the last value always is."""
+        ...
+
+    async def progress(self) -> dict[str, Progress]:
+        """By job."""
+        ...
+
+    # --- artifacts ---
+
+    async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None: ...
+
+    async def artifact_collected(self, job: str, path: str, local_path: str) -> None: ...
+
+    async def artifacts(
+        self, *, job: str | None = None, acquisition: str | None = None, path: str | None = None
+    ) -> list[ArtifactRow]:
+        """`path` is one on a host (relative to the run directory) or in the artifact store."""
+        ...
+
+    # --- stitches ---
+
+    async def create_stitch(self, stitch: Stitch, job: Job | None, run: Run | None) -> bool:
+        """With its job, unless it passes a single member through."""
+        ...
+
+    async def stitches(self, *, acquisition: str | None = None) -> list[Stitch]: ...
+
+    async def stitch(self, id_or_job: str) -> Stitch | None: ...
+
+    async def update_stitch(
+        self, stitch: str, *, state: JobState | None = None, report: dict[str, Any] | None = None
+    ) -> None: ...
+
+    # --- events ---
+
+    async def record_event(
+        self,
+        kind: str,
+        *,
+        job: str | None = None,
+        attempt: int | None = None,
+        host: str | None = None,
+        payload: dict[str, Any] | None = None,
+        stimulus: str = "",
+        at: float | None = None,
+    ) -> str:
+        """A fact that changes no job; returns its id. `at` defaults to now."""
+        ...
+
+    async def events(
+        self,
+        *,
+        job: str | None = None,
+        kind: str | None = None,
+        host: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> list[EventRow]:
+        """In the order they were stored, those with an id above `after`."""
+        ...
+
+    # --- hosts ---
+
+    async def upsert_host(
+        self,
+        name: str,
+        *,
+        state: str,
+        message: str = "",
+        facts: dict[str, Any] | None = None,
+        cordoned: bool | None = None,
+        at: float,
+    ) -> None:
+        """`facts` None keeps the last ones; `cordoned` None keeps the flag."""
+        ...
+
+    async def hosts(self) -> list[Host]: ...
+
+    async def gpus(self, host: str | None = None) -> list[Gpu]: ...
+
+    # --- requests of other processes ---
+
+    async def add_request(self, kind: str, *, job: str | None, args: dict[str, Any]) -> int: ...
+
+    async def pending_requests(self) -> list[Request]: ...
+
+    async def finish_request(self, request: int, *, ok: bool, answer: str) -> None: ...
+
+    async def request(self, request: int) -> Request | None: ...
