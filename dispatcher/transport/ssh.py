@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+from asyncssh.public_key import get_default_public_key_algs
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.model import Reason
@@ -65,7 +66,7 @@ class _PinnedHost(asyncssh.SSHClient):
 
 
 def pinned_fingerprint(host_key: str) -> str:
-    """`SHA256:...` of a pinned public key or fingerprint. Raises asyncssh.KeyImportError."""
+    """`SHA256:...` of a pinned public key or fingerprint. Raises ValueError."""
     if host_key.startswith("SHA256:"):
         return host_key.rstrip("=")
     return asyncssh.import_public_key(host_key).get_fingerprint("sha256")
@@ -205,10 +206,6 @@ class _Link:
             )
         except asyncssh.HostKeyNotVerifiable as error:
             raise self._key_error(pinned, owner.seen or _text(error)) from None
-        except asyncssh.KeyExchangeFailed as error:
-            if "host key" in str(error).lower():
-                raise self._key_error(pinned, "a key of another type") from None
-            raise
         except asyncssh.PermissionDenied as error:
             user = target.user or "the default user"
             key = target.identity_file or "the SSH agent and the default keys"
@@ -240,7 +237,10 @@ class _Link:
             options["known_hosts"] = ([], [], [])
             if not target.host_key.startswith("SHA256:"):
                 key = asyncssh.import_public_key(target.host_key)
-                options["server_host_key_algs"] = [a.decode() for a in key.sig_algorithms]
+                # The pinned type is asked for first; any other still shows itself as a mismatch.
+                first = list(key.sig_algorithms)
+                rest = [a for a in get_default_public_key_algs() if a not in first]
+                options["server_host_key_algs"] = [a.decode() for a in (*first, *rest)]
         if self.bulk:
             options["encryption_algs"] = list(BULK_CIPHERS)
         return options
@@ -250,7 +250,7 @@ class _Link:
             return None
         try:
             return pinned_fingerprint(self.target.host_key)
-        except asyncssh.KeyImportError as error:
+        except ValueError as error:
             raise TransportError(
                 Reason.HOST_KEY_MISMATCH,
                 "the pinned host key is not a key",
