@@ -1,0 +1,183 @@
+"""The agent on a host: `python3 agent.pyz VERB`, one JSON request on stdin, JSON on stdout.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 refused; unless 0, stdout holds one `Refusal`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+if sys.version_info < (3, 11):  # noqa: UP036 - a host's own python3 is whatever it is
+    # Before any import of ours: the messages themselves need 3.11.
+    text = f"{sys.executable} is Python {sys.version.split()[0]}, the agent needs 3.11 or later"
+    print(json.dumps({"error": "tool_missing", "message": f"{text}: name one in the inventory"}))
+    sys.exit(1)
+
+from worker_agent.protocol import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_USAGE,
+    AttemptSpec,
+    CancelRequest,
+    FetchRequest,
+    ListRequest,
+    Message,
+    ProbeRequest,
+    ProtocolError,
+    ReceiveRequest,
+    ReclaimRequest,
+    Refusal,
+    RenewRequest,
+    SendRequest,
+    StatusRequest,
+)
+from worker_agent.refusal import RefusedError, from_os_error
+
+# Each verb imports what it needs when it is called: a status must not pay for a transfer.
+
+
+def _probe(line: bytes) -> int:
+    from worker_agent.probe import probe
+
+    return _reply([probe(ProbeRequest.from_json(line))])
+
+
+def _start(line: bytes) -> int:
+    from worker_agent.launch import start
+
+    return _reply([start(AttemptSpec.from_json(line))])
+
+
+def _status(line: bytes) -> int:
+    from worker_agent import attempts
+
+    request = StatusRequest.from_json(line)
+    return _reply(attempts.status(attempts.of_reference(r)) for r in request.attempts)
+
+
+def _follow(_: bytes) -> int:
+    from worker_agent.follow import follow
+
+    follow(0, 1)
+    return EXIT_OK
+
+
+def _renew(line: bytes) -> int:
+    from worker_agent.control import renew
+
+    return _reply(renew(RenewRequest.from_json(line)))
+
+
+def _cancel(line: bytes) -> int:
+    from worker_agent.control import cancel
+
+    return _reply([cancel(CancelRequest.from_json(line))])
+
+
+def _fetch(line: bytes) -> int:
+    from worker_agent.fetch import fetch
+
+    return _reply([fetch(FetchRequest.from_json(line))])
+
+
+def _receive(line: bytes) -> int:
+    from worker_agent.transfer import receive
+
+    return _reply([receive(ReceiveRequest.from_json(line), sys.stdin.buffer)])
+
+
+def _send(line: bytes) -> int:
+    from worker_agent.transfer import send
+
+    send(SendRequest.from_json(line), sys.stdout.buffer)
+    return EXIT_OK
+
+
+def _reclaim(line: bytes) -> int:
+    from worker_agent.disk import reclaim
+
+    return _reply([reclaim(ReclaimRequest.from_json(line))])
+
+
+def _list(line: bytes) -> int:
+    from worker_agent.attempts import list_attempts
+
+    return _reply(list_attempts(Path(ListRequest.from_json(line).work_dir)))
+
+
+def _selftest(line: bytes) -> int:
+    from worker_agent.selftest import selftest
+
+    report = selftest(Path(ListRequest.from_json(line).work_dir))
+    sys.stdout.write(json.dumps(report, separators=(",", ":")) + "\n")
+    return EXIT_OK if report["ok"] else EXIT_FAILED
+
+
+VERBS: dict[str, Callable[[bytes], int]] = {
+    "probe": _probe,
+    "start": _start,
+    "status": _status,
+    "follow": _follow,
+    "renew": _renew,
+    "cancel": _cancel,
+    "fetch": _fetch,
+    "receive": _receive,
+    "send": _send,
+    "reclaim": _reclaim,
+    "list": _list,
+    "selftest": _selftest,
+}
+
+
+def _reply(messages: Iterable[Message]) -> int:
+    for message in messages:
+        sys.stdout.write(message.to_json() + "\n")
+    return EXIT_OK
+
+
+def _refuse(refusal: Refusal, exit_code: int) -> int:
+    sys.stdout.write(refusal.to_json() + "\n")
+    return exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0] not in VERBS:
+        usage = f"usage: {' | '.join(VERBS)}, with one JSON request on stdin"
+        return _refuse(Refusal(error="bad_request", message=usage), EXIT_USAGE)
+    verb = arguments[0]
+    try:
+        # `follow` reads all of stdin itself, as it comes.
+        line = b"" if verb == "follow" else sys.stdin.buffer.readline()
+        return VERBS[verb](line)
+    except RefusedError as error:
+        return _refuse(error.refusal, error.exit_code)
+    except ProtocolError as error:
+        return _refuse(Refusal(error="bad_request", message=str(error)), EXIT_USAGE)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        refused = from_os_error(error)
+        return _refuse(refused.refusal, refused.exit_code)
+    except Exception as error:
+        text = " ".join(f"{verb}: {type(error).__name__}: {error}".split())
+        return _refuse(Refusal(error="agent_failed", message=text), EXIT_FAILED)
+
+
+def main() -> int:
+    """Run one verb; returns its exit code and never raises."""
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except (BrokenPipeError, KeyboardInterrupt):
+        # Whoever asked is gone. The interpreter must not find the broken pipe at exit again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The verb `start`: one attempt, started at most once, detached from whoever asked for it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from worker_agent import attempts, bundle, clock, processes, supervisor
+from worker_agent.attempts import AttemptFiles
+from worker_agent.epoch import check_epoch
+from worker_agent.paths import work_directory
+from worker_agent.protocol import (
+    PROTOCOL_VERSION,
+    AttemptSpec,
+    FailureCode,
+    StartReply,
+)
+from worker_agent.refusal import RefusedError
+from worker_agent.stages.api import write_json
+from worker_agent.version import agent_hash
+
+# Readers hold the lock shared for microseconds; a supervisor lets go just after its exit.json.
+_LOCK_PATIENCE_S = 3.0
+_LOCK_RETRY_S = 0.02
+
+
+def start(spec: AttemptSpec) -> StartReply:
+    """Start the attempt, or say how far it is when it had been started before.
+
+    Raises RefusedError: stale_epoch (a newer dispatcher, or a later attempt, has been here),
+    busy (another attempt of the job runs), cancelled (the attempt was cancelled before).
+    """
+    if spec.protocol != PROTOCOL_VERSION:
+        raise RefusedError(
+            "bad_request",
+            f"protocol {spec.protocol} asked, this agent speaks {PROTOCOL_VERSION}: "
+            "push the agent of the same version",
+        )
+    files = AttemptFiles.of(spec.run_dir, spec.attempt)
+    check_epoch(work_directory(files.run_dir), spec.epoch)
+    code = bundle.code_directory()
+    files.directory.mkdir(parents=True, exist_ok=True)
+    lock = _take_lock(files)
+    if lock is None:
+        return _reply(files, started=False)
+    # The lock is closed here before the state is read: held by this process it would look running.
+    try:
+        fresh = not files.started.exists()
+        if fresh:
+            _admit(files)
+            _record(files, spec, lock)
+            _detach(files, spec, lock, code)
+    finally:
+        os.close(lock)
+    return _reply(files, started=fresh)
+
+
+def _take_lock(files: AttemptFiles) -> int | None:
+    """The run lock, exclusively; None when this very attempt has been started."""
+    descriptor = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    end = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if files.started.exists():
+                os.close(descriptor)
+                return None
+            if time.monotonic() > end:
+                os.close(descriptor)
+                holder = attempts.lock_holder(files)
+                raise RefusedError(
+                    "busy", f"{files.run_dir}: attempt {holder} still runs there: cancel it first"
+                ) from None
+            time.sleep(_LOCK_RETRY_S)
+        else:
+            return descriptor
+
+
+def _reply(files: AttemptFiles, *, started: bool) -> StartReply:
+    known = attempts.read_json(files.processes) or {}
+    pid = known.get("stage")
+    return StartReply(
+        state=attempts.status(files).state,
+        started=started,
+        pid=pid if isinstance(pid, int) else None,
+    )
+
+
+def _admit(files: AttemptFiles) -> None:
+    """With the lock held: nothing of an older attempt may live, nothing newer may have been."""
+    if files.cancel.exists():
+        raise RefusedError(
+            FailureCode.CANCELLED, f"{files.directory}: cancelled before it was started"
+        )
+    latest = max(attempts.attempts_of(files.run_dir), default=0)
+    if latest > files.attempt:
+        raise RefusedError(
+            "stale_epoch",
+            f"{files.run_dir}: attempt {latest} has been started, {files.attempt} is too late",
+        )
+    for pid in processes.pids():
+        owner = processes.attempt_of(pid)
+        if owner is not None and owner[0] == str(files.run_dir) and pid != os.getpid():
+            processes.kill(pid, signal.SIGKILL)
+
+
+def _record(files: AttemptFiles, spec: AttemptSpec, lock: int) -> None:
+    """Everything durable before anything runs. started.json comes last: it is the commitment."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{spec.attempt}\n".encode(), 0)
+    body = json.loads(spec.to_json())
+    write_json(files.run_dir / "spec.json", body)
+    write_json(files.lease, {"until": clock.boottime() + spec.lease_s, "lease_s": spec.lease_s})
+    write_json(
+        files.started,
+        {
+            "spec": body,
+            "boot_id": clock.boot_id(),
+            "time": clock.wall(),
+            "agent_hash": agent_hash(),
+        },
+    )
+
+
+def _detach(files: AttemptFiles, spec: AttemptSpec, lock: int, code: Path) -> None:
+    """Double fork into a new session; the lock travels along, so that it is never free between.
+    Returns once the stage has been spawned, or could not be."""
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _become_supervisor(files, spec, lock, writer, code)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as ready:
+        ready.read()
+
+
+def _become_supervisor(
+    files: AttemptFiles, spec: AttemptSpec, lock: int, ready: int, code: Path
+) -> NoReturn:
+    # Whatever happens here, this copy of the process must never return into the verb.
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        null = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+            if int(name) > 2 and int(name) not in (lock, ready):
+                _close(int(name))
+        supervisor.supervise(files, spec, lock=lock, ready=ready, code=code)
+    except BaseException as error:
+        os.write(2, f"supervisor: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(1)
+
+
+def _close(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:
+        return  # the descriptor of the listing itself, gone by now

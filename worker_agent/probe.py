@@ -1,0 +1,136 @@
+"""The verb `probe`: what this host is and has free, in one message."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from worker_agent import clock, gpus, interpreter, processes
+from worker_agent.protocol import (
+    PROTOCOL_VERSION,
+    GpuFacts,
+    GpuProcess,
+    HostFacts,
+    ProbeRequest,
+)
+from worker_agent.refusal import failed
+from worker_agent.version import agent_hash
+from worker_agent.version import interpreter as python_version
+
+_MIB = 1024 * 1024
+_MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+
+
+def probe(request: ProbeRequest) -> HostFacts:
+    """Facts of this host. Creates `work_dir`; raises RefusedError when it cannot."""
+    work_dir = Path(request.work_dir)
+    if not work_dir.is_absolute():
+        raise failed("bad_request", f"work_dir {request.work_dir!r} is not an absolute path")
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise failed(
+            "agent_failed",
+            f"cannot create work_dir {work_dir}: {error.strerror}: "
+            "create it, or give the host another work_dir in the inventory",
+        ) from None
+    memory = memory_mib()
+    devices, gpu_error = _devices(memory)
+    disk = os.statvfs(work_dir)
+    python = interpreter.choose(request.stage_python, work_dir)
+    cuda = any(device.kind == "cuda" for device in devices)
+    return HostFacts(
+        protocol=PROTOCOL_VERSION,
+        agent_hash=agent_hash(),
+        hostname=platform.node(),
+        boot_id=clock.boot_id(),
+        python=python_version(),
+        stage_python=python,
+        stage_missing=interpreter.missing(python, work_dir, cuda=cuda),
+        cpu_count=len(os.sched_getaffinity(0)),
+        ram_total_mib=memory[0],
+        ram_free_mib=memory[1],
+        disk_total_bytes=disk.f_blocks * disk.f_frsize,
+        disk_free_bytes=disk.f_bavail * disk.f_frsize,
+        gpus=devices,
+        gpu_error=gpu_error,
+        time=clock.wall(),
+    )
+
+
+def memory_mib() -> tuple[int, int]:
+    """(total, available) of the host, from /proc/meminfo."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) // 1024
+    return fields["MemTotal"], fields["MemAvailable"]
+
+
+def _devices(memory: tuple[int, int]) -> tuple[tuple[GpuFacts, ...], str]:
+    """An installed driver that fails is an error, never a reason to train on the CPU."""
+    if not gpus.is_installed():
+        return (_cpu(memory),), ""
+    try:
+        rows, used = gpus.query_gpus(), gpus.query_compute()
+    except (gpus.GpuQueryError, OSError) as error:
+        return (), str(error)
+    return tuple(_cuda(row, used) for row in rows), ""
+
+
+def _cuda(row: gpus.GpuRow, used: tuple[gpus.ComputeRow, ...]) -> GpuFacts:
+    return GpuFacts(
+        uuid=row.uuid,
+        name=row.name,
+        kind="cuda",
+        total_mib=row.total_mib,
+        free_mib=row.free_mib,
+        processes=tuple(_process(u.pid, u.used_mib) for u in used if u.gpu == row.uuid),
+    )
+
+
+def _process(pid: int, used_mib: int) -> GpuProcess:
+    owner = processes.attempt_of(pid)
+    run_dir, attempt = owner if owner is not None else (None, None)
+    return GpuProcess(pid=pid, used_mib=used_mib, run_dir=run_dir, attempt=attempt)
+
+
+def _cpu(memory: tuple[int, int]) -> GpuFacts:
+    """The host itself as a device: its RAM, and what cosma's own attempts use of it."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    own = []
+    for pid in processes.pids():
+        if processes.attempt_of(pid) is not None:
+            stat = processes.stat_of(pid)
+            if stat is not None:
+                own.append(_process(pid, stat.rss_pages * page // _MIB))
+    return GpuFacts(
+        uuid=f"CPU-{machine_id()}",
+        name=_cpu_name(),
+        kind="cpu",
+        total_mib=memory[0],
+        free_mib=memory[1],
+        processes=tuple(own),
+    )
+
+
+def machine_id() -> str:
+    """32 hex digits that name this machine: machine-id(5), else a hash of the host name."""
+    for path in _MACHINE_IDS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text:
+            return text
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:32]
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model"):
+            return value.strip()
+    return platform.machine()

@@ -1,0 +1,92 @@
+"""Runs one stage in its own process: `python -m worker_agent.stages <attempt>/started.json`.
+
+Skips it when the checkpoint proves it done, else runs its module, and says what came of it in
+result.json. Exit code 0 when ok, 1 when the stage failed; tracebacks go to the log only.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from worker_agent.attempts import AttemptFiles
+from worker_agent.checkpoint import Checkpoint, previous_hash, stage_hash
+from worker_agent.protocol import AttemptSpec, FailureCode, StageOutcome
+from worker_agent.stages import registry
+from worker_agent.stages.api import Artifacts, Reporter, StageFailure, write_json
+from worker_agent.stages.failures import outcome_of
+from worker_agent.stages.lease_guard import guard
+
+
+def run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
+    """One stage, or its stored outcome when the checkpoint still verifies. Raises nothing but
+    what ends the process (KeyboardInterrupt, SystemExit)."""
+    try:
+        return _run(spec, report)
+    except Exception as error:
+        if not isinstance(error, StageFailure):
+            traceback.print_exc()
+        return outcome_of(error, spec.stage)
+
+
+def _run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
+    entry = registry.STAGES.get(spec.stage)
+    if entry is None:
+        raise StageFailure(
+            FailureCode.CONFIG_INVALID,
+            f"there is no stage {spec.stage!r} in this agent",
+            advice="push the agent of the dispatcher's version",
+        )
+    run_dir = Path(spec.run_dir)
+    checkpoint = Checkpoint.load(run_dir, spec.job)
+    digest = stage_hash(
+        spec.stage,
+        spec.config,
+        entry.config,
+        registry.declared_inputs(spec, run_dir),
+        previous_hash(checkpoint, spec.stage, registry.ORDER),
+        registry.tool_versions(entry),
+    )
+    if not spec.config.get("fresh", False):
+        resumed = checkpoint.resume(spec.stage, digest, time.time())
+        if resumed is not None:
+            report.emit("resumed", stage=spec.stage)
+            return resumed
+    module = importlib.import_module(f"worker_agent.stages.{entry.module}")
+    made: Artifacts = module.main(spec, report)
+    checkpoint.record(spec, digest, made, time.time())
+    return StageOutcome(ok=True, artifacts=made.files, metrics=made.metrics)
+
+
+def _reporter(files: AttemptFiles) -> Reporter:
+    inherited = os.environ.get("COSMA_EVENTS_FD")
+    if inherited is not None:
+        return Reporter(int(inherited), files.attempt)
+    descriptor = os.open(files.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    return Reporter(descriptor, files.attempt)
+
+
+def main(arguments: list[str]) -> int:
+    """`arguments`: the path of started.json."""
+    if len(arguments) != 1:
+        print("usage: python -m worker_agent.stages ATTEMPT/started.json", file=sys.stderr)
+        return 2
+    faulthandler.enable()  # a segmentation fault in native code leaves its stack in the log
+    spec = AttemptSpec.from_dict(json.loads(Path(arguments[0]).read_bytes())["spec"])
+    files = AttemptFiles.of(spec.run_dir, spec.attempt)
+    guard(files)
+    outcome = run(spec, _reporter(files))
+    if not outcome.ok:
+        print(f"{spec.stage}: {outcome.reason}: {outcome.message}", file=sys.stderr)
+    write_json(files.result, json.loads(outcome.to_json()))
+    return 0 if outcome.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

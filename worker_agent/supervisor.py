@@ -1,0 +1,262 @@
+"""Runs one stage to its end: lease, timeout, cancellation, and the durable record of its exit.
+
+The supervisor holds the run lock, so the attempt counts as running until exit.json is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from worker_agent import attempts, clock, interpreter, processes
+from worker_agent.attempts import COOKIE, AttemptFiles
+from worker_agent.paths import work_directory
+from worker_agent.protocol import AttemptSpec, ExitRecord, FailureCode, StageOutcome
+from worker_agent.refusal import is_disk_full
+from worker_agent.stages.api import Reporter, write_json
+from worker_agent.vram import VramSampler
+
+GRACE_S = 5.0  # between TERM and KILL
+_TICK_S = 0.2
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_STAGE_OOM_SCORE = "500"  # the kernel should take the stage before it takes sshd or us
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Why and when the stage is being ended."""
+
+    cause: str
+    kill_at: float
+
+
+def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, code: Path) -> None:
+    """Spawn the stage, see it to its end, write exit.json. The caller exits right after."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    _adopt_orphans()
+    events = os.open(files.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    reporter = Reporter(events, spec.attempt)
+    began, began_wall = clock.boottime(), clock.wall()
+    python = interpreter.choose(spec.stage_python, work_directory(files.run_dir))
+    try:
+        stage = _spawn(files, spec, python, code, lock, events)
+    except (OSError, subprocess.SubprocessError) as error:
+        message = f"cannot run the stage with {python}: {error}"
+        os.write(1, f"supervisor: {message}\n".encode())
+        reporter.emit("exited", cause="spawn_failed", message=message)
+        _write_exit(
+            files,
+            _record(
+                files, spec, "spawn_failed", began, began_wall, outcome=_spawn_outcome(message)
+            ),
+        )
+        os.close(ready)
+        return
+    stat = processes.stat_of(stage.pid)
+    write_json(
+        files.processes,
+        {
+            "supervisor": os.getpid(),
+            "stage": stage.pid,
+            "stage_start_ticks": None if stat is None else stat.start_ticks,
+        },
+    )
+    reporter.emit("started", pid=stage.pid, stage=spec.stage)
+    os.close(ready)
+
+    sampler = VramSampler(files.cookie) if spec.gpu_kind == "cuda" else None
+    cause = _watch(files, spec, stage.pid, began, sampler)
+    # Not yet reaped: its pid, and with it the group's id, cannot belong to anybody else.
+    processes.kill_group(stage.pid, signal.SIGKILL)
+    escaped = _sweep(files, stage.pid)
+    _, wait_status, usage = os.wait4(stage.pid, 0)
+    returncode = os.waitstatus_to_exitcode(wait_status)
+    stage.returncode = returncode
+    if cause == "exited" and returncode < 0:
+        cause = "signalled"
+    if escaped:
+        reporter.warning(f"{escaped} processes outlived their stage and were killed")
+    number = -returncode if returncode < 0 else None
+    reporter.emit("exited", cause=cause, returncode=None if number else returncode, signal=number)
+    os.fsync(events)
+    record = _record(
+        files,
+        spec,
+        cause,
+        began,
+        began_wall,
+        outcome=attempts.read_outcome(files),
+        returncode=None if number else returncode,
+        signal_number=number,
+        usage=usage,
+        peak_vram_mib=None if sampler is None else sampler.finish(),
+    )
+    _write_exit(files, record)
+
+
+def _adopt_orphans() -> None:
+    """Have what daemonises below the stage become our child, so that it can be found and ended.
+    Without ctypes (a stripped Python) the environment cookie still finds it."""
+    try:
+        import ctypes
+    except ImportError:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _spawn(
+    files: AttemptFiles, spec: AttemptSpec, python: str, code: Path, lock: int, events: int
+) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        COOKIE: files.cookie,
+        "COSMA_EVENTS_FD": str(events),
+        "CUDA_VISIBLE_DEVICES": (spec.gpu or "") if spec.gpu_kind == "cuda" else "",
+        "PYTHONPATH": str(code),
+        # `-m` would put the run directory, with the inputs in it, first on the module path.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [python, "-m", "worker_agent.stages", str(files.started)],
+        stdin=subprocess.DEVNULL,
+        stdout=1,
+        stderr=2,
+        cwd=files.run_dir,
+        env=environment,
+        pass_fds=(lock, events),
+        start_new_session=True,
+        preexec_fn=_prepare_stage,  # safe: the supervisor has one thread
+    )
+
+
+def _prepare_stage() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(_STAGE_OOM_SCORE)
+    except OSError:
+        return  # a container may forbid it; the kernel then chooses by size alone
+
+
+def _watch(
+    files: AttemptFiles, spec: AttemptSpec, pid: int, began: float, sampler: VramSampler | None
+) -> str:
+    """Until the stage has ended (it stays a zombie): why it did."""
+    lease_until = clock.boottime() + spec.lease_s
+    stop: _Stop | None = None
+    while True:
+        received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, _TICK_S)
+        if _reap_until(pid):
+            return "exited" if stop is None else stop.cause
+        now = clock.boottime()
+        if sampler is not None:
+            sampler.tick(now)
+        if stop is not None:
+            if now >= stop.kill_at:
+                processes.kill_group(pid, signal.SIGKILL)
+            continue
+        if received is not None and received.si_signo == signal.SIGTERM:
+            stop = _Stop("cancelled", now + GRACE_S)
+        elif files.cancel.exists():
+            request = attempts.read_json(files.cancel) or {}
+            stop = _Stop("cancelled", now + float(request.get("grace_s", GRACE_S)))
+        elif spec.timeout_s is not None and now - began > spec.timeout_s:
+            stop = _Stop("timeout", now + GRACE_S)
+        elif now > lease_until:
+            lease_until = _renewed_until(files, lease_until)
+            if now > lease_until:
+                stop = _Stop("lease_expired", now + GRACE_S)
+        if stop is not None:
+            processes.kill_group(pid, signal.SIGTERM)
+
+
+def _renewed_until(files: AttemptFiles, known: float) -> float:
+    lease = attempts.read_json(files.lease) or {}
+    return float(lease.get("until", known))
+
+
+def _reap_until(stage: int) -> bool:
+    """Reap adopted children; True when the stage itself has ended."""
+    while True:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return False
+        if ended.si_pid == stage:
+            return True
+        os.waitpid(ended.si_pid, 0)
+
+
+def _sweep(files: AttemptFiles, stage: int) -> int:
+    """Kill what left the process group: by the cookie, then by adoption. Returns how many."""
+    mine = os.getpid()
+    found = processes.sweep(files.cookie, but=mine)
+    for pid in processes.orphans_of(mine):
+        if pid != stage:
+            processes.kill(pid, signal.SIGKILL)
+    return found
+
+
+def _record(
+    files: AttemptFiles,
+    spec: AttemptSpec,
+    cause: str,
+    began: float,
+    began_wall: float,
+    *,
+    outcome: StageOutcome | None,
+    returncode: int | None = None,
+    signal_number: int | None = None,
+    usage: resource.struct_rusage | None = None,
+    peak_vram_mib: float | None = None,
+) -> ExitRecord:
+    return ExitRecord(
+        attempt=spec.attempt,
+        stage=spec.stage,
+        returncode=returncode,
+        signal=signal_number,
+        cause=cause,
+        outcome=outcome,
+        started_at=began_wall,
+        ended_at=clock.wall(),
+        wall_s=round(clock.boottime() - began, 3),
+        cpu_s=0.0 if usage is None else round(usage.ru_utime + usage.ru_stime, 3),
+        peak_rss_mib=0.0 if usage is None else round(usage.ru_maxrss / 1024, 1),
+        peak_vram_mib=peak_vram_mib,
+        events_bytes=files.events.stat().st_size,
+        log_bytes=files.log.stat().st_size,
+        boot_id=clock.boot_id(),
+    )
+
+
+def _spawn_outcome(message: str) -> StageOutcome:
+    return StageOutcome(
+        ok=False,
+        reason=FailureCode.TOOL_MISSING,
+        message=message,
+        advice="install the stage environment on this host: cosma worker bootstrap",
+    )
+
+
+def _write_exit(files: AttemptFiles, record: ExitRecord) -> None:
+    """Durable before the lock goes. On a full disk give back what the attempt no longer needs
+    and write the record without the stage's evidence."""
+    try:
+        write_json(files.exit, json.loads(record.to_json()))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        for path in (files.lease, files.processes, *files.directory.glob(".*.tmp")):
+            path.unlink(missing_ok=True)
+        outcome = record.outcome
+        if outcome is not None:
+            outcome = replace(outcome, evidence={}, metrics={})
+        write_json(files.exit, json.loads(replace(record, outcome=outcome).to_json()))
