@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from dispatcher.core.model import Event, Job, JobState
+from dispatcher.core.model import Event, Job, JobState, Waiting
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (
     Acquisition,
@@ -150,6 +150,14 @@ class Store(Protocol):
         """By job."""
         ...
 
+    async def set_waiting(self, job: str, waiting: Waiting | None) -> None:
+        """What `cosma why` answers; None once the job waits no more."""
+        ...
+
+    async def waiting(self) -> dict[str, Waiting]:
+        """By job."""
+        ...
+
     # --- artifacts ---
 
     async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None: ...
@@ -206,18 +214,11 @@ class Store(Protocol):
 
     # --- hosts ---
 
-    async def upsert_host(
-        self,
-        name: str,
-        *,
-        state: str,
-        message: str = "",
-        facts: dict[str, Any] | None = None,
-        cordoned: bool | None = None,
-        at: float,
-    ) -> None:
-        """`facts` None keeps the last ones; `cordoned` None keeps the flag."""
+    async def upsert_host(self, host: Host) -> None:
+        """Keeps the last facts when it brings none, and the cordon of a host that is known."""
         ...
+
+    async def set_cordoned(self, host: str, cordoned: bool) -> None: ...
 
     async def hosts(self) -> list[Host]: ...
 
@@ -225,10 +226,12 @@ class Store(Protocol):
 
     # --- requests of other processes ---
 
-    async def add_request(self, kind: str, *, job: str | None, args: dict[str, Any]) -> int: ...
+    async def add_request(
+        self, kind: str, *, job: str | None = None, args: dict[str, Any] | None = None
+    ) -> int: ...
 
     async def pending_requests(self) -> list[Request]: ...
 
-    async def finish_request(self, request: int, *, ok: bool, answer: str) -> None: ...
+    async def finish_request(self, request: int, answer: str, *, ok: bool = True) -> None: ...
 
     async def request(self, request: int) -> Request | None: ...

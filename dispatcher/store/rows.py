@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dispatcher.core.model import Job, JobState, Reason, Stage
 from dispatcher.core.plan import StitchLevel
@@ -140,9 +140,9 @@ class Host:
     state: str  # reachable | unreachable | ... as the fleet names it
     message: str
     facts: dict[str, Any] | None  # the last HostFacts that arrived
-    cordoned: bool
     probed_at: float | None  # when those facts arrived
     updated_at: float
+    cordoned: bool = False  # by the operator, beside the inventory's own flag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +192,7 @@ class EventRow:
     source: str  # dispatcher | agent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class Applied(NamedTuple):
     """A committed transition: the job as stored, and the id of its event (the next stimulus)."""
 
     job: Job
