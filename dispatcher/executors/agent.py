@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dispatcher.agent_bundle import AgentBundle
 from dispatcher.errors import AgentBroken, AgentRefusal
 from dispatcher.transport.base import Completed, Stream, Transport
 from worker_agent.protocol import (
@@ -61,13 +61,13 @@ class AgentLink:
     """Calls verbs of the agent on one host; installs the agent before the first."""
 
     def __init__(
-        self, name: str, transport: Transport, python: str, work_dir: str, bundle: tuple[bytes, str]
+        self, name: str, transport: Transport, python: str, work_dir: str, bundle: AgentBundle
     ) -> None:
         self.name = name
         self._transport = transport
         self._python = python
         self._work_dir = work_dir
-        self._content, self._hash = bundle
+        self._bundle = bundle
         self._installed: Installed | None = None
         self._lock = asyncio.Lock()
 
@@ -75,10 +75,10 @@ class AgentLink:
         """Put the agent there unless its very bytes are. Raises TransportError, AgentBroken."""
         async with self._lock:
             if self._installed is None:
-                wanted = hashlib.sha256(self._content).hexdigest()
+                wanted = self._bundle.sha256
                 found, installed = await self._install(b"")
                 if found != wanted:
-                    found, installed = await self._install(self._content)
+                    found, installed = await self._install(self._bundle.data)
                 if found != wanted:
                     raise AgentBroken(
                         "the agent did not arrive whole",
@@ -90,7 +90,7 @@ class AgentLink:
             return self._installed
 
     async def _install(self, content: bytes) -> tuple[str | None, Installed]:
-        file_name = f"agent-{self._hash[:12]}.pyz"
+        file_name = f"agent-{self._bundle.sha256[:12]}.pyz"
         argv = [self._python, "-I", "-c", _INSTALL, self._work_dir, file_name]
         done = await self._transport.run(argv, input=content, timeout_s=120.0)
         try:
@@ -168,7 +168,7 @@ class AgentLink:
         if done.returncode == EXIT_OK:
             return
         lines = [line for line in done.stdout.splitlines() if line.strip()]
-        if done.returncode in (EXIT_FAILED, EXIT_REFUSED) and lines:
+        if done.returncode in (EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED) and lines:
             try:
                 refusal = Refusal.from_json(lines[-1])
             except ProtocolError:

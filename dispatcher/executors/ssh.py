@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dispatcher.agent_bundle import AgentBundle
 from dispatcher.executors import transfer
 from dispatcher.executors.agent import AgentLink
 from dispatcher.executors.base import Progress
@@ -48,18 +49,16 @@ def ssh_target(host: InventoryHost) -> SshTarget:
 class SshExecutor:
     """Satisfies dispatcher.executors.base.Executor for one host.
 
-    `bundle` is what dispatcher.agent_bundle.build_bundle returns: the zipapp and its hash.
+    `bundle` is the agent to run there, from dispatcher.agent_bundle.build.
     """
 
-    def __init__(
-        self, host: InventoryHost, transport: Transport, bundle: tuple[bytes, str]
-    ) -> None:
+    def __init__(self, host: InventoryHost, transport: Transport, bundle: AgentBundle) -> None:
         self.host = host
         self._transport = transport
         self._agent = AgentLink(host.name, transport, host.python, host.work_dir, bundle)
 
     @classmethod
-    def connect_to(cls, host: InventoryHost, bundle: tuple[bytes, str]) -> SshExecutor:
+    def connect_to(cls, host: InventoryHost, bundle: AgentBundle) -> SshExecutor:
         """With an SSH transport of its own. Connects when first used."""
         return cls(host, SshTransport(ssh_target(host)), bundle)
 

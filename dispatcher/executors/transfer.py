@@ -7,6 +7,8 @@ import errno
 import hashlib
 import os
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,8 @@ from dispatcher.transport.base import Stream
 from worker_agent.protocol import ReceiveRequest, SendRequest, TransferReport
 
 BLOCK = 1 << 20
+BUSY_TRIES = 20
+BUSY_DELAY_S = 0.5
 
 
 async def push(
@@ -46,7 +50,8 @@ async def push(
     for _ in range(2):
         if there.complete:
             break
-        there = await _push_from(agent, local, request, there.bytes, progress)
+        offset = min(there.bytes, size)
+        there = await _unless_busy(partial(_push_from, agent, local, request, offset, progress))
     if not there.complete or there.sha256 != digest:
         raise TransferError(
             Reason.TRANSFER_CORRUPT,
@@ -58,6 +63,18 @@ async def push(
     if progress:
         progress(size, size)
     return _timed(there, began)
+
+
+async def _unless_busy(once: Callable[[], Awaitable[TransferReport]]) -> TransferReport:
+    """A transfer that lost its link may still hold the file there until sshd ends it."""
+    for _ in range(BUSY_TRIES):
+        try:
+            return await once()
+        except AgentRefusal as refusal:
+            if refusal.refusal.error != "busy":
+                raise
+        await asyncio.sleep(BUSY_DELAY_S)
+    return await once()
 
 
 async def _push_from(
@@ -123,16 +140,25 @@ async def collect(
     """
     began = time.monotonic()
     part = local.with_name(local.name + ".part")
+    wanted = sha256
     try:
         local.parent.mkdir(parents=True, exist_ok=True)
+        if sha256 is not None and await asyncio.to_thread(_is_there, local, sha256):
+            return TransferReport(path=path, bytes=_size(local), sha256=sha256, complete=True)
+        request = SendRequest(run_dir=run_dir, path=path)
         for _ in range(2):
-            report = await _collect_into(
-                agent, SendRequest(run_dir=run_dir, path=path), part, progress
-            )
-            wanted = sha256 or report.sha256
-            if wanted is not None and await asyncio.to_thread(file_sha256, part) == wanted:
-                await asyncio.to_thread(_publish, part, local)
-                return _timed(report, began)
+            try:
+                report = await _collect_into(agent, request, part, progress)
+            except AgentRefusal as refusal:
+                if refusal.refusal.error != "bad_request" or not _size(part, missing=0):
+                    raise
+            else:
+                wanted = sha256 or report.sha256
+                if await asyncio.to_thread(file_sha256, part) == wanted:
+                    await asyncio.to_thread(_publish, part, local)
+                    return _timed(report, began)
+                if report.sha256 != wanted:
+                    break
             part.unlink(missing_ok=True)  # it was of another file, or of an older version of it
     except OSError as error:
         raise _local_error(agent.name, local, error) from None
@@ -140,7 +166,7 @@ async def collect(
         Reason.TRANSFER_CORRUPT,
         f"{path} did not arrive whole",
         where=agent.name,
-        why=f"its sha256 is not {wanted}",
+        why=f"its sha256 is not {wanted}" if wanted else "",
         fix="Check the disks; the file on the host is untouched",
     )
 
@@ -149,10 +175,11 @@ async def _collect_into(
     agent: AgentLink, request: SendRequest, part: Path, progress: Progress | None
 ) -> TransferReport:
     offset = _size(part, missing=0)
+    if offset:
+        request = SendRequest(run_dir=request.run_dir, path=request.path, offset=offset)
     stream = await agent.open("send", bulk=True)
     try:
-        header = SendRequest(run_dir=request.run_dir, path=request.path, offset=offset)
-        await stream.write(header.to_json().encode() + b"\n")
+        await stream.write(request.to_json().encode() + b"\n")
         await stream.write_eof()
         report = await agent.first_reply("send", stream, TransferReport)
         with part.open("ab") as sink:
@@ -186,6 +213,10 @@ def _size(path: Path, missing: int | None = None) -> int:
         if missing is None:
             raise
         return missing
+
+
+def _is_there(local: Path, sha256: str) -> bool:
+    return local.is_file() and file_sha256(local) == sha256
 
 
 def file_sha256(path: Path) -> str:
