@@ -5,6 +5,7 @@ Import `farm` into a test module to use it as a fixture.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import signal
@@ -90,25 +91,31 @@ class Sshd:
         killed = 0
         for pid in pids:
             if b"sshd:" in _command_line(pid):
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
         return killed
 
     def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
         self.kill_sessions()
         self.process.kill()
         self.process.wait()
 
 
 def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return []
     return [int(part) for part in text.split()]
 
 
 def _command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
 
 
