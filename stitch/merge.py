@@ -16,7 +16,7 @@ from stitch.sim3 import F64, Sim3
 MAX_SCENE_POINTS = 12_000
 """Points kept of a merged scene: 1.8 MB, and a pair still registers in seconds."""
 
-_MARGIN = 1.02  # neighbours overlap by this share of the distance, so that no seam opens
+_FAVOUR = 1.02  # distances this near count as equal: reconstructions of one track differ by 1 %
 _COVER_DEPTHS = 0.2  # a member has seen a place when it has a 3D point this near, in its depths
 _SAME_PLACE_DEPTHS = 0.01
 _SAME_LOOK = 0.8  # cosine of two descriptors; unrelated ones stay below 0.6
@@ -35,8 +35,10 @@ class Territory:
     """Which member keeps a place that several have seen: the one whose camera came nearest.
 
     Measured against the density of single captures, this keeps 0.98 of it; concatenation keeps
-    1.75 of it. Only members that have seen the place compete, so that no hole is cut where a
-    camera passed close by and looked elsewhere.
+    1.75 of it. When two came equally near (one track in two clips) the first member keeps the
+    place whole. A gaussian reaches over the border it is centred beside, so no seam opens. Only
+    members that have seen the place compete, so that no hole is cut where a camera passed close
+    by and looked elsewhere.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -54,8 +56,9 @@ class Territory:
         for other, (cameras, points) in enumerate(zip(self._cameras, self._points, strict=True)):
             if other == own:
                 continue
-            nearer, _ = cameras.query(places, distance_upper_bound=distance.max(initial=0.0))
-            rivals = np.flatnonzero(stays & (distance > _MARGIN * nearer))
+            theirs, _ = cameras.query(places)
+            loses = theirs <= _FAVOUR * distance if other < own else _FAVOUR * theirs < distance
+            rivals = np.flatnonzero(stays & loses)
             seen, _ = points.query(places[rivals], distance_upper_bound=self._reach[other])
             stays[rivals[np.isfinite(seen)]] = False
         kept[kept] = stays

@@ -1,0 +1,79 @@
+"""A made-up seabed of 3D points with descriptors, and reconstructions of parts of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.transform import Rotation
+
+from stitch.gaussians import REST_OF_DEGREE, Gaussians
+from stitch.register import Edge
+from stitch.sidecar import Sidecar
+from stitch.sim3 import Sim3
+
+DEPTH_M = 2.0
+Array = npt.NDArray[np.float64]
+
+
+def random_sim3(rng: np.random.Generator) -> Sim3:
+    scale = float(np.exp(rng.uniform(np.log(0.3), np.log(3.0))))
+    rotation = Rotation.random(random_state=int(rng.integers(1 << 30))).as_matrix()
+    return Sim3(scale, rotation, rng.normal(size=3) * 5.0)
+
+
+def random_gaussians(rng: np.random.Generator, count: int, degree: int) -> Gaussians:
+    return Gaussians(
+        means=rng.normal(size=(count, 3)),
+        scales=rng.normal(size=(count, 3)) - 4.0,
+        quats=rng.normal(size=(count, 4)),
+        opacities=rng.normal(size=count),
+        sh0=rng.normal(size=(count, 3)),
+        shN=rng.normal(size=(count, REST_OF_DEGREE[degree], 3)),
+    )
+
+
+class Seabed:
+    """Points (N,3) in metres over `length` x 3 m, gently rough, with SIFT-like descriptors."""
+
+    def __init__(self, seed: int, length: float = 12.0, count: int = 2400) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.points: Array = self.rng.uniform([0, -1.5, 0], [length, 1.5, 0.15], size=(count, 3))
+        self.descriptors: Array = self.rng.gamma(0.6, 1.0, size=(count, 128))
+
+    def segment(self, start: float, end: float, frame: Sim3, *, wrong: float = 0.0) -> Sidecar:
+        """A reconstruction of start <= x < end whose own frame `frame` takes to the world.
+
+        A share `wrong` of its points is somewhere else than the world's point of the same look.
+        """
+        inside = np.flatnonzero((self.points[:, 0] >= start) & (self.points[:, 0] < end))
+        count = len(inside)
+        points = self.points[inside] + self.rng.normal(size=(count, 3)) * 0.004
+        moved = self.rng.random(count) < wrong
+        points[moved] = self.rng.uniform(
+            points.min(axis=0), points.max(axis=0), (int(moved.sum()), 3)
+        )
+        look = self.descriptors[inside] * self.rng.uniform(0.85, 1.15, size=(count, 128))
+        look /= np.linalg.norm(look, axis=1, keepdims=True)
+        centres = np.stack([np.arange(start, end, 0.4)] * 3, axis=1) * [1, 0, 0] + [0, 0, DEPTH_M]
+        down = Rotation.from_euler("x", 180, degrees=True)
+        back = frame.inverse()
+        camera = down * Rotation.from_matrix(frame.rotation)
+        frames = len(centres)
+        return Sidecar(
+            points=back.apply(points),
+            descriptors=np.clip(np.round(look * 512.0), 0, 255),
+            track_length=self.rng.integers(2, 12, count),
+            error_px=self.rng.uniform(0.1, 0.9, count),
+            rgb=self.rng.integers(0, 256, (count, 3)),
+            keyframe_names=tuple(f"f{i:06d}.jpg" for i in range(frames)),
+            keyframe_time_s=np.arange(frames) * 0.5,
+            rotations=np.tile(np.roll(camera.as_quat(), 1), (frames, 1)),
+            translations=-camera.apply(back.apply(centres)),
+            gravity=np.tile([0.0, 0.0, 1.0], (frames, 1)),
+            gps=np.full((frames, 3), np.nan),
+            quality={"median_depth": DEPTH_M / frame.scale},
+        )
+
+
+def edge(source: int, target: int, sim3: Sim3, inliers: int = 100) -> Edge:
+    return Edge(source, target, inliers * 2, inliers, 0.5, 0.004, sim3)

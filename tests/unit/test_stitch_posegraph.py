@@ -1,0 +1,124 @@
+"""One frame from many pairs, some of them wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from stitch.posegraph import components, solve
+from stitch.register import Edge
+from stitch.sim3 import Sim3
+from tests.stitch_world import edge, random_sim3
+
+
+def noisy(rng: np.random.Generator, sim3: Sim3, size: float) -> Sim3:
+    jitter = Sim3(
+        float(np.exp(rng.normal() * 0.003)),
+        Rotation.from_rotvec(rng.normal(size=3) * np.radians(0.15)).as_matrix(),
+        rng.normal(size=3) * 0.003 * size,
+    )
+    return sim3 @ jitter
+
+
+def loop(seed: int, count: int, wrong: int) -> tuple[list[Sim3], list[Edge], set[int]]:
+    """A closed survey: each member meets its next three. Poses to the world, edges, wrong ones.
+
+    Members lie far from their own origin, as nothing forbids.
+    """
+    rng = np.random.default_rng(seed)
+    poses = [random_sim3(rng) for _ in range(count)]
+    pairs = [(i, (i + step) % count) for step in (1, 2, 3) for i in range(count)]
+    bad = set(map(int, rng.choice(len(pairs), wrong, replace=False)))
+    edges = []
+    for k, (i, j) in enumerate(pairs):
+        truth = poses[i].inverse() @ poses[j]
+        if k in bad:
+            edges.append(edge(j, i, random_sim3(rng), int(rng.integers(12, 120))))
+        else:
+            size = 8.0 / poses[j].scale
+            edges.append(edge(j, i, noisy(rng, truth, size), int(rng.integers(30, 400))))
+    return poses, edges, bad
+
+
+@pytest.mark.parametrize(("seed", "wrong"), [(0, 0), (1, 3), (2, 3), (3, 7), (4, 7), (5, 10)])
+def test_wrong_edges_are_found_and_do_no_harm(seed: int, wrong: int) -> None:
+    poses, edges, bad = loop(seed, 12, wrong)
+    centre = np.zeros(3)
+    solution = solve([(centre, 8.0 / pose.scale) for pose in poses], edges)
+    assert set(solution.rejected) == bad
+    assert solution.members == tuple(range(12))
+    for pose, found in zip(poses, solution.poses, strict=True):
+        truth = poses[0].inverse() @ pose
+        assert found is not None
+        assert found.angle_to(truth) < 1.0
+        assert found.scale / truth.scale == pytest.approx(1.0, abs=0.02)
+        gap = np.linalg.norm(found.translation - truth.translation)
+        assert gap * poses[0].scale < 0.02 * 8.0
+
+
+def test_an_origin_far_from_the_data_changes_nothing() -> None:
+    poses, edges, bad = loop(7, 10, 3)
+    near = solve([(np.zeros(3), 8.0 / pose.scale) for pose in poses], edges)
+    away = Sim3(1.0, np.eye(3), np.array([300.0, -200.0, 100.0]))
+    moved = [
+        edge(e.source, e.target, away @ e.sim3 @ away.inverse(), e.inliers)
+        for e in edges
+        if e.sim3 is not None
+    ]
+    far = solve([(away.translation, 8.0 / pose.scale) for pose in poses], moved)
+    assert set(near.rejected) == set(far.rejected) == bad
+    for a, b in zip(near.poses, far.poses, strict=True):
+        assert a is not None
+        assert b is not None
+        assert np.allclose((away.inverse() @ b @ away).translation, a.translation, atol=1e-5)
+
+
+def test_the_first_member_is_the_frame_exactly() -> None:
+    poses, edges, _ = loop(8, 5, 0)
+    first = solve([(np.zeros(3), 8.0 / pose.scale) for pose in poses], edges).poses[0]
+    assert first is not None
+    assert first.scale == 1.0
+    assert np.array_equal(first.rotation, np.eye(3))
+    assert not first.translation.any()
+
+
+def test_one_pair_is_taken_as_it_is() -> None:
+    truth = random_sim3(np.random.default_rng(9))
+    solution = solve([(np.zeros(3), 1.0), (np.ones(3), 2.0)], [edge(1, 0, truth)])
+    found = solution.poses[1]
+    assert found is not None
+    assert np.allclose(found.apply(np.eye(3)), truth.apply(np.eye(3)))
+
+
+def test_edges_are_followed_against_their_direction() -> None:
+    truth = random_sim3(np.random.default_rng(10))
+    found = solve([(np.zeros(3), 1.0)] * 2, [edge(0, 1, truth)]).poses[1]
+    assert found is not None
+    assert np.allclose(found.apply(np.eye(3)), truth.inverse().apply(np.eye(3)))
+
+
+def test_the_tree_starts_from_the_best_evidence() -> None:
+    """Without loops to decide, of two ways to a member the one with more inliers counts."""
+    shift = Sim3(1.0, np.eye(3), np.array([1.0, 0, 0]))
+    edges = [edge(1, 0, shift, 50), edge(2, 1, shift, 50)]
+    found = solve([(np.zeros(3), 1.0)] * 3, edges).poses[2]
+    assert found is not None
+    assert found.translation == pytest.approx([2.0, 0, 0])
+
+
+def test_members_without_a_connection_are_reported() -> None:
+    shift = Sim3(1.0, np.eye(3), np.array([1.0, 0, 0]))
+    solution = solve([(np.zeros(3), 1.0)] * 6, [edge(2, 1, shift), edge(4, 2, shift)])
+    assert solution.components == ((1, 2, 4), (0,), (3,), (5,))
+    assert solution.members == (1, 2, 4)
+    assert [pose is not None for pose in solution.poses] == [False, True, True, False, True, False]
+
+
+def test_components_of_no_edges() -> None:
+    assert components(2, []) == ((0,), (1,))
+
+
+def test_an_edge_without_transform_is_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="no transform"):
+        solve([(np.zeros(3), 1.0)] * 2, [Edge(1, 0, 5, 0, 0.0, 0.0, None)])

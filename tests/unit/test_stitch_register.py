@@ -1,0 +1,145 @@
+"""Registration of two reconstructions, and the refusal of pairs that have nothing in common."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from stitch.register import Edge, match, register
+from stitch.score import Thresholds, judge
+from stitch.sim3 import Sim3
+from tests.stitch_world import DEPTH_M, Seabed, edge, random_sim3
+
+THRESHOLDS = Thresholds(min_inliers=12, min_share=0.2, min_hull_share=0.1)
+RATIO = 0.85
+
+
+def brute_force(source: np.ndarray, target: np.ndarray, ratio: float) -> set[tuple[int, int]]:
+    a = source / np.linalg.norm(source, axis=1, keepdims=True)
+    b = target / np.linalg.norm(target, axis=1, keepdims=True)
+    distance = cdist(a, b)
+    pairs = set()
+    for i, row in enumerate(distance):
+        first, second = np.argsort(row)[:2]
+        if row[first] < ratio * row[second] and distance[:, first].argmin() == i:
+            pairs.add((i, int(first)))
+    return pairs
+
+
+def test_matches_are_the_mutual_neighbours_that_pass_the_ratio() -> None:
+    rng = np.random.default_rng(0)
+    source = rng.integers(0, 200, (1500, 128), dtype=np.uint8)
+    target = np.clip(source[rng.permutation(1500)[:300]] + rng.normal(size=(300, 128)) * 40, 0, 255)
+    target = target.astype(np.uint8)
+    found = {tuple(pair) for pair in match(source, target, RATIO).tolist()}
+    assert found == brute_force(source.astype(float), target.astype(float), RATIO)
+    assert len(found) > 200
+
+
+def test_too_few_descriptors_give_no_matches() -> None:
+    none, one = np.empty((0, 128), np.uint8), np.ones((1, 128), np.uint8)
+    assert len(match(none, one, RATIO)) == len(match(one, one, RATIO)) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_transform_is_found_among_60_percent_wrong_matches(seed: int) -> None:
+    world = Seabed(seed)
+    a, b = random_sim3(world.rng), random_sim3(world.rng)
+    target = world.segment(0.0, 7.0, a)
+    source = world.segment(4.0, 11.0, b, wrong=0.6)
+    found = register(1, source, 0, target, RATIO)
+    assert judge(found, THRESHOLDS).accepted
+    assert found.share == pytest.approx(0.4, abs=0.08)
+    truth = a.inverse() @ b
+    assert found.sim3 is not None
+    assert found.sim3.angle_to(truth) < 0.2
+    assert found.sim3.scale / truth.scale == pytest.approx(1.0, abs=0.003)
+    places = source.points[::10]
+    error = np.linalg.norm(found.sim3.apply(places) - truth.apply(places), axis=1)
+    assert error.max() * a.scale < 0.02 * DEPTH_M
+
+
+def test_same_input_gives_the_same_edge() -> None:
+    world = Seabed(3)
+    a = world.segment(0.0, 7.0, random_sim3(world.rng))
+    b = world.segment(4.0, 11.0, random_sim3(world.rng), wrong=0.5)
+    first, second = register(1, b, 0, a, RATIO), register(1, b, 0, a, RATIO)
+    assert first.sim3 is not None
+    assert second.sim3 is not None
+    assert np.array_equal(first.sim3.rotation, second.sim3.rotation)
+    assert first.inliers == second.inliers
+
+
+def test_unrelated_ground_is_never_accepted() -> None:
+    accepted = []
+    for seed in range(25):
+        a, b = Seabed(1000 + seed, count=900), Seabed(2000 + seed, count=900)
+        found = register(
+            1, b.segment(0, 12, random_sim3(b.rng)), 0, a.segment(0, 12, random_sim3(a.rng)), RATIO
+        )
+        accepted.append(judge(found, THRESHOLDS).accepted)
+    assert not any(accepted)
+
+
+def test_ground_that_looks_alike_but_lies_elsewhere_is_never_accepted() -> None:
+    """Hundreds of matches that pass every descriptor test, none of them true."""
+    for seed in range(25):
+        world = Seabed(3000 + seed, count=250)
+        a = world.segment(0, 12, random_sim3(world.rng))
+        b = world.segment(0, 12, random_sim3(world.rng), wrong=1.0)
+        found = register(1, b, 0, a, RATIO)
+        assert found.matches > 200
+        assert not judge(found, THRESHOLDS).accepted
+
+
+def test_overlap_in_one_corner_is_refused_for_its_leverage() -> None:
+    """Plenty of inliers on 4 % of the ground do not fix the far end."""
+    world = Seabed(5, count=9000)
+    a = world.segment(0.0, 6.2, random_sim3(world.rng))
+    b = world.segment(5.9, 12.0, random_sim3(world.rng))
+    found = register(1, b, 0, a, RATIO)
+    verdict = judge(found, THRESHOLDS)
+    assert found.inliers > 50
+    assert not verdict.accepted
+    assert "of the smaller footprint, 10% needed" in verdict.reason
+
+
+def test_matches_along_a_line_are_refused_for_their_leverage() -> None:
+    """A cable over featureless sand: many inliers, and the roll about it is anybody's guess."""
+    world = Seabed(6, count=4000)
+    a = world.segment(0, 12, Sim3.identity())
+    b = world.segment(0, 12, Sim3.identity())
+    beside = np.abs(b.points[:, 1]) > 0.06
+    strange = b.descriptors.copy()
+    strange[beside] = np.roll(strange[beside], 37, axis=1)
+    found = register(1, dataclasses.replace(b, descriptors=strange), 0, a, RATIO)
+    verdict = judge(found, THRESHOLDS)
+    assert found.inliers > 100
+    assert not verdict.accepted
+    assert "of the smaller footprint" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"inliers": 11, "matches": 20}, "11 inliers, 12 needed"),
+        ({"matches": 501}, "20% of 501 matches agree, 20% needed"),
+        ({"hull_share": 0.09}, "9% of the smaller footprint, 10% needed"),
+        ({"sim3": None}, "no common transform in 200 matches"),
+        ({"inliers": 0, "matches": 0}, "0 inliers"),
+    ],
+)
+def test_a_refusal_names_what_fell_short(changes: dict[str, object], says: str) -> None:
+    good: Edge = edge(1, 0, Sim3.identity())
+    assert judge(good, THRESHOLDS).accepted
+    verdict = judge(dataclasses.replace(good, **changes), THRESHOLDS)  # type: ignore[arg-type]
+    assert not verdict.accepted
+    assert says in verdict.reason
+
+
+def test_the_thresholds_themselves_are_enough() -> None:
+    exact = dataclasses.replace(edge(1, 0, Sim3.identity()), inliers=12, matches=60, hull_share=0.1)
+    assert judge(exact, THRESHOLDS).accepted
