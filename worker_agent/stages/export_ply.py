@@ -1,0 +1,41 @@
+"""PlyExport: the trained gaussians as a standard 3DGS PLY file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stitch.gaussians import Gaussians
+from stitch.ply import write_ply
+from worker_agent.protocol import FailureCode
+from worker_agent.stages.api import Artifacts, AttemptSpec, Reporter, StageFailure, artifact
+
+GAUSSIANS = Path("train/gaussians.npz")
+
+
+def read_trained(root: Path) -> Gaussians:
+    """train/gaussians.npz of the run directory `root`; StageFailure when it cannot be read."""
+    path = root / GAUSSIANS
+    try:
+        return Gaussians.load_npz(path)
+    except (OSError, ValueError) as error:
+        raise StageFailure(
+            FailureCode.INPUT_MISSING,
+            f"{path}: no trained gaussians to export: {error}",
+            advice="rerun the job from Training",
+        ) from None
+
+
+def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
+    """Writes output/<job>.ply. Raises StageFailure INPUT_MISSING."""
+    root = Path(spec.run_dir)
+    gaussians = read_trained(root)
+    target = root / "output" / f"{spec.job}.ply"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_ply(target, gaussians)
+    report.progress(1.0, "PLY written", gaussians=len(gaussians))
+    made = artifact(root, target, "ply")
+    return Artifacts(
+        files=(made,),
+        metrics={"gaussians": len(gaussians), "bytes": made.bytes},
+        completed={"ply_path": made.path},
+    )

@@ -1,0 +1,167 @@
+"""Training: gaussians from frames/ and sfm/model/, measured on held-out views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worker_agent.protocol import FailureCode
+from worker_agent.stages.api import (
+    Artifacts,
+    AttemptSpec,
+    Reporter,
+    StageFailure,
+    artifact,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from worker_agent.training.backend import Backend
+    from worker_agent.training.settings import TrainSettings
+
+GAUSSIANS = Path("train/gaussians.npz")
+CHECKPOINT = Path("train/checkpoint.pt")
+REPORT = Path("output/training.json")
+PREVIEW = Path("output/preview.jpg")
+_PREVIEW_ROWS = 3
+
+
+def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
+    """Reads frames/ and sfm/model/; writes the four files above.
+
+    Raises StageFailure: TOOL_MISSING, CONFIG_INVALID, REGISTRATION_WEAK (a model that cannot be
+    trained on), TRAINING_DIVERGED, GPU_OUT_OF_MEMORY.
+    """
+    try:
+        import torch
+
+        from worker_agent.training.dataset import DatasetUnusable, load_dataset
+        from worker_agent.training.evaluation import write_preview
+        from worker_agent.training.gaussians import to_world
+        from worker_agent.training.settings import SettingsInvalid
+        from worker_agent.training.trainer import Progress, Trainer, TrainingDiverged
+    except ImportError as error:
+        raise _missing(error) from None
+
+    root = Path(spec.run_dir)
+    try:
+        backend, settings = _plan(spec, report)
+    except SettingsInvalid as error:
+        raise StageFailure(
+            FailureCode.CONFIG_INVALID,
+            f"training configuration: {error}",
+            advice="correct the value in the settings and retry the job",
+        ) from None
+    try:
+        dataset = load_dataset(
+            root / "frames",
+            root / "sfm" / "model",
+            width=settings.width,
+            test_every=settings.test_every,
+        )
+    except DatasetUnusable as error:
+        raise StageFailure(
+            FailureCode.REGISTRATION_WEAK,
+            f"cannot train: {error}",
+            advice="rerun the job from ColmapReconstruction",
+        ) from None
+
+    def on_progress(now: Progress) -> None:
+        report.progress(
+            now.step / now.steps,
+            f"step {now.step} of {now.steps}",
+            step=now.step,
+            steps=now.steps,
+            loss=round(now.loss, 5),
+            gaussians=now.gaussians,
+        )
+
+    try:
+        trainer = Trainer(
+            dataset,
+            settings,
+            backend,
+            checkpoint=root / CHECKPOINT,
+            warn=report.warning,
+        )
+        result = trainer.run(on_progress)
+        write_preview(root / PREVIEW, trainer.render, trainer.truth, dataset.test[:_PREVIEW_ROWS])
+    except TrainingDiverged as error:
+        raise StageFailure(
+            FailureCode.TRAINING_DIVERGED,
+            f"training diverged: {error}",
+            advice="look at the registration of the segment, or train with another seed",
+            evidence={"device": backend.description, "seed": settings.seed},
+        ) from None
+    except torch.OutOfMemoryError as error:
+        raise StageFailure(
+            FailureCode.GPU_OUT_OF_MEMORY,
+            f"{backend.description}: out of memory: {_line(error)}",
+            advice="free the GPU, use a larger one, or lower train.cuda.cap or train.cuda.width",
+            evidence={"gpu": spec.gpu, "cap": settings.cap, "width": settings.width},
+        ) from None
+
+    numbers = {
+        "psnr": round(result.quality.psnr, 3),
+        "ssim": round(result.quality.ssim, 4),
+        "gaussians": result.gaussians,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 2),
+        "peak_vram_mib": None if result.peak_vram_mib is None else round(result.peak_vram_mib),
+    }
+    gaussians = to_world(trainer.parameters, dataset.normalisation)
+    gaussians.save_npz(root / GAUSSIANS)
+    write_json(
+        root / REPORT,
+        {
+            **numbers,
+            "device": backend.description,
+            "views_train": len(dataset.train),
+            "views_test": len(dataset.test),
+            "width": dataset.size[0],
+            "height": dataset.size[1],
+            "resumed_from_step": result.resumed_from,
+        },
+    )
+    return Artifacts(
+        files=(
+            artifact(root, root / GAUSSIANS, "gaussians"),
+            artifact(root, root / REPORT, "training_report"),
+            artifact(root, root / PREVIEW, "preview"),
+        ),
+        metrics=numbers,
+        completed={"gaussian_count": result.gaussians},
+    )
+
+
+def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
+    """gsplat on the promised GPU; on a CPU, or without a usable GPU, the CPU rasterizer."""
+    from worker_agent.training.backend import cpu_backend, cuda_backend, cuda_usable
+    from worker_agent.training.settings import TrainSettings
+
+    train = spec.config.get("train", {})
+    if spec.gpu_kind == "cuda":
+        if cuda_usable():
+            settings = TrainSettings.from_config(train, "cuda")
+            try:
+                return cuda_backend(), settings
+            except ImportError as error:
+                raise _missing(error) from None
+        report.warning(
+            f"torch sees no CUDA device although {spec.gpu} was promised; training on the CPU "
+            "with the settings for one (check the driver with nvidia-smi and torch's CUDA build)"
+        )
+    settings = TrainSettings.from_config(train, "cpu")
+    return cpu_backend(settings.threads), settings
+
+
+def _missing(error: ImportError) -> StageFailure:
+    return StageFailure(
+        FailureCode.TOOL_MISSING,
+        f"training needs a Python module that cannot be loaded: {_line(error)}",
+        advice="run: cosma worker bootstrap for this host",
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

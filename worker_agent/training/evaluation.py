@@ -1,0 +1,60 @@
+"""Quality on held-out views, and a picture of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from worker_agent.training.ssim import ssim
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over the held-out views."""
+
+    psnr: float  # dB
+    ssim: float
+
+
+def psnr(rendered: Tensor, truth: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [0, 1]; NaN for a rendering with NaN."""
+    error = float(torch.mean((rendered.double() - truth.double()) ** 2))
+    return -10.0 * math.log10(max(error, 1e-10)) if math.isfinite(error) else math.nan
+
+
+@torch.no_grad()
+def evaluate(
+    render: Callable[[int], Tensor], truth: Callable[[int], Tensor], views: Sequence[int]
+) -> Quality:
+    """`render` and `truth` give (H, W, 3) in [0, 1] for the index of a view; `views` not empty."""
+    ratios, similarities = [], []
+    for view in views:
+        rendered, target = render(view).clamp(0.0, 1.0), truth(view)
+        ratios.append(psnr(rendered, target))
+        similarities.append(float(ssim(rendered.permute(2, 0, 1), target.permute(2, 0, 1))))
+    return Quality(sum(ratios) / len(ratios), sum(similarities) / len(similarities))
+
+
+@torch.no_grad()
+def write_preview(
+    path: Path,
+    render: Callable[[int], Tensor],
+    truth: Callable[[int], Tensor],
+    views: Sequence[int],
+) -> None:
+    """JPEG with one row per view: the rendering at the left, the truth at the right."""
+    rows = []
+    for view in views:
+        pair = torch.cat([render(view).clamp(0.0, 1.0), truth(view)], dim=1)
+        rows.append((pair.cpu().numpy() * 255.0 + 0.5).astype(np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(np.concatenate(rows)).save(temporary, format="JPEG", quality=90)
+    temporary.replace(path)

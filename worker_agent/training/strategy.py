@@ -1,0 +1,151 @@
+"""Where gaussians are added and removed: a budget over time, not a gradient threshold.
+
+Fixed thresholds on the screen gradient depend on resolution and contrast: murky footage never
+reaches them, small images explode. Here the schedule says how many gaussians there may be and the
+ones with the largest mean absolute screen gradient (AbsGS) are divided until that many exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker_agent.training.adam import Adam
+from worker_agent.training.projection import rotation_rows
+from worker_agent.training.schedule import Schedule
+
+_OPACITY_MIN = 0.005
+_SPLIT_SHRINK = 1.6  # 3DGS
+_SPLIT_SCALE = 0.005  # of the median view depth: larger gaussians are split, smaller ones cloned
+_STALLED_REFINEMENTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """What one refinement did."""
+
+    added: int
+    pruned: int
+    total: int
+    median_score: float  # of the mean absolute screen gradient over the gaussians seen
+
+
+class BudgetStrategy:
+    """Collects screen gradients and refines the gaussians at the steps of the schedule."""
+
+    def __init__(
+        self, schedule: Schedule, count: int, *, seed: int, warn: Callable[[str], None]
+    ) -> None:
+        self._schedule = schedule
+        self._seed = seed
+        self._warn = warn
+        self._score = torch.zeros(count)
+        self._seen = torch.zeros(count)
+        self._stalled = 0
+
+    @torch.no_grad()
+    def observe(self, meta: dict[str, Any]) -> None:
+        """Add the absolute screen gradients of the view just back-propagated.
+
+        They are in units of half an image, which makes them independent of the resolution.
+        """
+        gradient: Tensor = meta["means2d"].absgrad[0]
+        half_size = gradient.new_tensor([meta["width"] / 2.0, meta["height"] / 2.0])
+        visible = (meta["radii"][0] > 0).all(dim=-1)
+        if self._score.device != gradient.device:
+            self._score, self._seen = self._score.to(gradient), self._seen.to(gradient)
+        self._score += (gradient * half_size).norm(dim=-1) * visible
+        self._seen += visible
+
+    @torch.no_grad()
+    def refine(self, step: int, adam: Adam) -> Refinement:
+        """Remove transparent gaussians, then divide the most needed ones up to the budget."""
+        parameters = adam.parameters
+        score = self._score / self._seen.clamp_min(1.0)
+        alive = torch.sigmoid(parameters["opacities"]) >= _OPACITY_MIN
+        alive &= torch.isfinite(parameters["means"]).all(dim=-1)
+        total, survivors = int(alive.numel()), int(alive.sum())
+        wanted = max(0, self._schedule.budget(step) - survivors)
+        candidates = torch.where(alive & (self._seen > 0), score, score.new_zeros(()))
+        number = min(wanted, int((candidates > 0).sum()))
+        chosen = torch.topk(candidates, number).indices.sort().values
+        replaced, children = self._divide(step, adam, chosen)
+        alive[replaced] = False
+        adam.replace(alive.nonzero()[:, 0], children)
+        after = len(adam.parameters["means"])
+        self._score = score.new_zeros(after)
+        self._seen = score.new_zeros(after)
+        seen = score[score > 0]
+        median = float(seen.median()) if seen.numel() else 0.0
+        self._watch(step, wanted, number, median)
+        return Refinement(number, total - survivors, after, median)
+
+    def _divide(self, step: int, adam: Adam, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(rows that their two children replace, the new gaussians).
+
+        Large gaussians are split into two smaller ones drawn from them; small ones get a copy
+        beside them. A copy and its parent get the opacity 1 - sqrt(1 - o), which together cover
+        as much as the parent did (Rota Bulo et al. 2024), so that quality does not dip.
+        """
+        parameters = adam.parameters
+        old = {name: value.data[chosen] for name, value in parameters.items()}
+        scales = old["scales"].exp()
+        large = scales.amax(dim=-1) > _SPLIT_SCALE
+        small = ~large
+        # Drawn on the CPU from the seed and the step alone: the same on every device, and a
+        # resumed run needs no generator state.
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        noise = torch.randn(2, len(chosen), 3, generator=generator).to(scales)
+        offsets = torch.stack([self._turned(old["quats"], scales * n) for n in noise])
+
+        opacity = torch.sigmoid(old["opacities"])
+        shared = torch.logit(1.0 - torch.sqrt(1.0 - opacity.clamp_max(0.999)), eps=1e-6)
+        parameters["opacities"].data[chosen[small]] = shared[small]
+
+        children = {name: torch.cat([v[large], v[large], v[small]]) for name, v in old.items()}
+        count = int(large.sum())
+        children["means"] = torch.cat(
+            [
+                old["means"][large] + offsets[0][large],
+                old["means"][large] + offsets[1][large],
+                old["means"][small] + offsets[0][small],
+            ]
+        )
+        children["scales"][: 2 * count] -= math.log(_SPLIT_SHRINK)
+        children["opacities"][2 * count :] = shared[small]
+        return chosen[large], children
+
+    @staticmethod
+    def _turned(quats: Tensor, vectors: Tensor) -> Tensor:
+        """Vectors (N, 3) from the gaussians' own axes into the scene's."""
+        x, y, z = vectors.unbind(-1)
+        return torch.stack([a * x + b * y + c * z for a, b, c in rotation_rows(quats)], dim=-1)
+
+    def _watch(self, step: int, wanted: int, grown: int, median: float) -> None:
+        """Say so when the budget asks for growth and none comes: training would silently stay
+        blurred, which is how murky footage fails under fixed thresholds."""
+        self._stalled = self._stalled + 1 if wanted > 0 and grown == 0 else 0
+        if self._stalled == _STALLED_REFINEMENTS:
+            self._warn(
+                f"densification stalled at step {step}: no gaussian was added in "
+                f"{_STALLED_REFINEMENTS} refinements although {wanted} were allowed "
+                f"(median screen gradient {median:.2e}); the views may have no usable contrast"
+            )
+
+    def state(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"score": self._score, "seen": self._seen, "stalled": self._stalled}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Take over what `state` returned."""
+        score, seen, stalled = state["score"], state["seen"], state["stalled"]
+        if not (
+            isinstance(score, Tensor) and isinstance(seen, Tensor) and isinstance(stalled, int)
+        ):
+            raise ValueError("strategy state has an unexpected form")
+        self._score, self._seen, self._stalled = score, seen, stalled

@@ -1,0 +1,324 @@
+"""Numba kernels of the CPU rasterizer: binning to tiles, compositing and its gradient.
+
+Tiles are 8 x 8 pixels, so that one row of a tile is one SIMD register of float32; the inner loops
+run over exactly 8 columns without branches. Every tile, and in the last step every gaussian, is
+handled by one thread in a fixed order, which makes results independent of the thread count.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from worker_agent.training.compiled import compiled
+
+TILE = 8
+_PIXELS = TILE * TILE
+
+# Columns of a gaussian's row as the kernels read it.
+U, V, XX, XY, YY, OPACITY, RED, GREEN, BLUE, LIMIT, HALF_U, HALF_V = range(12)
+GAUSSIAN_COLUMNS = 12
+
+# Columns of the gradient rows.
+G_U, G_V, G_XX, G_XY, G_YY, G_OPACITY, G_RED, G_GREEN, G_BLUE, G_ABS_U, G_ABS_V = range(11)
+GRADIENT_COLUMNS = 11
+
+_ALPHA_MAX = np.float32(0.999)
+_TRANSMITTANCE_MIN = np.float32(1e-4)
+_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+@compiled(inline="always", fastmath=True)
+def _exp_minus(s: Any) -> Any:
+    """exp(-s) for 0 <= s <= 6, to 5e-6 relative: a polynomial for exp(-s / 16), squared 4 times.
+
+    Written out because LLVM vectorises it and does not vectorise a call of exp.
+    """
+    t = s * np.float32(-1.0 / 16.0)
+    p = np.float32(1.0 / 720.0)
+    p = p * t + np.float32(1.0 / 120.0)
+    p = p * t + np.float32(1.0 / 24.0)
+    p = p * t + np.float32(1.0 / 6.0)
+    p = p * t + _HALF
+    p = p * t + _ONE
+    p = p * t + _ONE
+    p = p * p
+    p = p * p
+    p = p * p
+    return p * p
+
+
+@compiled(inline="always")
+def _reaches(g: Any, x0: Any, y0: Any) -> Any:
+    """Whether any pixel centre of the tile at (x0, y0) may lie inside the gaussian's ellipse.
+
+    The minimum of the quadratic form over the rectangle of pixel centres lies at the centre or on
+    one of the two edges that face it.
+    """
+    left, right = x0 + _HALF - g[U], x0 + np.float32(TILE - 0.5) - g[U]
+    top, bottom = y0 + _HALF - g[V], y0 + np.float32(TILE - 0.5) - g[V]
+    near_x = max(left, min(_ZERO, right))
+    near_y = max(top, min(_ZERO, bottom))
+    if near_x == _ZERO and near_y == _ZERO:
+        return True
+    limit = g[LIMIT] * np.float32(1.0001) + np.float32(1e-4)
+    if near_x != _ZERO:
+        y = max(top, min(bottom, -g[XY] * near_x / g[YY]))
+        if _HALF * (g[XX] * near_x * near_x + g[YY] * y * y) + g[XY] * near_x * y <= limit:
+            return True
+    if near_y != _ZERO:
+        x = max(left, min(right, -g[XY] * near_y / g[XX]))
+        if _HALF * (g[XX] * x * x + g[YY] * near_y * near_y) + g[XY] * x * near_y <= limit:
+            return True
+    return False
+
+
+@compiled(nogil=True, cache=True)
+def bin_gaussians(gaussians: F32, columns: int, rows: int) -> tuple[I64, I32, I64, I64]:
+    """Sort gaussians, given front to back, into tiles: (tile starts, ids, slot starts, slots).
+
+    The ids of tile t are ids[starts[t]:starts[t + 1]], front to back. The places of gaussian g in
+    `ids` are slots[slot_starts[g]:slot_starts[g + 1]].
+    """
+    count = gaussians.shape[0]
+    tiles = columns * rows
+    starts = np.zeros(tiles + 1, np.int64)
+    slot_starts = np.zeros(count + 1, np.int64)
+    capacity = 4 * count + 64
+    tile_of = np.empty(capacity, np.int32)
+    used = 0
+    for k in range(count):
+        g = gaussians[k]
+        x_from = max(0, math.floor((g[U] - g[HALF_U]) / TILE))
+        x_to = min(columns, math.ceil((g[U] + g[HALF_U]) / TILE))
+        y_from = max(0, math.floor((g[V] - g[HALF_V]) / TILE))
+        y_to = min(rows, math.ceil((g[V] + g[HALF_V]) / TILE))
+        for y in range(y_from, y_to):
+            for x in range(x_from, x_to):
+                if _reaches(g, np.float32(x * TILE), np.float32(y * TILE)):
+                    if used == capacity:
+                        larger = np.empty(2 * capacity, np.int32)
+                        larger[:capacity] = tile_of
+                        tile_of = larger
+                        capacity *= 2
+                    tile_of[used] = y * columns + x
+                    used += 1
+                    starts[y * columns + x + 1] += 1
+        slot_starts[k + 1] = used
+    for t in range(tiles):
+        starts[t + 1] += starts[t]
+    position = starts[:-1].copy()
+    ids = np.empty(used, np.int32)
+    slots = np.empty(used, np.int64)
+    for k in range(count):
+        for s in range(slot_starts[k], slot_starts[k + 1]):
+            place = position[tile_of[s]]
+            position[tile_of[s]] += 1
+            ids[place] = k
+            slots[s] = place
+    return starts, ids, slot_starts, slots
+
+
+@compiled(inline="always")
+def _row_range(g: Any, y0: Any) -> Any:
+    """Rows of the tile whose pixel centres lie within the gaussian's half height."""
+    first = max(0, math.floor(g[V] - g[HALF_V] - y0 - _HALF))
+    last = min(TILE, math.ceil(g[V] + g[HALF_V] - y0 + _HALF))
+    return first, last
+
+
+# One flat buffer per tile, so that the compiler can prove that its parts do not overlap.
+_T, _ALIVE, _LAST, _C0, _C1, _C2 = (k * _PIXELS for k in range(6))
+
+
+@compiled(parallel=True, nogil=True, cache=True, fastmath=True)
+def composite(
+    gaussians: F32, starts: I64, ids: I32, columns: int, image: F32, transmittance: F32, last: I32
+) -> None:
+    """Blend front to back into image (H, W, 3), transmittance (H, W) and last (H, W).
+
+    `last` is the place in the tile's list of the last gaussian that touched the pixel, -1 if none.
+    """
+    height, width = transmittance.shape
+    for t in numba.prange(starts.shape[0] - 1):
+        x0 = (t % columns) * TILE
+        y0 = (t // columns) * TILE
+        tile = np.zeros(6 * _PIXELS, np.float32)
+        tile[_T : _T + 2 * _PIXELS] = _ONE
+        tile[_LAST : _LAST + _PIXELS] = -_ONE
+        for place in range(starts[t], starts[t + 1]):
+            g = gaussians[ids[place]]
+            mark = np.float32(place - starts[t])
+            xx, xy, yy = _HALF * g[XX], g[XY], _HALF * g[YY]
+            opacity, limit = g[OPACITY], g[LIMIT]
+            red, green, blue = g[RED], g[GREEN], g[BLUE]
+            bx = g[U] - np.float32(x0) - _HALF
+            by = g[V] - np.float32(y0) - _HALF
+            first, end = _row_range(g, np.float32(y0))
+            for r in range(first, end):
+                dy = by - np.float32(r)
+                across, along = yy * dy * dy, xy * dy
+                for c in range(TILE):
+                    p = r * TILE + c
+                    dx = bx - np.float32(c)
+                    sigma = max((xx * dx + along) * dx + across, _ZERO)
+                    alpha = min(_ALPHA_MAX, opacity * _exp_minus(min(sigma, np.float32(6.0))))
+                    alpha = alpha * tile[_ALIVE + p] if sigma <= limit else _ZERO
+                    before = tile[_T + p]
+                    after = before * (_ONE - alpha)
+                    ends = after <= _TRANSMITTANCE_MIN
+                    alpha = _ZERO if ends else alpha
+                    weight = alpha * before
+                    tile[_ALIVE + p] = _ZERO if ends else tile[_ALIVE + p]
+                    tile[_T + p] = before if ends else after
+                    tile[_LAST + p] = mark if alpha > _ZERO else tile[_LAST + p]
+                    tile[_C0 + p] += weight * red
+                    tile[_C1 + p] += weight * green
+                    tile[_C2 + p] += weight * blue
+            if place & 15 == 15:
+                alive = _ZERO
+                for p in range(_PIXELS):
+                    alive += tile[_ALIVE + p]
+                if alive == _ZERO:
+                    break
+        for r in range(min(TILE, height - y0)):
+            for c in range(min(TILE, width - x0)):
+                p = r * TILE + c
+                image[y0 + r, x0 + c, 0] = tile[_C0 + p]
+                image[y0 + r, x0 + c, 1] = tile[_C1 + p]
+                image[y0 + r, x0 + c, 2] = tile[_C2 + p]
+                transmittance[y0 + r, x0 + c] = tile[_T + p]
+                last[y0 + r, x0 + c] = int(tile[_LAST + p])
+
+
+# Parts of the backward buffer: per pixel, then eight accumulators per column.
+_B_T, _B_LAST, _B_BEHIND, _B_R, _B_G, _B_B = (k * _PIXELS for k in range(6))
+_S0, _S1, _S2, _AU, _AV, _GR, _GG, _GB = (6 * _PIXELS + k * TILE for k in range(8))
+_BACKWARD_SIZE = 6 * _PIXELS + 8 * TILE
+
+
+@compiled(parallel=True, nogil=True, cache=True, fastmath=True)
+def composite_gradient(
+    gaussians: F32,
+    starts: I64,
+    ids: I32,
+    columns: int,
+    transmittance: F32,
+    last: I32,
+    grad_image: F32,
+    grad_transmittance: F32,
+    gradients: F32,
+) -> None:
+    """Gradient rows (see the G_ columns) for every place of `ids`, back to front per tile.
+
+    With T the transmittance before a gaussian, a its alpha and <c, g> its colour times the image
+    gradient: dL/da = T <c, g> - B / (1 - a), B being the same product of all that lies behind it.
+    Moments of dL/dsigma over the pixels give the gradients of centre and conic.
+    """
+    height, width = transmittance.shape
+    for t in numba.prange(starts.shape[0] - 1):
+        x0 = (t % columns) * TILE
+        y0 = (t // columns) * TILE
+        tile = np.zeros(_BACKWARD_SIZE, np.float32)
+        tile[_B_T : _B_T + _PIXELS] = _ONE
+        tile[_B_LAST : _B_LAST + _PIXELS] = -_ONE
+        deepest = -1
+        for r in range(min(TILE, height - y0)):
+            for c in range(min(TILE, width - x0)):
+                p = r * TILE + c
+                tile[_B_T + p] = transmittance[y0 + r, x0 + c]
+                tile[_B_LAST + p] = np.float32(last[y0 + r, x0 + c])
+                tile[_B_BEHIND + p] = (
+                    grad_transmittance[y0 + r, x0 + c] * transmittance[y0 + r, x0 + c]
+                )
+                tile[_B_R + p] = grad_image[y0 + r, x0 + c, 0]
+                tile[_B_G + p] = grad_image[y0 + r, x0 + c, 1]
+                tile[_B_B + p] = grad_image[y0 + r, x0 + c, 2]
+                deepest = max(deepest, last[y0 + r, x0 + c])
+        for place in range(starts[t + 1] - 1, starts[t] + deepest, -1):
+            gradients[place, :] = _ZERO
+        for place in range(starts[t] + deepest, starts[t] - 1, -1):
+            g = gaussians[ids[place]]
+            mark = np.float32(place - starts[t])
+            full_xx, xy, full_yy = g[XX], g[XY], g[YY]
+            xx, yy = _HALF * full_xx, _HALF * full_yy
+            opacity, limit = g[OPACITY], g[LIMIT]
+            red, green, blue = g[RED], g[GREEN], g[BLUE]
+            bx = g[U] - np.float32(x0) - _HALF
+            by = g[V] - np.float32(y0) - _HALF
+            for c in range(8 * TILE):
+                tile[_S0 + c] = _ZERO
+            first, end = _row_range(g, np.float32(y0))
+            for r in range(first, end):
+                dy = by - np.float32(r)
+                across, along = yy * dy * dy, xy * dy
+                for c in range(TILE):
+                    p = r * TILE + c
+                    dx = bx - np.float32(c)
+                    sigma = max((xx * dx + along) * dx + across, _ZERO)
+                    touched = (sigma <= limit) & (mark <= tile[_B_LAST + p])
+                    raw = opacity * _exp_minus(min(sigma, np.float32(6.0)))
+                    raw = raw if touched else _ZERO
+                    alpha = min(_ALPHA_MAX, raw)
+                    over = _ONE / (_ONE - alpha)
+                    before = tile[_B_T + p] * over
+                    weight = alpha * before
+                    shade = red * tile[_B_R + p] + green * tile[_B_G + p] + blue * tile[_B_B + p]
+                    behind = tile[_B_BEHIND + p]
+                    grad_alpha = before * shade - behind * over
+                    # Where alpha is capped it no longer depends on the gaussian's shape.
+                    grad_sigma = -raw * grad_alpha if raw <= _ALPHA_MAX else _ZERO
+                    tile[_B_T + p] = before
+                    tile[_B_BEHIND + p] = behind + weight * shade
+                    tile[_S0 + c] += grad_sigma
+                    tile[_S1 + c] += grad_sigma * dy
+                    tile[_S2 + c] += grad_sigma * dy * dy
+                    tile[_AU + c] += abs(grad_sigma * (full_xx * dx + along))
+                    tile[_AV + c] += abs(grad_sigma * (xy * dx + full_yy * dy))
+                    tile[_GR + c] += weight * tile[_B_R + p]
+                    tile[_GG + c] += weight * tile[_B_G + p]
+                    tile[_GB + c] += weight * tile[_B_B + p]
+            m00 = m10 = m01 = m20 = m11 = m02 = _ZERO
+            abs_u = abs_v = grad_red = grad_green = grad_blue = _ZERO
+            for c in range(TILE):
+                dx = bx - np.float32(c)
+                m00 += tile[_S0 + c]
+                m10 += tile[_S0 + c] * dx
+                m20 += tile[_S0 + c] * dx * dx
+                m01 += tile[_S1 + c]
+                m11 += tile[_S1 + c] * dx
+                m02 += tile[_S2 + c]
+                abs_u += tile[_AU + c]
+                abs_v += tile[_AV + c]
+                grad_red += tile[_GR + c]
+                grad_green += tile[_GG + c]
+                grad_blue += tile[_GB + c]
+            gradients[place, G_U] = full_xx * m10 + xy * m01
+            gradients[place, G_V] = xy * m10 + full_yy * m01
+            gradients[place, G_XX] = _HALF * m20
+            gradients[place, G_XY] = m11
+            gradients[place, G_YY] = _HALF * m02
+            gradients[place, G_OPACITY] = -m00 / opacity
+            gradients[place, G_RED] = grad_red
+            gradients[place, G_GREEN] = grad_green
+            gradients[place, G_BLUE] = grad_blue
+            gradients[place, G_ABS_U] = abs_u
+            gradients[place, G_ABS_V] = abs_v
+
+
+@compiled(parallel=True, nogil=True, cache=True)
+def gather_gradients(gradients: F32, slot_starts: I64, slots: I64, order: I64, total: F32) -> None:
+    """Add each gaussian's gradient rows, in the order of its tiles, into total[order[k]]."""
+    for k in numba.prange(order.shape[0]):
+        target = order[k]
+        for s in range(slot_starts[k], slot_starts[k + 1]):
+            for column in range(GRADIENT_COLUMNS):
+                total[target, column] += gradients[slots[s], column]

@@ -1,0 +1,256 @@
+"""The training loop: one for both rasterizers, resumable at any step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worker_agent.training.adam import Adam
+from worker_agent.training.backend import Backend
+from worker_agent.training.checkpoint import (
+    Checkpoint,
+    CheckpointUnusable,
+    load_checkpoint,
+    save_checkpoint,
+)
+from worker_agent.training.dataset import Dataset
+from worker_agent.training.evaluation import Quality, evaluate
+from worker_agent.training.gaussians import Parameters, initial_gaussians
+from worker_agent.training.schedule import Schedule
+from worker_agent.training.settings import TrainSettings
+from worker_agent.training.ssim import ssim
+from worker_agent.training.strategy import BudgetStrategy
+
+_REPORT_EVERY = 10
+_INITIAL_SHARE = 0.5  # of the cap, when the SfM model has fewer points
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number, or no gaussian is left; the text says which and when."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State after `step` of `steps` steps."""
+
+    step: int
+    steps: int
+    loss: float
+    gaussians: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run. `seconds` is training time over all attempts."""
+
+    quality: Quality
+    gaussians: int
+    steps: int
+    seconds: float
+    peak_vram_mib: float | None  # None on a CPU
+    resumed_from: int  # step, 0 when nothing was resumed
+
+
+class Trainer:
+    """Trains the gaussians of one dataset; `warn` takes one line for the operator."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        settings: TrainSettings,
+        backend: Backend,
+        *,
+        checkpoint: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._dataset = dataset
+        self._settings = settings
+        self._backend = backend
+        self._checkpoint = checkpoint
+        self._warn = warn
+        device = backend.device
+        initial = min(settings.cap, max(len(dataset.points), round(_INITIAL_SHARE * settings.cap)))
+        self._schedule = Schedule(
+            steps=settings.steps,
+            cap=settings.cap,
+            sh_degree=settings.sh_degree,
+            initial=initial,
+        )
+        parameters = initial_gaussians(
+            dataset.points,
+            dataset.colors,
+            count=initial,
+            sh_degree=settings.sh_degree,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+        self._adam = Adam(
+            {name: torch.nn.Parameter(value.data.to(device)) for name, value in parameters.items()}
+        )
+        self._strategy = BudgetStrategy(self._schedule, initial, seed=settings.seed, warn=warn)
+        self._pyramid = {1: dataset.images, 2: _halved(dataset.images)}
+        self._viewmats = dataset.viewmats.to(device)
+        self._intrinsics = dataset.intrinsics.to(device)
+        self._background = torch.zeros(1, 3, device=device)
+        self._step = 0
+        self._seconds = 0.0
+
+    @property
+    def parameters(self) -> Parameters:
+        """The gaussians as they are now, in normalised coordinates."""
+        return self._adam.parameters
+
+    def run(self, on_progress: Callable[[Progress], None]) -> TrainingResult:
+        """Resume from the checkpoint if there is one, train to the end, measure.
+
+        Raises TrainingDiverged, and torch.cuda.OutOfMemoryError on a GPU.
+        """
+        identity = self._identity()
+        resumed = self._resume(identity)
+        base, started = self._seconds, time.monotonic()
+        saved = started
+        while self._step < self._settings.steps:
+            loss = self._train_step()
+            if self._step % _REPORT_EVERY == 0 or self._step == self._settings.steps:
+                on_progress(self._checked(loss))
+            now = time.monotonic()
+            self._seconds = base + now - started
+            if now - saved >= self._settings.checkpoint_every_s:
+                self._save(identity)
+                saved = time.monotonic()
+        self._save(identity)
+        peak = None
+        if self._backend.device.type == "cuda":
+            peak = torch.cuda.max_memory_reserved(self._backend.device) / 2**20
+        return TrainingResult(
+            quality=evaluate(self.render, self.truth, self._dataset.test),
+            gaussians=len(self.parameters["means"]),
+            steps=self._step,
+            seconds=self._seconds,
+            peak_vram_mib=peak,
+            resumed_from=resumed,
+        )
+
+    @torch.no_grad()
+    def render(self, view: int) -> Tensor:
+        """(H, W, 3) of a view at full size, with all SH bands trained so far."""
+        return self._rasterize(view, 1)[0]
+
+    def truth(self, view: int) -> Tensor:
+        """(H, W, 3) in [0, 1]."""
+        return self._target(view, 1)
+
+    def _train_step(self) -> Tensor:
+        view = self._view_at(self._step)
+        factor = self._schedule.downscale(self._step)
+        image, meta = self._rasterize(view, factor)
+        target = self._target(view, factor)
+        weight = self._settings.ssim_weight
+        similarity = ssim(image.permute(2, 0, 1), target.permute(2, 0, 1))
+        loss = (1.0 - weight) * (image - target).abs().mean() + weight * (1.0 - similarity)
+        torch.autograd.backward(loss)
+        self._strategy.observe(meta)
+        self._adam.step(self._schedule.learning_rates(self._step))
+        self._step += 1
+        if self._schedule.refines_at(self._step):
+            self._strategy.refine(self._step, self._adam)
+        return loss.detach()
+
+    def _view_at(self, step: int) -> int:
+        """Every epoch is a permutation drawn from the seed and the epoch alone."""
+        epoch, place = divmod(step, len(self._dataset.train))
+        generator = torch.Generator().manual_seed(self._settings.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self._dataset.train), generator=generator)
+        return self._dataset.train[int(order[place])]
+
+    def _rasterize(self, view: int, factor: int) -> tuple[Tensor, dict[str, object]]:
+        height, width = self._pyramid[factor].shape[1:3]
+        full_width, full_height = self._dataset.size
+        scale = self._intrinsics.new_tensor([width / full_width, height / full_height, 1.0])
+        p = self._adam.parameters
+        image, _, meta = self._backend.rasterize(
+            means=p["means"],
+            quats=p["quats"],
+            scales=torch.exp(p["scales"]),
+            opacities=torch.sigmoid(p["opacities"]),
+            colors=torch.cat([p["sh0"], p["shN"]], dim=1),
+            viewmats=self._viewmats[view : view + 1],
+            Ks=self._intrinsics[view : view + 1] * scale[:, None],
+            width=int(width),
+            height=int(height),
+            sh_degree=self._schedule.active_sh_degree(self._step),
+            packed=False,
+            absgrad=True,
+            backgrounds=self._background,
+        )
+        return image[0], meta
+
+    def _target(self, view: int, factor: int) -> Tensor:
+        image = self._pyramid[factor][view].to(self._backend.device, non_blocking=True)
+        return image.to(torch.float32).div_(255.0)
+
+    def _checked(self, loss: Tensor) -> Progress:
+        value, count = float(loss), len(self.parameters["means"])
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the loss is {value} at step {self._step}")
+        if count == 0:
+            raise TrainingDiverged(f"no gaussian is left at step {self._step}")
+        return Progress(self._step, self._settings.steps, value, count)
+
+    def _identity(self) -> str:
+        digest = hashlib.sha256(repr((astuple(self._schedule), self._backend.name)).encode())
+        run = (self._settings.seed, self._settings.ssim_weight, self._dataset.names)
+        digest.update(repr((run, self._dataset.train, self._dataset.normalisation)).encode())
+        for tensor in (self._dataset.images, self._dataset.viewmats, self._dataset.intrinsics):
+            digest.update(tensor.contiguous().numpy().data)
+        digest.update(self._dataset.points.tobytes())
+        return digest.hexdigest()
+
+    def _save(self, identity: str) -> None:
+        parameters = {name: value.data for name, value in self.parameters.items()}
+        save_checkpoint(
+            self._checkpoint,
+            Checkpoint(
+                step=self._step,
+                identity=identity,
+                parameters=parameters,
+                adam=self._adam.state(),
+                strategy=self._strategy.state(),
+                seconds=self._seconds,
+            ),
+        )
+
+    def _resume(self, identity: str) -> int:
+        try:
+            found = load_checkpoint(self._checkpoint, identity)
+        except CheckpointUnusable as error:
+            self._warn(f"training starts anew: {error}")
+            return 0
+        if found is None:
+            return 0
+        device = self._backend.device
+        self._adam.parameters.update(
+            {name: torch.nn.Parameter(v.to(device)) for name, v in found.parameters.items()}
+        )
+        self._adam.restore(found.adam)
+        self._strategy.restore(found.strategy)
+        self._step, self._seconds = found.step, found.seconds
+        return found.step
+
+
+def _halved(images: Tensor) -> Tensor:
+    """(V, H, W, 3) uint8 at half the size, each pixel the mean of the area it covers."""
+    height, width = max(1, images.shape[1] // 2), max(1, images.shape[2] // 2)
+    halves = [
+        torch.nn.functional.interpolate(
+            image.permute(2, 0, 1)[None].to(torch.float32), size=(height, width), mode="area"
+        )[0].permute(1, 2, 0)
+        for image in images
+    ]
+    return torch.stack(halves).add_(0.5).clamp_(0, 255).to(torch.uint8)
