@@ -5,13 +5,16 @@ The demo and the tests use them; the dispatcher reaches them as it reaches any o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +105,19 @@ class EmbeddedHosts:
         process = self._processes.pop(name)
         process.terminate()
         process.wait(_STOP_S)
+
+    def power_off(self) -> None:
+        """`stop`, and end every process that works in one of the hosts' work directories."""
+        self.stop()
+        for attempt in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + _STOP_S
+            while pids := _working_in([host.work_dir for host in self.hosts]):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, attempt)
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
 
     def _start_host(self, name: str, sshd: str, keygen: str) -> EmbeddedHost:
         folder = self.base / name
@@ -220,6 +236,22 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
         except OSError:
             time.sleep(0.02)
     return False
+
+
+def _working_in(folders: Sequence[Path]) -> list[int]:
+    """Processes whose working directory is one of `folders` or below; never this one."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            where = (entry / "cwd").readlink()
+            ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue  # it has ended, or it is somebody else's
+        if not ended and any(where.is_relative_to(folder) for folder in folders):
+            pids.append(int(entry.name))
+    return pids
 
 
 def _sshd_config(port: int, host_key: Path, authorized_keys: Path) -> str:

@@ -110,6 +110,32 @@ def test_stopped_hosts_do_not_answer_and_start_again_with_the_same_keys(tmp_path
         assert again.hosts[0].host_key == first.host_key
 
 
+def test_power_off_ends_what_runs_on_the_hosts_and_nothing_else(tmp_path: Path) -> None:
+    elsewhere = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
+    try:
+        with EmbeddedHosts(1, tmp_path / "hosts") as hosts:
+            host = hosts.hosts[0]
+            quiet = "</dev/null >/dev/null 2>&1"
+            started = ssh(host, tmp_path, f"cd '{host.work_dir}'; setsid sleep 60 {quiet} &")
+            assert started.returncode == 0, started.stderr
+            assert _working_in(host.work_dir)
+            hosts.power_off()
+            assert not _working_in(host.work_dir)
+        assert elsewhere.poll() is None
+    finally:
+        elsewhere.kill()
+        elsewhere.wait()
+
+
+def _working_in(folder: Path) -> list[str]:
+    found = subprocess.run(
+        ["find", "/proc", "-maxdepth", "2", "-name", "cwd", "-lname", f"{folder}*"],
+        capture_output=True,
+        text=True,
+    )
+    return found.stdout.split()
+
+
 def test_a_missing_sshd_is_one_line_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
