@@ -93,10 +93,11 @@ class Store(Protocol):
 
     async def job(self, job: str) -> Job | None: ...
 
-    async def apply(self, before: Job, after: Job, event: Event, *, epoch: int = 0) -> Applied:
+    async def apply(self, before: Job, after: Job, event: Event) -> Applied:
         """Commit one transition, fenced by `before.revision`, durably (synchronous=FULL).
 
-        Job, attempt, reservation, lease, stitch state and event change in one transaction.
+        Job, attempt (of this store's epoch), reservation, lease, stitch state and event change in
+        one transaction; `before.revision` counts, the rest of `before` is what was compared with.
         Raises StaleRevision when the stored job is no longer `before`.
         """
         ...

@@ -1,0 +1,168 @@
+"""Rows of the database <-> frozen dataclasses. JSON columns are decoded here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from typing import Any
+
+from dispatcher.core.model import (
+    Event,
+    Job,
+    JobKind,
+    JobState,
+    Reason,
+    Reservation,
+    Stage,
+    Step,
+    Waiting,
+)
+from dispatcher.core.plan import StitchLevel
+from dispatcher.store.rows import (
+    Acquisition,
+    ArtifactRow,
+    Attempt,
+    Clip,
+    EventRow,
+    Gpu,
+    Host,
+    Lease,
+    Progress,
+    Request,
+    Run,
+    Segment,
+    StageMetrics,
+    Stitch,
+)
+
+_RESERVATION = ("attempt", "host", "slot", "gpu", "mib", "disk_bytes")
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def job_values(job: Job) -> dict[str, Any]:
+    """Columns of `jobs`; the reservation has a table of its own."""
+    values = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
+    del values["reservation"]
+    values["retries"] = to_json(job.retries)
+    values["avoid_hosts"] = to_json(job.avoid_hosts)
+    return values
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """A row of the query select_jobs."""
+    values = _plain(row)
+    reserved = {name: values.pop(f"r_{name}") for name in _RESERVATION}
+    reservation = None
+    if reserved["attempt"] is not None:
+        reservation = Reservation(job=values["id"], **reserved)
+    values.update(
+        kind=JobKind(values["kind"]),
+        state=JobState(values["state"]),
+        step=Step(values["step"]),
+        stage=Stage(values["stage"]),
+        inputs_on_host=bool(values["inputs_on_host"]),
+        retries=json.loads(values["retries"]),
+        reason=_reason(values["reason"]),
+        avoid_hosts=tuple(json.loads(values["avoid_hosts"])),
+    )
+    return Job(**values, reservation=reservation)
+
+
+def event_payload(event: Event) -> dict[str, Any]:
+    values = dataclasses.asdict(event)
+    del values["at"], values["stimulus"]
+    return values
+
+
+def acquisition_of(row: sqlite3.Row) -> Acquisition:
+    return Acquisition(**_plain(row))
+
+
+def segment_of(row: sqlite3.Row) -> Segment:
+    values = _plain(row)
+    clips = tuple(Clip(**clip) for clip in json.loads(values.pop("clips")))
+    return Segment(**values, clips=clips)
+
+
+def run_of(row: sqlite3.Row) -> Run:
+    return Run(**_plain(row, "config", "provenance"))
+
+
+def attempt_of(row: sqlite3.Row) -> Attempt:
+    values = _plain(row, "evidence", "exit")
+    values.update(
+        stage=Stage(values["stage"]),
+        resumed=bool(values["resumed"]),
+        reason=_reason(values["reason"]),
+    )
+    return Attempt(**values)
+
+
+def metrics_of(row: sqlite3.Row) -> StageMetrics:
+    values = _plain(row, "metrics")
+    values["stage"] = Stage(values["stage"])
+    return StageMetrics(**values)
+
+
+def lease_of(row: sqlite3.Row) -> Lease:
+    return Lease(**_plain(row))
+
+
+def progress_of(row: sqlite3.Row) -> tuple[str, Progress]:
+    values = _plain(row, "numbers")
+    return values.pop("job"), Progress(**values)
+
+
+def waiting_of(row: sqlite3.Row) -> Waiting:
+    values = _plain(row, "per_host")
+    values["reason"] = Reason(values["reason"])
+    return Waiting(**values)
+
+
+def artifact_of(row: sqlite3.Row) -> ArtifactRow:
+    return ArtifactRow(**_plain(row))
+
+
+def stitch_of(row: sqlite3.Row, members: tuple[str, ...]) -> Stitch:
+    values = _plain(row, "report")
+    values.update(
+        level=StitchLevel(values["level"]),
+        state=JobState(values["state"]),
+        passthrough=bool(values["passthrough"]),
+    )
+    return Stitch(**values, members=members)
+
+
+def event_of(row: sqlite3.Row) -> EventRow:
+    return EventRow(**_plain(row, "payload"))
+
+
+def host_of(row: sqlite3.Row) -> Host:
+    values = _plain(row, "facts")
+    values["cordoned"] = bool(values["cordoned"])
+    return Host(**values)
+
+
+def gpu_of(row: sqlite3.Row) -> Gpu:
+    values = _plain(row, "processes")
+    values["processes"] = tuple(values["processes"])
+    return Gpu(**values)
+
+
+def request_of(row: sqlite3.Row) -> Request:
+    return Request(**_plain(row, "args"))
+
+
+def _plain(row: sqlite3.Row, *json_columns: str) -> dict[str, Any]:
+    values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates its values
+    for name in json_columns:
+        values[name] = json.loads(values[name]) if values[name] is not None else None
+    return values
+
+
+def _reason(value: str | None) -> Reason | None:
+    return Reason(value) if value is not None else None

@@ -1,0 +1,190 @@
+"""One SQLite connection on one thread of its own; SQLite's failures become StoreError."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from dispatcher.store.base import StoreError
+from dispatcher.store.queries import migrations, queries
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 10_000  # a command in another process may hold the write lock for a moment
+
+
+class Database:
+    """What the table modules write with. Used on its connection's thread only."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, name: str, /, **values: Any) -> list[sqlite3.Row]:
+        return self._connection.execute(queries()[name], values).fetchall()
+
+    def row(self, name: str, /, **values: Any) -> sqlite3.Row | None:
+        found: sqlite3.Row | None = self._connection.execute(queries()[name], values).fetchone()
+        return found
+
+    def change(self, name: str, /, **values: Any) -> int:
+        """Returns the number of rows that changed."""
+        return self._connection.execute(queries()[name], values).rowcount
+
+    def insert(self, name: str, /, **values: Any) -> int:
+        """Returns the id of the new row."""
+        return self._connection.execute(queries()[name], values).lastrowid or 0
+
+    @contextmanager
+    def transaction(self, *, durable: bool) -> Iterator[None]:
+        """`durable`: on the disk before it returns (synchronous=FULL), as an intent must be."""
+        self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several reads of one commit."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("COMMIT")
+
+
+class Worker:
+    """A thread with one connection. `read` and `write` run a function of Database there."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    async def open(self, *, migrate: bool) -> None:
+        await self._run(self._open, migrate)
+
+    async def read(
+        self, work: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def look() -> T:
+            database = self._database()
+            with database.snapshot():
+                return work(database, *args, **kwargs)
+
+        return await self._run(look)
+
+    async def write(
+        self,
+        durable: bool,
+        work: Callable[Concatenate[Database, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        def commit() -> T:
+            database = self._database()
+            with database.transaction(durable=durable):
+                return work(database, *args, **kwargs)
+
+        return await self._run(commit)
+
+    async def close(self) -> None:
+        """Raises StoreError. Work that was handed in before is done first."""
+        if self._closed:
+            return
+        try:
+            await self._run(self._close)
+        finally:
+            self._closed = True
+            self._thread.shutdown(wait=True)
+
+    def _database(self) -> Database:
+        if self._connection is None:
+            raise self._is_closed()
+        return Database(self._connection)
+
+    def _is_closed(self) -> StoreError:
+        return StoreError("the database is not open", where=str(self._path))
+
+    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+        def guarded() -> T:
+            try:
+                return work(*args)
+            except sqlite3.Error as error:
+                raise StoreError(
+                    "the database failed", where=str(self._path), why=str(error),
+                    fix="check that the disk has room and the file can be written",
+                ) from error  # fmt: skip
+
+        if self._closed:
+            raise self._is_closed()
+        # Shielded: a caller that is cancelled must not leave a transaction half described.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(
+            self._thread, guarded
+        ))  # fmt: skip
+
+    def _open(self, migrate: bool) -> None:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        try:
+            if migrate:
+                _migrate(connection, self._path)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to date; each migration and its number in one transaction."""
+    newest = len(migrations())
+    if _version(connection) > newest:
+        raise StoreError(
+            f"the database has schema {_version(connection)}, this cosma knows {newest}",
+            where=str(path),
+            fix="use the cosma that wrote it, or a newer one",
+        )
+    for version, script in migrations():
+        if version <= _version(connection):
+            continue
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if version > _version(connection):  # another process may have been faster
+                for statement in _statements(script):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={version}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

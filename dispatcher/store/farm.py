@@ -1,0 +1,123 @@
+"""Hosts, stitches, requests and epochs: functions that run inside one transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dispatcher.core.model import Job, JobState
+from dispatcher.store import codec
+from dispatcher.store.base import StoreError
+from dispatcher.store.connection import Database
+from dispatcher.store.jobs import create_job
+from dispatcher.store.rows import Gpu, Host, Request, Run, Stitch
+
+
+def new_epoch(db: Database, host: str, pid: int, at: float) -> int:
+    return db.insert("insert_dispatcher", host=host, pid=pid, started_at=at)
+
+
+# --- hosts ---
+
+
+def upsert_host(db: Database, host: Host) -> None:
+    db.change(
+        "upsert_host",
+        name=host.name,
+        state=host.state,
+        message=host.message,
+        facts=codec.to_json(host.facts) if host.facts is not None else None,
+        cordoned=host.cordoned,
+        probed_at=host.probed_at,
+        updated_at=host.updated_at,
+    )
+    if host.facts is None:
+        return
+    db.change("delete_gpus", host=host.name)
+    for gpu in host.facts.get("gpus", ()):
+        db.change(
+            "insert_gpu",
+            host=host.name,
+            uuid=gpu["uuid"],
+            name=gpu["name"],
+            kind=gpu["kind"],
+            total_mib=gpu["total_mib"],
+            free_mib=gpu["free_mib"],
+            processes=codec.to_json(gpu.get("processes", ())),
+            updated_at=host.updated_at,
+        )
+
+
+def set_cordoned(db: Database, name: str, cordoned: bool, at: float) -> None:
+    db.change("cordon_host", name=name, cordoned=cordoned, updated_at=at)
+
+
+def hosts(db: Database) -> list[Host]:
+    return [codec.host_of(row) for row in db.rows("select_hosts")]
+
+
+def gpus(db: Database, host: str | None) -> list[Gpu]:
+    return [codec.gpu_of(row) for row in db.rows("select_gpus", host=host)]
+
+
+# --- stitches ---
+
+
+def create_stitch(db: Database, stitch: Stitch, job: Job | None, run: Run | None) -> bool:
+    if stitch.job != (job.id if job is not None else None):
+        raise StoreError("a stitch is made together with its job", where=stitch.id)
+    if db.row("select_stitches", acquisition=None, key=stitch.id) is not None:
+        return False
+    if job is not None:
+        if run is None:
+            raise StoreError("the job of a stitch needs its config", where=stitch.id)
+        create_job(db, job, run)
+    db.change(
+        "insert_stitch",
+        id=stitch.id,
+        acquisition=stitch.acquisition,
+        level=stitch.level,
+        auv=stitch.auv,
+        version=stitch.version,
+        state=stitch.state,
+        job=stitch.job,
+        passthrough=stitch.passthrough,
+        report=codec.to_json(stitch.report),
+        created_at=stitch.created_at,
+    )
+    for position, member in enumerate(stitch.members):
+        db.change("insert_stitch_input", stitch=stitch.id, position=position, member=member)
+    return True
+
+
+def stitches(db: Database, acquisition: str | None, key: str | None = None) -> list[Stitch]:
+    """`key` is the id of a stitch or of its job."""
+    found = []
+    for row in db.rows("select_stitches", acquisition=acquisition, key=key):
+        inputs = db.rows("select_stitch_inputs", stitch=row["id"])
+        found.append(codec.stitch_of(row, tuple(line["member"] for line in inputs)))
+    return found
+
+
+def update_stitch(
+    db: Database, stitch: str, state: JobState | None, report: dict[str, Any] | None
+) -> None:
+    text = codec.to_json(report) if report is not None else None
+    if db.change("update_stitch", id=stitch, state=state, report=text) == 0:
+        raise StoreError("there is no such stitch", where=stitch)
+
+
+# --- requests ---
+
+
+def add_request(db: Database, kind: str, job: str | None, args: dict[str, Any], at: float) -> int:
+    return db.insert("insert_request", kind=kind, job=job, args=codec.to_json(args), created_at=at)
+
+
+def requests(db: Database, *, request: int | None, state: str | None) -> list[Request]:
+    return [codec.request_of(row) for row in db.rows("select_requests", id=request, state=state)]
+
+
+def finish_request(db: Database, request: int, answer: str, ok: bool, at: float) -> None:
+    state = "done" if ok else "refused"
+    if db.change("finish_request", id=request, state=state, answer=answer, finished_at=at) == 0:
+        raise StoreError("there is no such request", where=f"request {request}")

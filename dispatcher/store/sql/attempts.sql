@@ -1,0 +1,71 @@
+-- name: insert_attempt
+INSERT INTO attempts (job, attempt, stage, host, gpu, state, epoch, committed_at, stimulus)
+VALUES (:job, :attempt, :stage, :host, :gpu, 'starting', :epoch, :committed_at, :stimulus);
+
+-- name: acknowledge_attempt
+UPDATE attempts SET state = 'running', started_at = COALESCE(started_at, :at)
+WHERE job = :job AND attempt = :attempt AND state = 'starting';
+
+-- name: end_attempt
+UPDATE attempts SET state = :state, ended_at = :at, resumed = :resumed, reason = :reason,
+    message = :message, evidence = :evidence
+WHERE job = :job AND attempt = :attempt;
+
+-- name: select_attempts
+SELECT * FROM attempts WHERE job = :job ORDER BY attempt;
+
+-- name: select_attempt
+SELECT * FROM attempts WHERE job = :job AND attempt = :attempt;
+
+-- name: keep_exit
+UPDATE attempts SET exit = :exit WHERE job = :job AND attempt = :attempt;
+
+-- name: upsert_stage_metrics
+INSERT INTO stage_metrics (
+    job, attempt, stage, host, gpu, wall_s, cpu_s, peak_rss_mib, peak_vram_mib, metrics
+) VALUES (
+    :job, :attempt, :stage, :host, :gpu, :wall_s, :cpu_s, :peak_rss_mib, :peak_vram_mib, :metrics
+) ON CONFLICT (job, attempt) DO NOTHING;
+
+-- name: select_stage_metrics
+SELECT * FROM stage_metrics WHERE (:job IS NULL OR job = :job) ORDER BY job, attempt;
+
+-- name: insert_reservation
+INSERT INTO reservations (job, attempt, host, slot, gpu, mib, disk_bytes)
+VALUES (:job, :attempt, :host, :slot, :gpu, :mib, :disk_bytes);
+
+-- name: delete_reservation
+DELETE FROM reservations WHERE job = :job;
+
+-- name: insert_lease
+INSERT INTO leases (job, attempt, host, lease_s, renewed_at)
+VALUES (:job, :attempt, :host, :lease_s, :renewed_at);
+
+-- name: delete_lease
+DELETE FROM leases WHERE job = :job AND attempt = :attempt;
+
+-- name: renew_lease
+UPDATE leases SET renewed_at = MAX(renewed_at, :at) WHERE job = :job AND attempt = :attempt;
+
+-- name: select_leases
+SELECT * FROM leases ORDER BY job, attempt;
+
+-- name: upsert_artifact
+INSERT INTO artifacts (job, path, kind, bytes, sha256, host, attempt, local_path)
+VALUES (:job, :path, :kind, :bytes, :sha256, :host, :attempt, :local_path)
+ON CONFLICT (job, path) DO UPDATE SET
+    kind = excluded.kind, bytes = excluded.bytes, host = excluded.host,
+    attempt = excluded.attempt, sha256 = excluded.sha256,
+    -- Other bytes than the ones collected: they have to be collected again.
+    local_path = CASE WHEN excluded.local_path IS NOT NULL THEN excluded.local_path
+                      WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.local_path END;
+
+-- name: collect_artifact
+UPDATE artifacts SET local_path = :local_path WHERE job = :job AND path = :path;
+
+-- name: select_artifacts
+SELECT artifacts.* FROM artifacts JOIN jobs ON jobs.id = artifacts.job
+WHERE (:job IS NULL OR artifacts.job = :job)
+  AND (:acquisition IS NULL OR jobs.acquisition = :acquisition)
+  AND (:path IS NULL OR artifacts.path = :path OR artifacts.local_path = :path)
+ORDER BY artifacts.job, artifacts.path;

@@ -1,0 +1,26 @@
+-- name: insert_event
+INSERT INTO events (at, kind, job, attempt, host, payload, stimulus, source)
+VALUES (:at, :kind, :job, :attempt, :host, :payload, :stimulus, :source);
+
+-- name: select_events
+SELECT * FROM events
+WHERE id > :after AND (:kind IS NULL OR kind = :kind) AND (:host IS NULL OR host = :host)
+ORDER BY id LIMIT :limit;
+
+-- name: select_job_events
+-- Apart from select_events so that it uses the index.
+SELECT * FROM events
+WHERE job = :job AND id > :after AND (:kind IS NULL OR kind = :kind)
+  AND (:host IS NULL OR host = :host)
+ORDER BY id LIMIT :limit;
+
+-- name: move_offsets
+UPDATE attempts SET events_bytes = :events, log_bytes = :log
+WHERE job = :job AND attempt = :attempt;
+
+-- name: insert_log
+INSERT INTO logs (job, attempt, position, data) VALUES (:job, :attempt, :position, :data);
+
+-- name: select_logs
+SELECT position, data FROM logs
+WHERE job = :job AND attempt = :attempt AND position + LENGTH(data) > :offset ORDER BY position;

@@ -1,0 +1,301 @@
+"""The store on one SQLite file in WAL mode: a writing thread and a reading one.
+
+Readers see the last commit and never wait for the writer. A transition is committed with
+synchronous=FULL; streams and progress with NORMAL, as the hosts still hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from dispatcher.clock import Clock, SystemClock
+from dispatcher.core.model import Event, Job, JobState, Waiting
+from dispatcher.store import farm, jobs, streams
+from dispatcher.store.base import StoreError
+from dispatcher.store.connection import Database, Worker
+from dispatcher.store.rows import (
+    Acquisition,
+    Applied,
+    ArtifactRow,
+    Attempt,
+    EventRow,
+    Gpu,
+    Host,
+    Lease,
+    Offsets,
+    Progress,
+    Request,
+    Run,
+    Segment,
+    StageMetrics,
+    Stitch,
+)
+from dispatcher.store.streams import Piece
+from worker_agent.protocol import ExitRecord
+
+PROGRESS_INTERVAL_S = 1.0
+
+
+class SqliteStore:
+    """See `dispatcher.store.base.Store`. Use within one event loop; `close` when done."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path = path
+        self._clock = clock
+        self._writer = Worker(path, "cosma-store-write")
+        self._reader = Worker(path, "cosma-store-read")
+        self._epoch = 0
+        self._unwritten: dict[str, Progress] = {}
+        self._flushed_at = float("-inf")
+
+    @classmethod
+    async def open(cls, path: Path, clock: Clock | None = None) -> Self:
+        """Makes the file and its schema where they are missing. Raises StoreError."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                "cannot make the directory", where=str(path.parent), why=error.strerror or ""
+            ) from None
+        store = cls(path, clock or SystemClock())
+        try:
+            await store._writer.open(migrate=True)
+            await store._reader.open(migrate=False)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        try:
+            if self._unwritten:
+                await self._flush()
+        finally:
+            await self._reader.close()
+            await self._writer.close()
+
+    async def new_epoch(self, *, host: str, pid: int, at: float) -> int:
+        self._epoch = await self._writer.write(True, farm.new_epoch, host, pid, at)
+        return self._epoch
+
+    # --- what is to be done ---
+
+    async def create_acquisition(self, row: Acquisition) -> bool:
+        return await self._writer.write(True, jobs.create_acquisition, row)
+
+    async def create_segment(self, segment: Segment, job: Job, run: Run) -> bool:
+        return await self._writer.write(True, jobs.create_segment, segment, job, run)
+
+    async def create_job(self, job: Job, run: Run) -> bool:
+        return await self._writer.write(True, jobs.create_job, job, run)
+
+    async def acquisitions(self) -> list[Acquisition]:
+        return await self._reader.read(jobs.acquisitions)
+
+    async def segments(
+        self, *, acquisition: str | None = None, job: str | None = None
+    ) -> list[Segment]:
+        return await self._reader.read(jobs.segments, acquisition, job)
+
+    async def run(self, job: str) -> Run | None:
+        return await self._reader.read(jobs.run, job)
+
+    # --- jobs and attempts ---
+
+    async def load_jobs(
+        self, *, active_only: bool = False, acquisition: str | None = None
+    ) -> list[Job]:
+        return await self._reader.read(
+            jobs.load_jobs, active_only=active_only, acquisition=acquisition
+        )
+
+    async def job(self, job: str) -> Job | None:
+        found = await self._reader.read(
+            jobs.load_jobs, active_only=False, acquisition=None, job=job
+        )
+        return found[0] if found else None
+
+    async def apply(self, before: Job, after: Job, event: Event) -> Applied:
+        if after.reservation != before.reservation:
+            self._unwritten.pop(before.id, None)  # it speaks of an attempt that is over
+        return await self._writer.write(True, jobs.apply, before, after, event, self._epoch)
+
+    async def attempts(self, job: str) -> list[Attempt]:
+        return await self._reader.read(jobs.attempts, job)
+
+    async def finish_attempt(self, job: str, attempt: int, record: ExitRecord) -> None:
+        await self._writer.write(True, jobs.finish_attempt, job, attempt, record)
+
+    async def stage_metrics(self, job: str | None = None) -> list[StageMetrics]:
+        return await self._reader.read(jobs.stage_metrics, job)
+
+    async def leases(self) -> list[Lease]:
+        return await self._reader.read(jobs.leases)
+
+    async def renewed(self, attempts: Iterable[tuple[str, int]], at: float) -> None:
+        await self._writer.write(False, jobs.renewed, tuple(attempts), at)
+
+    # --- streams ---
+
+    async def append_stream(
+        self,
+        job: str,
+        attempt: int,
+        *,
+        events: Sequence[dict[str, Any]] = (),
+        events_from: int | None = None,
+        events_to: int | None = None,
+        log: bytes = b"",
+        log_from: int | None = None,
+        log_to: int | None = None,
+    ) -> Offsets:
+        piece = Piece(
+            events=events,
+            events_from=events_from,
+            events_to=events_to,
+            log=log,
+            log_from=log_from,
+            log_to=log_to,
+        )
+        return await self._writer.write(
+            False, streams.append, job, attempt, piece, self._clock.now()
+        )
+
+    async def attempt_offsets(self, job: str, attempt: int) -> Offsets:
+        return await self._reader.read(streams.offsets, job, attempt)
+
+    async def logs(self, job: str, attempt: int, *, offset: int = 0) -> bytes:
+        return await self._reader.read(streams.logs, job, attempt, offset)
+
+    async def set_progress(
+        self, job: str, fraction: float, message: str, numbers: dict[str, Any], at: float
+    ) -> None:
+        self._unwritten[job] = Progress(
+            fraction=fraction, message=message, numbers=numbers, updated_at=at
+        )
+        if self._clock.monotonic() - self._flushed_at >= PROGRESS_INTERVAL_S:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        latest, self._unwritten = self._unwritten, {}
+        self._flushed_at = self._clock.monotonic()
+        await self._writer.write(False, _write_progress, latest)
+
+    async def progress(self) -> dict[str, Progress]:
+        return {**await self._reader.read(streams.progress), **self._unwritten}
+
+    async def set_waiting(self, job: str, waiting: Waiting | None) -> None:
+        await self._writer.write(False, jobs.set_waiting, job, waiting)
+
+    async def waiting(self) -> dict[str, Waiting]:
+        return await self._reader.read(jobs.waiting)
+
+    # --- artifacts ---
+
+    async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None:
+        await self._writer.write(True, jobs.add_artifacts, job, tuple(rows))
+
+    async def artifact_collected(self, job: str, path: str, local_path: str) -> None:
+        await self._writer.write(True, jobs.artifact_collected, job, path, local_path)
+
+    async def artifacts(
+        self, *, job: str | None = None, acquisition: str | None = None, path: str | None = None
+    ) -> list[ArtifactRow]:
+        return await self._reader.read(jobs.artifacts, job, acquisition, path)
+
+    # --- stitches ---
+
+    async def create_stitch(self, stitch: Stitch, job: Job | None, run: Run | None) -> bool:
+        return await self._writer.write(True, farm.create_stitch, stitch, job, run)
+
+    async def stitches(self, *, acquisition: str | None = None) -> list[Stitch]:
+        return await self._reader.read(farm.stitches, acquisition)
+
+    async def stitch(self, id_or_job: str) -> Stitch | None:
+        found = await self._reader.read(farm.stitches, None, id_or_job)
+        return found[0] if found else None
+
+    async def update_stitch(
+        self, stitch: str, *, state: JobState | None = None, report: dict[str, Any] | None = None
+    ) -> None:
+        await self._writer.write(True, farm.update_stitch, stitch, state, report)
+
+    # --- events ---
+
+    async def record_event(
+        self,
+        kind: str,
+        *,
+        job: str | None = None,
+        attempt: int | None = None,
+        host: str | None = None,
+        payload: dict[str, Any] | None = None,
+        stimulus: str = "",
+        at: float | None = None,
+    ) -> str:
+        return await self._writer.write(
+            False,
+            streams.record_event,
+            kind,
+            job=job,
+            attempt=attempt,
+            host=host,
+            payload=payload or {},
+            stimulus=stimulus,
+            at=self._clock.now() if at is None else at,
+        )
+
+    async def events(
+        self,
+        *,
+        job: str | None = None,
+        kind: str | None = None,
+        host: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> list[EventRow]:
+        return await self._reader.read(
+            streams.events, job=job, kind=kind, host=host, after=after, limit=limit
+        )
+
+    # --- hosts ---
+
+    async def upsert_host(self, host: Host) -> None:
+        await self._writer.write(False, farm.upsert_host, host)
+
+    async def set_cordoned(self, host: str, cordoned: bool) -> None:
+        await self._writer.write(True, farm.set_cordoned, host, cordoned, self._clock.now())
+
+    async def hosts(self) -> list[Host]:
+        return await self._reader.read(farm.hosts)
+
+    async def gpus(self, host: str | None = None) -> list[Gpu]:
+        return await self._reader.read(farm.gpus, host)
+
+    # --- requests of other processes ---
+
+    async def add_request(
+        self, kind: str, *, job: str | None = None, args: dict[str, Any] | None = None
+    ) -> int:
+        return await self._writer.write(
+            True, farm.add_request, kind, job, args or {}, self._clock.now()
+        )
+
+    async def pending_requests(self) -> list[Request]:
+        return await self._reader.read(farm.requests, request=None, state="pending")
+
+    async def finish_request(self, request: int, answer: str, *, ok: bool = True) -> None:
+        await self._writer.write(True, farm.finish_request, request, answer, ok, self._clock.now())
+
+    async def request(self, request: int) -> Request | None:
+        found = await self._reader.read(farm.requests, request=request, state=None)
+        return found[0] if found else None
+
+
+def _write_progress(db: Database, latest: dict[str, Progress]) -> None:
+    for job, value in latest.items():
+        streams.set_progress(
+            db, job, value.fraction, value.message, value.numbers, value.updated_at
+        )
