@@ -1,0 +1,5 @@
+"""`python -m dispatcher.cli` is `cosma`."""
+
+from dispatcher.cli import main
+
+main()

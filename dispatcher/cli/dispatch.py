@@ -1,0 +1,60 @@
+"""`cosma dispatch`: the dispatcher itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from dispatcher.cli import options
+from dispatcher.cli.render import print_json
+from dispatcher.core.model import JobState
+from dispatcher.daemon import Ended, run_dispatcher
+from dispatcher.errors import ExitCode, NoHost
+from dispatcher.settings import DispatcherSettings
+
+
+def dispatch(
+    once: Annotated[
+        bool, typer.Option("--once", help="Work until nothing is left to do, then exit.")
+    ] = False,
+    inventory: options.Inventory = None,
+    db: options.Database = None,
+    artifacts: options.Artifacts = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also say the small steps.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Place, run, collect and stitch. One dispatcher per database; SIGTERM leaves the hosts'
+    work running and the next start takes it up again."""
+    logging.basicConfig(
+        stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("cosma").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("asyncssh").setLevel(logging.ERROR)
+    settings = DispatcherSettings.load(database=db, artifacts=artifacts)
+    ended = asyncio.run(run_dispatcher(settings, inventory, once=once))
+    states = Counter(job.state.value for job in ended.jobs.values())
+    if json:
+        print_json({"jobs": dict(sorted(states.items())), "unreachable": ended.unreachable})
+    else:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        print(counts or "no jobs", file=sys.stderr)
+    raise typer.Exit(_exit_code(ended) if once or ended.interrupted else ExitCode.OK)
+
+
+def _exit_code(ended: Ended) -> ExitCode:
+    if ended.interrupted:
+        return ExitCode.INTERRUPTED
+    unfinished = [job for job in ended.jobs.values() if job.state is not JobState.DONE]
+    if not unfinished:
+        return ExitCode.OK
+    if len(ended.unreachable) == ended.hosts:
+        first = next(iter(ended.unreachable.values()), "the inventory names none")
+        raise NoHost("no host could be used", why=first, fix="see `cosma worker ls`")
+    return ExitCode.PARTIAL

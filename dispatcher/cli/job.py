@@ -1,0 +1,162 @@
+"""`cosma job …`: one job: what happened to it, its log, and what the operator can ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dispatcher.cli import options
+from dispatcher.cli.render import print_json, print_rows
+from dispatcher.cli.stored import known_job, with_store
+from dispatcher.core.model import Stage, stages_of
+from dispatcher.errors import UsageError
+from dispatcher.progress import job_row
+from dispatcher.requests import CANCEL, PRIORITY, RETRY
+from dispatcher.store.base import Store
+
+app = typer.Typer(help="Look at one job, or ask something of it.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB")]
+
+
+@app.command()
+def show(job: JobId, db: options.Database = None, json: options.Json = False) -> None:
+    """State, attempts with what they cost, and files."""
+
+    async def work(store: Store) -> dict[str, Any]:
+        found = await known_job(store, job)
+        progress, waiting = await store.progress(), await store.waiting()
+        row = job_row(found, progress.get(job), waiting.get(job))
+        run = await store.run(job)
+        metrics = {m.attempt: m for m in await store.stage_metrics(job)}
+        return {
+            **dataclasses.asdict(row),
+            "advice": found.advice,
+            "config_sha256": run.sha256 if run else None,
+            "attempts": [
+                {
+                    "attempt": a.attempt,
+                    "stage": a.stage.value,
+                    "host": a.host,
+                    "state": a.state,
+                    "resumed": a.resumed,
+                    "wall_s": metrics[a.attempt].wall_s if a.attempt in metrics else None,
+                    "cpu_s": metrics[a.attempt].cpu_s if a.attempt in metrics else None,
+                    "peak_rss_mib": metrics[a.attempt].peak_rss_mib
+                    if a.attempt in metrics
+                    else None,
+                    "reason": str(a.reason or ""),
+                    "message": a.message,
+                }
+                for a in await store.attempts(job)
+            ],
+            "artifacts": [
+                {"kind": r.kind, "path": r.local_path or f"{r.host}:{r.path}", "bytes": r.bytes,
+                 "sha256": r.sha256}
+                for r in await store.artifacts(job=job)
+            ],
+        }  # fmt: skip
+
+    view = with_store(db, work)
+    if json:
+        print_json(view)
+        return
+    lists = ("attempts", "artifacts")
+    for key, value in view.items():
+        if key not in lists and value not in ("", None):
+            print(f"{key.replace('_', ' ')}: {value}")
+    print_rows(
+        ("attempt", "stage", "host", "state", "wall_s", "cpu_s", "peak_rss_mib", "message"),
+        view["attempts"],
+    )
+    print_rows(("kind", "bytes", "path"), view["artifacts"])
+
+
+@app.command()
+def logs(
+    job: JobId,
+    attempt: Annotated[int | None, typer.Option(help="Default: the last one.")] = None,
+    events: Annotated[bool, typer.Option("--events", help="The event log instead.")] = False,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """What the stage printed on the host, byte for byte; or every event of the job."""
+
+    async def text(store: Store) -> bytes:
+        found = await known_job(store, job)
+        return await store.logs(job, found.attempt if attempt is None else attempt)
+
+    async def facts(store: Store) -> list[dict[str, Any]]:
+        await known_job(store, job)
+        return [dataclasses.asdict(event) for event in await store.events(job=job)]
+
+    if not events and not json:
+        sys.stdout.buffer.write(with_store(db, text))
+        return
+    rows = with_store(db, facts)
+    if json:
+        print_json(rows)
+        return
+    for row in rows:
+        clock = time.strftime("%H:%M:%S", time.localtime(row["at"]))
+        row.update({"time": clock, "payload": _short(row["payload"])})
+    print_rows(("id", "time", "source", "kind", "attempt", "payload", "stimulus"), rows)
+
+
+@app.command()
+def cancel(job: JobId, db: options.Database = None) -> None:
+    """End it, on its host too. Nothing that was made is deleted."""
+    _ask(db, job, CANCEL, {})
+
+
+@app.command()
+def retry(job: JobId, db: options.Database = None) -> None:
+    """Release a held, failed or cancelled job: go on at the stage that ended it."""
+    _ask(db, job, RETRY, {})
+
+
+@app.command()
+def rerun(
+    job: JobId,
+    start: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="First stage to run again.")
+    ],
+    db: options.Database = None,
+) -> None:
+    """Run a settled job again from a stage on."""
+
+    async def check(store: Store) -> None:
+        stages = [stage.value for stage in stages_of((await known_job(store, job)).kind)]
+        if start not in stages:
+            raise UsageError("no such stage", where=start, fix=f"one of {', '.join(stages)}")
+
+    with_store(db, check)
+    _ask(db, job, RETRY, {"stage": Stage(start).value})
+
+
+@app.command()
+def priority(
+    job: JobId,
+    value: Annotated[int, typer.Argument(help="Higher goes first.")],
+    db: options.Database = None,
+) -> None:
+    """Change the order among jobs that wait."""
+    _ask(db, job, PRIORITY, {"priority": value})
+
+
+def _ask(db: Path | None, job: str, kind: str, args: dict[str, Any]) -> None:
+    async def work(store: Store) -> int:
+        await known_job(store, job)
+        return await store.add_request(kind, job=job, args=args)
+
+    number = with_store(db, work)
+    print(f"request {number}: {kind} {job}; the dispatcher acts on it when it runs")
+
+
+def _short(payload: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in payload.items() if value not in ("", None))

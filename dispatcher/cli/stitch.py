@@ -1,0 +1,99 @@
+"""`cosma stitch …`: the stitches of a survey and their evidence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dispatcher.cli import options
+from dispatcher.cli.job import retry as retry_job
+from dispatcher.cli.render import print_json, print_rows
+from dispatcher.cli.stored import with_store
+from dispatcher.errors import UsageError
+from dispatcher.store.base import Store
+
+app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
+
+StitchId = Annotated[str, typer.Argument(metavar="STITCH")]
+
+
+@app.command()
+def ls(
+    acquisition: Annotated[
+        str | None, typer.Option("--acquisition", "-a", help="Only of this survey.")
+    ] = None,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """All stitches, with their members and state."""
+
+    async def work(store: Store) -> list[dict[str, Any]]:
+        return [
+            {
+                "stitch": s.id,
+                "level": s.level.value,
+                "auv": s.auv or "",
+                "state": s.state.value,
+                "version": s.version,
+                "members": ", ".join(s.members),
+                "pass_through": s.passthrough,
+            }
+            for s in await store.stitches(acquisition=acquisition)
+        ]
+
+    rows = with_store(db, work)
+    if json:
+        print_json(rows)
+    else:
+        print_rows(("stitch", "level", "auv", "state", "version", "members"), rows)
+
+
+@app.command()
+def show(stitch: StitchId, db: options.Database = None, json: options.Json = False) -> None:
+    """Its report: transforms, edges with their inliers, what was left out."""
+
+    async def work(store: Store) -> dict[str, Any]:
+        found = await store.stitch(stitch)
+        if found is None:
+            raise UsageError("no such stitch", where=stitch, fix="`cosma stitch ls` lists them")
+        job = await store.job(found.job) if found.job else None
+        return {
+            "stitch": found.id,
+            "level": found.level.value,
+            "state": found.state.value,
+            "members": list(found.members),
+            "pass_through": found.passthrough,
+            "reason": str(job.reason or "") if job else "",
+            "message": job.message if job else "",
+            "advice": job.advice if job else "",
+            "report": found.report,
+            "artifacts": {
+                row.kind: row.local_path
+                for row in await store.artifacts(job=found.job or found.members[0])
+                if row.local_path
+            },
+        }
+
+    view = with_store(db, work)
+    if json:
+        print_json(view)
+        return
+    for key in ("stitch", "level", "state", "reason", "message", "advice"):
+        if view[key]:
+            print(f"{key}: {view[key]}")
+    print_rows(
+        ("a", "b", "inliers", "share", "accepted", "why"),
+        [
+            {key: edge.get(key) for key in ("a", "b", "inliers", "share", "accepted", "why")}
+            for edge in view["report"].get("edges", [])
+        ],
+    )
+    for kind, path in view["artifacts"].items():
+        print(f"{kind}: {path}")
+
+
+@app.command()
+def retry(stitch: StitchId, db: options.Database = None) -> None:
+    """Make a held or failed stitch again."""
+    retry_job(stitch, db)

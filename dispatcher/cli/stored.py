@@ -1,0 +1,48 @@
+"""Opening the database for a command that is not the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from dispatcher.core.model import Job
+from dispatcher.errors import UsageError
+from dispatcher.settings import DispatcherSettings
+from dispatcher.store.sqlite import SqliteStore
+
+T = TypeVar("T")
+
+
+def with_store(
+    database: Path | None, work: Callable[[SqliteStore], Awaitable[T]], *, create: bool = False
+) -> T:
+    """Run `work` on the store. Raises UsageError when there is no database, unless `create`."""
+    path = DispatcherSettings.load(database=database).database
+    if not create and not path.exists():
+        raise UsageError(
+            "no database",
+            where=str(path),
+            fix="run `cosma ingest` first, or name another one with --db",
+        )
+
+    async def run() -> T:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = await SqliteStore.open(path)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+async def known_job(store: SqliteStore, job_id: str) -> Job:
+    """Raises UsageError, with near names, for a job the database does not have."""
+    job = await store.job(job_id)
+    if job is not None:
+        return job
+    near = [j.id for j in await store.load_jobs() if job_id in j.id][:5]
+    fix = f"did you mean {', '.join(near)}?" if near else "`cosma jobs` lists them"
+    raise UsageError("no such job", where=job_id, fix=fix)

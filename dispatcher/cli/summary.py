@@ -1,0 +1,72 @@
+"""`cosma summary`: what a survey has come to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dispatcher.cli import options
+from dispatcher.cli.render import print_json, print_rows
+from dispatcher.cli.stored import with_store
+from dispatcher.core.survey import slug
+from dispatcher.errors import UsageError
+from dispatcher.results import load_results
+from dispatcher.store.base import Store
+
+SEGMENTS = ("segment", "auv", "state", "frames", "registered", "reprojection_px", "psnr", "ssim",
+            "gaussians", "seconds", "ply")  # fmt: skip
+STITCHES = ("stitch", "level", "auv", "state", "ply")
+
+
+def summary(
+    acquisition: Annotated[str, typer.Argument(metavar="ACQUISITION")],
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Per segment: frames registered, errors, held-out PSNR; per stitch: state and file."""
+    survey = slug(acquisition)
+
+    async def work(store: Store) -> dict[str, list[dict[str, Any]]]:
+        found = await load_results(store, survey)
+        if not found.segments:
+            known = ", ".join(row.name for row in await store.acquisitions())
+            raise UsageError(
+                "no such acquisition", where=acquisition, fix=f"known are: {known or 'none'}"
+            )
+        return {
+            "segments": [
+                {
+                    "segment": item.segment.label,
+                    "job": item.job.id,
+                    "auv": item.segment.auv,
+                    "state": item.job.state.value,
+                    "frames": item.sfm.get("frames"),
+                    "registered": item.sfm.get("registered"),
+                    "reprojection_px": item.sfm.get("reprojection_px"),
+                    "psnr": item.training.get("psnr"),
+                    "ssim": item.training.get("ssim"),
+                    "gaussians": item.training.get("gaussians"),
+                    "seconds": round(item.seconds, 1),
+                    "ply": str(item.files["ply"]) if "ply" in item.files else None,
+                }
+                for item in found.segments
+            ],
+            "stitches": [
+                {
+                    "stitch": item.stitch.id,
+                    "level": item.stitch.level.value,
+                    "auv": item.stitch.auv,
+                    "state": item.stitch.state.value,
+                    "ply": str(item.files["ply"]) if "ply" in item.files else None,
+                }
+                for item in found.stitches
+            ],
+        }
+
+    view = with_store(db, work)
+    if json:
+        print_json(view)
+        return
+    print_rows(SEGMENTS, view["segments"])
+    print_rows(STITCHES, view["stitches"])

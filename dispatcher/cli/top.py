@@ -1,0 +1,106 @@
+"""`cosma top`: the farm live, one row per GPU and per job."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json as json_text
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from dispatcher.cli import options
+from dispatcher.cli.jobs import COLUMNS, load_rows
+from dispatcher.cli.render import print_json, print_rows
+from dispatcher.cli.stored import with_store
+from dispatcher.heartbeat import heartbeat_path
+from dispatcher.settings import DispatcherSettings
+from dispatcher.store.base import Store
+from dispatcher.tui.view import GpuRow, Snapshot, render
+
+
+async def load_snapshot(store: Store, heartbeat: Path) -> Snapshot:
+    now = time.time()
+    jobs = {job.id: job for job in await store.load_jobs()}
+    promised = {
+        (job.host, job.reservation.gpu): job
+        for job in jobs.values()
+        if job.reservation is not None and job.reservation.gpu is not None
+    }
+    gpus = await store.gpus()
+    rows = []
+    for host in await store.hosts():
+        age = None if host.probed_at is None else max(0.0, now - host.probed_at)
+        own = [gpu for gpu in gpus if gpu.host == host.name]
+        for gpu in own:
+            job = promised.get((host.name, gpu.uuid))
+            rows.append(
+                GpuRow(
+                    host=host.name,
+                    state=host.state,
+                    gpu=gpu.name,
+                    used_mib=gpu.total_mib - gpu.free_mib,
+                    total_mib=gpu.total_mib,
+                    reserved_mib=job.reservation.mib if job and job.reservation else 0,
+                    job=job.id if job else "",
+                    stage=job.stage.value if job else "",
+                    age_s=age,
+                    message=host.message,
+                )
+            )
+        if not own:
+            rows.append(
+                GpuRow(
+                    host=host.name, state=host.state, gpu="", used_mib=0, total_mib=0,
+                    reserved_mib=0, job="", stage="", age_s=age, message=host.message,
+                )
+            )  # fmt: skip
+    return Snapshot(
+        gpus=tuple(rows),
+        jobs=tuple(await load_rows(store, None)),
+        dispatcher_age_s=_age(heartbeat, now),
+    )
+
+
+def top(
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Follow the farm until Ctrl-C. Off a terminal, or with --json, print once."""
+    heartbeat = heartbeat_path(DispatcherSettings.load(database=db).database)
+
+    async def once(store: Store) -> Snapshot:
+        return await load_snapshot(store, heartbeat)
+
+    async def live(store: Store) -> None:
+        console = Console()
+        with Live(console=console, screen=True, auto_refresh=False) as view:
+            while True:
+                snapshot = await load_snapshot(store, heartbeat)
+                view.update(render(snapshot, height=console.size.height), refresh=True)
+                await asyncio.sleep(interval)
+
+    if json:
+        print_json(dataclasses.asdict(with_store(db, once)))
+    elif sys.stdout.isatty():
+        with_store(db, live)
+    else:
+        snapshot = with_store(db, once)
+        print_rows(
+            ("host", "state", "gpu", "used_mib", "total_mib", "reserved_mib", "stage", "job"),
+            [dataclasses.asdict(row) for row in snapshot.gpus],
+        )
+        print_rows(COLUMNS, [dataclasses.asdict(row) for row in snapshot.jobs])
+
+
+def _age(heartbeat: Path, now: float) -> float | None:
+    try:
+        return max(0.0, now - float(json_text.loads(heartbeat.read_text())["time"]))
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,132 @@
+"""Puts a dispatcher together: lock, store, hosts, loop, signals; and takes it apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatcher.agent_bundle import build
+from dispatcher.artifact_store import ArtifactStore
+from dispatcher.clock import SystemClock
+from dispatcher.core.model import Job
+from dispatcher.core.place import Policy
+from dispatcher.effects import Effects
+from dispatcher.executors.base import Executor
+from dispatcher.executors.ssh import SshExecutor
+from dispatcher.fleet import Fleet
+from dispatcher.heartbeat import heartbeat_path
+from dispatcher.inventory import find_inventory
+from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.inventory_watch import InventoryWatch
+from dispatcher.jobspec import JobSpecs
+from dispatcher.loop import Dispatcher, Pace
+from dispatcher.session import HostSession
+from dispatcher.settings import DispatcherSettings
+from dispatcher.stitching import Stitching
+from dispatcher.store.lock import DispatcherLock
+from dispatcher.store.sqlite import SqliteStore
+
+log = logging.getLogger("cosma")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a run ended: all jobs it knew, and which hosts never answered."""
+
+    jobs: dict[str, Job]
+    unreachable: dict[str, str]
+    hosts: int
+    interrupted: bool
+
+
+async def run_dispatcher(
+    settings: DispatcherSettings, inventory_file: Path | None, *, once: bool
+) -> Ended:
+    """Raises DispatcherLocked while another one works on the database; InventoryError."""
+    inventory = find_inventory(inventory_file)
+    settings.database.parent.mkdir(parents=True, exist_ok=True)
+    with DispatcherLock(settings.database):
+        store = await SqliteStore.open(settings.database)
+        try:
+            return await _run(settings, inventory, inventory_file, store, once=once)
+        finally:
+            await store.close()
+
+
+async def _run(
+    settings: DispatcherSettings,
+    inventory: Inventory,
+    inventory_file: Path | None,
+    store: SqliteStore,
+    *,
+    once: bool,
+) -> Ended:
+    clock = SystemClock()
+    bundle = build()
+
+    def connect(host: InventoryHost) -> Executor:
+        return SshExecutor.connect_to(host, bundle)
+
+    fleet = Fleet.of(inventory, connect, clock=clock)
+    epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
+    sessions: dict[str, HostSession] = {}
+    dispatcher = Dispatcher(
+        store=store,
+        fleet=fleet,
+        effects=Effects(
+            fleet=fleet,
+            sessions=sessions,
+            store=store,
+            artifacts=ArtifactStore(settings.artifacts),
+            specs=JobSpecs(store, lambda host: _stage_python(fleet, host)),
+            clock=clock,
+            epoch=epoch,
+        ),
+        sessions=sessions,
+        stitching=Stitching(store, clock),
+        clock=clock,
+        policy=Policy(),
+        heartbeat=heartbeat_path(settings.database),
+        once=once,
+        pace=Pace(
+            poll_s=settings.poll_s,
+            probe_s=settings.probe_s,
+            probe_timeout_s=settings.probe_timeout_s,
+        ),
+        inventory_watch=InventoryWatch(inventory_file),
+        connect=connect,
+    )
+    interrupted = False
+
+    def end(number: signal.Signals) -> None:
+        nonlocal interrupted
+        interrupted = number is signal.SIGINT
+        log.info("stopping; what runs on the hosts goes on and is taken up again at the next start")
+        dispatcher.stop()
+
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, end, number)
+    try:
+        jobs = await dispatcher.run()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            running.remove_signal_handler(number)
+        await fleet.close()
+    return Ended(
+        jobs=jobs,
+        unreachable={s.host.name: s.message for s in fleet.states if not s.reachable},
+        hosts=len(fleet.states),
+        interrupted=interrupted,
+    )
+
+
+def _stage_python(fleet: Fleet, host: str) -> str | None:
+    state = fleet.state(host)
+    return state.host.stage_python if state else None

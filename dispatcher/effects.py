@@ -1,0 +1,238 @@
+"""What the dispatcher does in the world for one job; each coroutine ends in exactly one event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatcher.artifact_store import CHECKPOINT, COLLECTED_KINDS, ArtifactStore
+from dispatcher.clock import Clock
+from dispatcher.core.lease import lease_s, may_requeue_at
+from dispatcher.core.model import (
+    AttemptFailed,
+    AttemptStarted,
+    CancelConfirmed,
+    Event,
+    InputsReady,
+    InputsReclaimed,
+    Job,
+    JobKind,
+    Reason,
+    ResultsCollected,
+    TransferFailed,
+)
+from dispatcher.errors import HostError, TransportError
+from dispatcher.executors.base import Executor
+from dispatcher.fleet import Fleet
+from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.session import HostSession
+from dispatcher.store.base import Store
+from worker_agent.protocol import AttemptRef, FetchRequest
+
+RETRY_FIRST_S = 0.5
+RETRY_MOST_S = 20.0
+FRAMES_PROOF = "frames/frames.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """The hosts, the store and the artifact store, bound together."""
+
+    fleet: Fleet
+    sessions: Mapping[str, HostSession]
+    store: Store
+    artifacts: ArtifactStore
+    specs: JobSpecs
+    clock: Clock
+    epoch: int
+
+    async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
+        """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
+        try:
+            executor = self._executor(host)
+            run_dir = await self.specs.run_dir(job, executor)
+            for item in await self.specs.inputs(job):
+                await self._bring(executor, run_dir, item)
+        except HostError as error:
+            return self._transfer_failed(error, stimulus)
+        return InputsReady(at=self.clock.now(), stimulus=stimulus)
+
+    async def start_attempt(self, job: Job, stimulus: str) -> Event:
+        """Start with the same attempt id until the host answers, or until no earlier try that
+        may have arrived can still be alive there."""
+        host, stage = job.host or "", job.stage
+        delay, sent = RETRY_FIRST_S, self.clock.monotonic()
+        while True:
+            try:
+                executor = self._executor(host)
+                spec = await self.specs.attempt(job, executor, epoch=self.epoch, stimulus=stimulus)
+                sent = self.clock.monotonic()
+                await executor.start(spec)
+                return AttemptStarted(at=self.clock.now(), stimulus=stimulus, attempt=job.attempt)
+            except TransportError as error:
+                if self.clock.monotonic() >= may_requeue_at(sent, lease_s(stage)):
+                    return self._attempt_failed(job, error, stimulus)
+            except HostError as error:
+                return self._attempt_failed(job, error, stimulus)
+            await asyncio.sleep(delay * random.uniform(0.75, 1.25))
+            delay = min(RETRY_MOST_S, delay * 2)
+
+    async def follow_attempt(self, job: Job, stimulus: str) -> None:
+        """Hand the attempt to its host's session, which posts the event of its end."""
+        host = job.host or ""
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                executor = self._executor(host)
+                run_dir = await self.specs.run_dir(job, executor)
+                break
+            except HostError:
+                await asyncio.sleep(delay)
+                delay = min(RETRY_MOST_S, delay * 2)
+        await self.sessions[host].watch(
+            job=job.id,
+            attempt=job.attempt,
+            stage=job.stage,
+            run_dir=run_dir,
+            lease_s=lease_s(job.stage),
+            stimulus=stimulus,
+        )
+
+    async def cancel_attempt(self, job: Job, stimulus: str) -> Event:
+        """Until the host confirms that no process of the attempt is left."""
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                executor = self._executor(job.host or "")
+                run_dir = await self.specs.run_dir(job, executor)
+                await executor.cancel(
+                    AttemptRef(run_dir=run_dir, attempt=job.attempt), epoch=self.epoch
+                )
+                return CancelConfirmed(at=self.clock.now(), stimulus=stimulus)
+            except HostError:
+                await asyncio.sleep(delay)
+                delay = min(RETRY_MOST_S, delay * 2)
+
+    async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
+        """Source videos go once every frame is verified on the host; a cancelled job's and a
+        stitch's inputs are copies of what lies elsewhere."""
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                executor = self._executor(host)
+                run_dir = await self.specs.run_dir(job, executor)
+                inputs = await self.specs.inputs(job)
+                from_frames = job.kind is JobKind.RECONSTRUCT and job.attempt > 0
+                proven = from_frames and await self.specs.frames_done(job)
+                report = await executor.reclaim(
+                    run_dir,
+                    [item.path for item in inputs],
+                    epoch=self.epoch,
+                    verified_by=FRAMES_PROOF if proven else None,
+                    trim=(await self.specs.config(job))["reclaim"]["fstrim"],
+                    expected_sha256={i.path: i.sha256 for i in inputs if i.sha256 is not None},
+                )
+            except TransportError:
+                await asyncio.sleep(delay)
+                delay = min(RETRY_MOST_S, delay * 2)
+                continue
+            except HostError as error:
+                await self.store.record_event(
+                    "inputs_not_reclaimed", job=job.id, host=host,
+                    payload={"why": error.line}, stimulus=stimulus,
+                )  # fmt: skip
+                return InputsReclaimed(
+                    at=self.clock.now(), stimulus=stimulus, removed_bytes=0, trimmed_bytes=None,
+                    note=error.line,
+                )  # fmt: skip
+            return InputsReclaimed(
+                at=self.clock.now(),
+                stimulus=stimulus,
+                removed_bytes=report.removed_bytes,
+                trimmed_bytes=report.trimmed_bytes,
+                note=f"{report.trim_note}; {report.remaining_input_bytes} bytes of input left",
+            )
+
+    async def collect_results(self, job: Job, host: str, stimulus: str) -> Event:
+        """Copy the small and the final results here, verified by hash."""
+        total = count = 0
+        try:
+            executor = self._executor(host)
+            run_dir = await self.specs.run_dir(job, executor)
+            for row in await self.store.artifacts(job=job.id):
+                if row.kind not in COLLECTED_KINDS:
+                    continue
+                local = self.artifacts.path(job.acquisition, job.id, row.path)
+                local.parent.mkdir(parents=True, exist_ok=True)
+                await executor.collect_file(run_dir, row.path, local, sha256=row.sha256)
+                await self.store.artifact_collected(job.id, row.path, str(local))
+                total, count = total + row.bytes, count + 1
+            await self._keep_report(job)
+            checkpoint = self.artifacts.path(job.acquisition, job.id, CHECKPOINT)
+            await executor.collect_file(run_dir, CHECKPOINT, checkpoint)
+        except HostError as error:
+            return self._transfer_failed(error, stimulus)
+        except OSError as error:
+            return TransferFailed(
+                at=self.clock.now(), stimulus=stimulus, reason=Reason.TRANSFER_FAILED,
+                message=f"cannot write to the artifact store: {error}",
+                advice="make room or give --artifacts another directory",
+            )  # fmt: skip
+        return ResultsCollected(
+            at=self.clock.now(), stimulus=stimulus, artifacts=count, bytes=total
+        )
+
+    async def _keep_report(self, job: Job) -> None:
+        """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""
+        if job.kind is not JobKind.STITCH:
+            return
+        for row in await self.store.artifacts(job=job.id):
+            if row.kind == "stitch_report" and row.local_path is not None:
+                text = await asyncio.to_thread(Path(row.local_path).read_text)
+                await self.store.update_stitch(job.id, report=json.loads(text))
+
+    async def _bring(self, executor: Executor, run_dir: str, item: Input) -> None:
+        if item.pull is not None:
+            await executor.fetch(
+                FetchRequest(
+                    source=item.pull, run_dir=run_dir, path=item.path, bytes=item.bytes,
+                    sha256=item.sha256,
+                )
+            )  # fmt: skip
+            return
+        local = Path(item.local)
+        if not await asyncio.to_thread(local.is_file):
+            raise HostError(
+                Reason.INPUT_MISSING,
+                "the source file is not there any more",
+                where=item.local,
+                fix="put it back where it was ingested",
+            )
+        await executor.push_file(local, run_dir, item.path, sha256=item.sha256)
+
+    def _executor(self, host: str) -> Executor:
+        try:
+            return self.fleet.executor(host)
+        except KeyError:
+            raise HostError(
+                Reason.HOST_UNREACHABLE,
+                "the host is no longer in the inventory",
+                where=host,
+                fix="put it back, or cancel the job",
+            ) from None
+
+    def _transfer_failed(self, error: HostError, stimulus: str) -> TransferFailed:
+        return TransferFailed(
+            at=self.clock.now(), stimulus=stimulus, reason=error.reason, message=error.message,
+            advice=error.fix,
+        )  # fmt: skip
+
+    def _attempt_failed(self, job: Job, error: HostError, stimulus: str) -> AttemptFailed:
+        return AttemptFailed(
+            at=self.clock.now(), stimulus=stimulus, attempt=job.attempt, reason=error.reason,
+            message=error.message, advice=error.fix,
+        )  # fmt: skip

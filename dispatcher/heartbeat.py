@@ -1,0 +1,24 @@
+"""The dispatcher's sign of life: one small JSON file, replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from dispatcher.core.model import Job
+
+
+def heartbeat_path(database: Path) -> Path:
+    return database.with_name(f"{database.name}.heartbeat")
+
+
+def write_heartbeat(path: Path, *, now: float, pid: int, jobs: Iterable[Job]) -> None:
+    """`time` is Unix seconds; a reader compares it with its own clock. Never fsynced: a lost
+    heartbeat says only that the machine is gone, which is true."""
+    states = Counter(str(job.state) for job in jobs)
+    text = json.dumps({"time": round(now, 1), "pid": pid, "jobs": dict(sorted(states.items()))})
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)

@@ -1,0 +1,154 @@
+"""From a directory of video to segments and jobs in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from dispatcher.core.model import Job, JobKind, JobState, Step
+from dispatcher.core.survey import PlannedSegment, clip_name, group_clips, slug
+from dispatcher.settings import PipelineConfig
+from dispatcher.sources import ClipProblem, SourceFile, find_videos, inspect_clip
+from dispatcher.store.base import Store
+from dispatcher.store.rows import Acquisition, Clip, Run, Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingested:
+    """What became of one segment."""
+
+    job: str
+    auv: str
+    segment: str
+    clips: int
+    bytes: int
+    new: bool
+    state: JobState
+    reason: str = ""
+    message: str = ""
+
+
+async def ingest(
+    store: Store,
+    location: str,
+    *,
+    acquisition: str,
+    config: PipelineConfig,
+    auv: str = "auv",
+    serial: str = "unknown",
+    priority: int = 0,
+) -> list[Ingested]:
+    """Make segments and jobs of everything at `location`; what exists already stays as it is.
+
+    A segment with a clip that is plainly bad becomes a held job with the reason, so that the
+    operator sees it beside the others. Raises UsageError when there is nothing to ingest.
+    """
+    files = {file.relative: file for file in find_videos(location)}
+    survey = slug(acquisition)
+    await store.create_acquisition(Acquisition(id=survey, name=acquisition, created_at=time.time()))
+    planned = group_clips(files, auv=auv, serial=serial)
+    return [
+        await _ingest_segment(
+            store, survey, segment, [files[path] for path in segment.clips],
+            job_id=_job_id(survey, segment, planned), config=config, priority=priority,
+        )
+        for segment in planned
+    ]  # fmt: skip
+
+
+def _job_id(survey: str, segment: PlannedSegment, planned: Iterable[PlannedSegment]) -> str:
+    twins = [s for s in planned if (s.auv, s.label) == (segment.auv, segment.label)]
+    if len(twins) > 1:
+        return slug(survey, segment.auv, segment.gopro_serial, segment.label)
+    return slug(survey, segment.auv, segment.label)
+
+
+async def _ingest_segment(
+    store: Store,
+    survey: str,
+    segment: PlannedSegment,
+    files: list[SourceFile],
+    *,
+    job_id: str,
+    config: PipelineConfig,
+    priority: int,
+) -> Ingested:
+    now = time.time()
+    known = await store.job(job_id)
+    if known is not None:
+        return _ingested(known, segment, files, new=False)
+    problem = next((p for p in map(inspect_clip, files) if p is not None), None)
+    job = Job(
+        id=job_id,
+        kind=JobKind.RECONSTRUCT,
+        acquisition=survey,
+        name=segment.label,
+        auv=segment.auv,
+        created_at=now,
+        priority=priority,
+        input_bytes=sum(file.bytes for file in files),
+        **_held(job_id, problem),
+    )
+    clips = tuple(
+        Clip(name=clip_name(order, file.relative), source=file.location, bytes=file.bytes,
+             order=order)
+        for order, file in enumerate(files)
+    )  # fmt: skip
+    await store.create_segment(
+        Segment(
+            id=job_id,
+            acquisition=survey,
+            auv=segment.auv,
+            gopro_serial=segment.gopro_serial,
+            label=segment.label,
+            job=job_id,
+            clips=clips,
+            created_at=now,
+        ),
+        job,
+        _run(job_id, config, segment, now),
+    )
+    return _ingested(job, segment, files, new=True)
+
+
+def _held(job_id: str, problem: ClipProblem | None) -> dict[str, Any]:
+    if problem is None:
+        return {}
+    return {
+        "state": JobState.HELD,
+        "step": Step.REST,
+        "reason": problem.reason,
+        "message": problem.message,
+        "advice": f"{problem.advice}; then: cosma job retry {job_id}",
+    }
+
+
+def _run(job: str, config: PipelineConfig, segment: PlannedSegment, now: float) -> Run:
+    values = config.as_dict()
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return Run(
+        job=job,
+        config=values,
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        provenance={"clips": [PurePosixPath(path).name for path in segment.clips]},
+        created_at=now,
+    )
+
+
+def _ingested(job: Job, segment: PlannedSegment, files: list[SourceFile], *, new: bool) -> Ingested:
+    return Ingested(
+        job=job.id,
+        auv=segment.auv,
+        segment=segment.label,
+        clips=len(files),
+        bytes=sum(file.bytes for file in files),
+        new=new,
+        state=job.state,
+        reason=str(job.reason or ""),
+        message=job.message,
+    )

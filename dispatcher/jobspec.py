@@ -1,0 +1,186 @@
+"""What a host is told about a job: its run directory, its inputs, its attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.core.lease import lease_s
+from dispatcher.core.model import Job, JobKind, Reason, Stage
+from dispatcher.core.plan import StitchLevel
+from dispatcher.errors import HostError
+from dispatcher.executors.base import Executor
+from dispatcher.sources import split_remote
+from dispatcher.store.base import Store
+from dispatcher.store.rows import Segment, Stitch
+from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
+
+# What a stitch reads of each member.
+MEMBER_KINDS = ("ply", "registration")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One file the first stage reads; `path` is relative to the run directory.
+
+    `pull` is set when the host itself must fetch it (`host:/path`), else `local` is pushed.
+    """
+
+    path: str
+    local: str
+    bytes: int
+    pull: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a stitch and the job whose artifacts it stands for."""
+
+    name: str
+    auv: str
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpecs:
+    store: Store
+    stage_python: Callable[[str], str | None]  # host -> interpreter named in the inventory
+
+    async def run_dir(self, job: Job, executor: Executor) -> str:
+        return f"{await executor.work_dir()}/{job.acquisition}/{job.id}"
+
+    async def config(self, job: Job) -> dict[str, Any]:
+        run = await self.store.run(job.id)
+        if run is None:
+            raise _missing(job, "its configuration is not in the database")
+        return run.config
+
+    async def inputs(self, job: Job) -> list[Input]:
+        if job.kind is JobKind.STITCH:
+            return [
+                item for member in await self._members(job) for item in await self._files(member)
+            ]
+        segment = await self._segment(job)
+        return [
+            Input(
+                path=f"input/{clip.name}",
+                local=clip.source,
+                pull=clip.source if split_remote(clip.source) else None,
+                bytes=clip.bytes,
+                sha256=clip.sha256,
+            )
+            for clip in segment.clips
+        ]
+
+    async def frames_done(self, job: Job) -> bool:
+        """Whether the frames were extracted and verified on the job's present host."""
+        return any(
+            attempt.stage is Stage.FRAME_EXTRACTION
+            and attempt.state == "succeeded"
+            and attempt.host == job.host
+            for attempt in await self.store.attempts(job.id)
+        )
+
+    async def attempt(
+        self, job: Job, executor: Executor, *, epoch: int, stimulus: str
+    ) -> AttemptSpec:
+        """Raises HostError with Reason.INPUT_MISSING when the database lacks a part of it."""
+        gpu = job.reservation.gpu if job.reservation else None
+        return AttemptSpec(
+            protocol=PROTOCOL_VERSION,
+            epoch=epoch,
+            acquisition=job.acquisition,
+            job=job.id,
+            attempt=job.attempt,
+            stage=job.stage.value,
+            run_dir=await self.run_dir(job, executor),
+            stage_python=self.stage_python(job.host or ""),
+            lease_s=lease_s(job.stage),
+            gpu=gpu,
+            gpu_kind="cpu" if gpu is None or gpu.startswith("CPU-") else "cuda",
+            stimulus=stimulus,
+            config=await self.config(job),
+            inputs=await self._stage_inputs(job),
+        )
+
+    async def _stage_inputs(self, job: Job) -> dict[str, Any]:
+        if job.kind is JobKind.STITCH:
+            stitch = await self._stitch(job)
+            members = [
+                {
+                    "name": member.name,
+                    "auv": member.auv,
+                    **{kind: _member_path(member, kind) for kind in MEMBER_KINDS},
+                }
+                for member in await self._members(job)
+            ]
+            return {"level": stitch.level.value, "name": stitch.id, "members": members}
+        segment = await self._segment(job)
+        return {
+            "segment": segment.label,
+            "auv": segment.auv,
+            "clips": [
+                {"name": clip.name, "order": clip.order, "recorded_at": clip.recorded_at,
+                 "bytes": clip.bytes}
+                for clip in segment.clips
+            ],
+        }  # fmt: skip
+
+    async def _segment(self, job: Job) -> Segment:
+        rows = await self.store.segments(job=job.id)
+        if not rows:
+            raise _missing(job, "its segment is not in the database")
+        return rows[0]
+
+    async def _stitch(self, job: Job) -> Stitch:
+        stitch = await self.store.stitch(job.id)
+        if stitch is None:
+            raise _missing(job, "its stitch is not in the database")
+        return stitch
+
+    async def _members(self, job: Job) -> list[Member]:
+        stitch = await self._stitch(job)
+        if stitch.level is StitchLevel.PER_AUV:
+            return [Member(name=m, auv=stitch.auv or "", job=m) for m in stitch.members]
+        members = []
+        for stitch_id in stitch.members:
+            member = await self.store.stitch(stitch_id)
+            if member is None:
+                raise _missing(job, f"its member {stitch_id} is not in the database")
+            # A pass-through made nothing of its own: its one segment stands for it.
+            made_by = member.members[0] if member.passthrough else member.job or member.id
+            members.append(Member(name=member.id, auv=member.auv or "", job=made_by))
+        return members
+
+    async def _files(self, member: Member) -> list[Input]:
+        rows = {row.kind: row for row in await self.store.artifacts(job=member.job)}
+        files = []
+        for kind in MEMBER_KINDS:
+            row = rows.get(kind)
+            if row is None or row.local_path is None:
+                raise HostError(
+                    Reason.INPUT_MISSING,
+                    f"no {kind} of {member.name} in the artifact store",
+                    where=member.job,
+                    fix=f"run it again: cosma job rerun {member.job} --from PlyExport",
+                )
+            files.append(
+                Input(
+                    path=_member_path(member, kind),
+                    local=row.local_path,
+                    bytes=row.bytes,
+                    sha256=row.sha256,
+                )
+            )
+        return files
+
+
+def _member_path(member: Member, kind: str) -> str:
+    suffix = "ply" if kind == "ply" else "npz"
+    return f"input/{member.name}.{suffix}"
+
+
+def _missing(job: Job, what: str) -> HostError:
+    return HostError(Reason.INPUT_MISSING, what, where=job.id, fix="ingest it again")

@@ -1,0 +1,339 @@
+"""The imperative shell: events in, one transition each, effects out as asyncio tasks.
+
+The only place that creates tasks. Every event goes through one queue and one consumer, and is
+committed before any of its effects is performed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dispatcher.clock import Clock
+from dispatcher.core import model as m
+from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
+from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
+from dispatcher.core.place import Placement, Policy, place
+from dispatcher.effects import Effects
+from dispatcher.fleet import Fleet, MakeExecutor
+from dispatcher.heartbeat import write_heartbeat
+from dispatcher.inventory_watch import InventoryWatch
+from dispatcher.requests import event_of_request
+from dispatcher.session import HostSession
+from dispatcher.stitching import Stitching
+from dispatcher.store.base import Store
+from dispatcher.store.rows import Host
+from dispatcher.story import tell
+
+log = logging.getLogger("cosma")
+
+# Waiting that ends by itself, so that a draining dispatcher must not give up on it.
+PASSING = frozenset({Reason.BACKOFF, Reason.GPU_BUSY, Reason.SLOT_BUSY, Reason.PROBE_STALE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Seconds between the things that are looked at again and again."""
+
+    tick_s: float = 0.5  # at most this long without a look at what time alone changes
+    poll_s: float = 1.0  # new jobs, requests of other processes, the inventory file
+    probe_s: float = 10.0
+    probe_timeout_s: float = 30.0
+    heartbeat_s: float = 5.0
+    probes_before_giving_up: int = 2  # with `once`: of every host, before a job is held
+
+
+@dataclass(slots=True)
+class _Timers:
+    poll_at: float = 0.0
+    probe_at: float = 0.0
+    heartbeat_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    store: Store
+    fleet: Fleet
+    effects: Effects
+    sessions: dict[str, HostSession]
+    stitching: Stitching
+    clock: Clock
+    policy: Policy
+    heartbeat: Path
+    inventory_watch: InventoryWatch
+    connect: MakeExecutor
+    once: bool = False
+    pace: Pace = field(default_factory=Pace)
+    _jobs: dict[str, Job] = field(default_factory=dict)
+    _queue: deque[tuple[str, Event]] = field(default_factory=deque)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _busy: set[asyncio.Task[None]] = field(default_factory=set)  # effects that will post an event
+    _services: set[asyncio.Task[None]] = field(default_factory=set)
+    _waiting: dict[str, Waiting] = field(default_factory=dict)
+    _timers: _Timers = field(default_factory=_Timers)
+    _probes: Counter[str] = field(default_factory=Counter)
+    _plans: int = 0
+    _defect: BaseException | None = None
+    _stopping: bool = False
+    _undecided: bool = True
+
+    def post(self, job: str, event: Event) -> None:
+        self._queue.append((job, event))
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop deciding and following; what runs on the hosts goes on running there."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> dict[str, Job]:
+        """Until `stop`, or with `once` until nothing is left to do. Returns all jobs it knows."""
+        try:
+            self._open_sessions()
+            await self._load(restart=True)
+            while not self._stopping:
+                await self._turn()
+                if self.once and self._drained():
+                    break
+            if self._defect is not None:
+                raise self._defect
+            return dict(self._jobs)
+        finally:
+            await self._end_tasks()
+
+    # --- one turn of the loop ---
+
+    async def _turn(self) -> None:
+        await self._periodic()
+        while self._queue:
+            job, event = self._queue.popleft()
+            await self._apply(job, event)
+        if self._undecided:
+            self._undecided = False
+            await self._decide()
+        if self._queue:
+            return
+        self._wake.clear()
+        try:
+            await asyncio.wait_for(self._wake.wait(), self.pace.tick_s)
+        except TimeoutError:
+            # Backoffs and stale probes run out without anybody saying so.
+            self._undecided = bool(self._waiting)
+
+    async def _periodic(self) -> None:
+        now = self.clock.monotonic()
+        if now >= self._timers.poll_at:
+            self._timers.poll_at = now + self.pace.poll_s
+            await self._load(restart=False)
+            await self._answer_requests()
+            await self._reload_inventory()
+        if now >= self._timers.probe_at:
+            self._timers.probe_at = now + self.pace.probe_s
+            for state in self.fleet.states:
+                # A host that hangs keeps its own probe, never the others'.
+                self._serve(self._probe(state.host.name))
+        if now >= self._timers.heartbeat_at:
+            self._timers.heartbeat_at = now + self.pace.heartbeat_s
+            write_heartbeat(
+                self.heartbeat, now=self.clock.now(), pid=os.getpid(), jobs=self._jobs.values()
+            )
+
+    async def _load(self, *, restart: bool) -> None:
+        """Take up jobs this process has not seen: all of them at the start, then new ones."""
+        for job in await self.store.load_jobs():
+            if job.id in self._jobs:
+                continue
+            self._jobs[job.id] = job
+            self._undecided = True
+            for effect in recover(job) if restart else ():
+                self._perform(job, effect, stimulus="restart")
+
+    async def _answer_requests(self) -> None:
+        for request in await self.store.pending_requests():
+            job = self._jobs.get(request.job or "")
+            if job is None:
+                await self.store.finish_request(request.id, ok=False, answer="no such job")
+                continue
+            try:
+                await self._transition(job, event_of_request(request, at=self.clock.now()))
+            except IllegalTransition as refusal:
+                await self.store.finish_request(request.id, ok=False, answer=str(refusal))
+            else:
+                await self.store.finish_request(request.id, ok=True, answer="done")
+
+    async def _reload_inventory(self) -> None:
+        inventory = self.inventory_watch.changed()
+        if inventory is None:
+            return
+        changes = await self.fleet.reload(inventory, self.connect)
+        log.info("inventory reloaded: %s", changes)
+        self._open_sessions()
+        self._timers.probe_at = 0.0
+
+    def _open_sessions(self) -> None:
+        """A host that left the inventory keeps its session: its attempts may still end there."""
+        for state in self.fleet.states:
+            name = state.host.name
+            if name in self.sessions:
+                continue
+            session = HostSession(
+                name, self.fleet, self.store, self.clock, self.post, self.effects.epoch
+            )
+            self.sessions[name] = session
+            self._serve(session.run())
+            self._serve(session.renew())
+
+    async def _probe(self, host: str) -> None:
+        state = await self.fleet.probe(host, self.pace.probe_timeout_s)
+        self._probes[host] += 1
+        now = self.clock.now()
+        await self.store.upsert_host(
+            Host(
+                name=host,
+                state="reachable" if state.reachable else str(state.reason),
+                message=state.message,
+                facts=dataclasses.asdict(state.facts) if state.facts else None,
+                probed_at=now if state.reachable else None,
+                updated_at=now,
+            )
+        )
+        self._undecided = True
+        self._wake.set()
+
+    # --- events ---
+
+    async def _apply(self, job_id: str, event: Event) -> None:
+        try:
+            await self._transition(self._jobs[job_id], event)
+        except StaleEvent as late:
+            log.debug("%s", late)
+
+    async def _transition(self, before: Job, event: Event) -> None:
+        after, effects = step(before, event)
+        applied = await self.store.apply(before, after, event, epoch=self.effects.epoch)
+        self._jobs[after.id] = applied.job
+        self._undecided = True
+        tell(before, applied.job, event)
+        for effect in effects:
+            self._perform(applied.job, effect, stimulus=applied.event)
+
+    def _perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
+        match effect:
+            case m.TransferInputs():
+                self._spawn(job, self.effects.transfer_inputs(job, effect.host, stimulus))
+            case m.StartAttempt():
+                self._spawn(job, self.effects.start_attempt(job, stimulus))
+            case m.FollowAttempt():
+                self._serve(self.effects.follow_attempt(job, stimulus))
+            case m.CancelAttempt():
+                self._spawn(job, self.effects.cancel_attempt(job, stimulus))
+            case m.ReclaimInputs():
+                self._spawn(job, self.effects.reclaim_inputs(job, effect.host, stimulus))
+            case m.CollectResults():
+                self._spawn(job, self.effects.collect_results(job, effect.host, stimulus))
+            case m.PlanStitches():
+                self._serve(self._plan(effect.acquisition))
+            case _:
+                raise TypeError(f"no way to perform {effect}")
+
+    async def _plan(self, acquisition: str) -> None:
+        self._plans += 1
+        try:
+            await self.stitching.plan(acquisition)
+            await self._load(restart=False)
+        finally:
+            self._plans -= 1
+
+    # --- decisions ---
+
+    async def _decide(self) -> None:
+        decision = place(
+            self._jobs.values(),
+            self.fleet.host_views(),
+            [job.reservation for job in self._jobs.values() if job.reservation is not None],
+            self.policy,
+            self.clock.now(),
+        )
+        for job_id, host in decision.assignments:
+            self.post(job_id, m.HostAssigned(at=self.clock.now(), host=host))
+        for reservation in decision.stages:
+            self.post(reservation.job, m.StagePlaced(at=self.clock.now(), reservation=reservation))
+        waiting = {w.job: w for w in decision.waiting}
+        for job_id in self._waiting.keys() | waiting.keys():
+            if self._waiting.get(job_id) != waiting.get(job_id):
+                await self.store.set_waiting(job_id, waiting.get(job_id))
+        self._waiting = waiting
+        if self.once:
+            self._give_up_on(decision)
+
+    def _give_up_on(self, decision: Placement) -> None:
+        """Draining must end: hold what no host of this farm can take, with the reason."""
+        if decision.assignments or decision.stages or self._at_work():
+            return
+        if any(
+            self._probes[state.host.name] < self.pace.probes_before_giving_up
+            for state in self.fleet.states
+        ):
+            return
+        for waiting in decision.waiting:
+            if waiting.reason not in PASSING:
+                self.post(
+                    waiting.job,
+                    m.TransferFailed(
+                        at=self.clock.now(), reason=waiting.reason, message=waiting.message
+                    ),
+                )
+
+    def _at_work(self) -> bool:
+        return bool(self._busy) or any(
+            job.step not in (Step.PLACE, Step.REST) for job in self._jobs.values()
+        )
+
+    def _drained(self) -> bool:
+        return (
+            not self._queue
+            and not self._busy
+            and not self._plans
+            and all(job.state in SETTLED for job in self._jobs.values())
+        )
+
+    # --- tasks ---
+
+    def _spawn(self, job: Job, work: Coroutine[Any, Any, Event]) -> None:
+        """One effect, one event; a delayed effect waits for its job's `not_before`."""
+
+        async def perform() -> None:
+            await asyncio.sleep(max(0.0, job.not_before - self.clock.now()))
+            self.post(job.id, await work)
+
+        task = asyncio.create_task(perform(), name=f"effect of {job.id}")
+        self._busy.add(task)
+        task.add_done_callback(self._finished)
+
+    def _serve(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._services.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._busy.discard(task)
+        self._services.discard(task)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A defect of ours: stop rather than go on with half the truth; a restart recovers.
+            self._defect = error
+            self.stop()
+
+    async def _end_tasks(self) -> None:
+        tasks = [*self._busy, *self._services]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,101 @@
+"""Makes the stitches that an acquisition can have now: jobs, or a pass-through row."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+
+from dispatcher.clock import Clock
+from dispatcher.core.model import Job, JobKind, JobState, Stage
+from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches
+from dispatcher.store.base import Store
+from dispatcher.store.rows import Run, Segment, Stitch
+
+log = logging.getLogger("cosma")
+
+
+class Stitching:
+    """One planning at a time: two would make the same stitch twice."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._planning = asyncio.Lock()
+
+    async def plan(self, acquisition: str) -> None:
+        async with self._planning:
+            # A pass-through is done at once and may be all that a cross-AUV stitch waits for.
+            while plans := await self._plans(acquisition):
+                for plan in plans:
+                    await self._make(acquisition, plan)
+                if not any(plan.passthrough for plan in plans):
+                    return
+
+    async def _plans(self, acquisition: str) -> tuple[StitchPlan, ...]:
+        jobs = {job.id: job for job in await self._store.load_jobs(acquisition=acquisition)}
+        segments = await self._store.segments(acquisition=acquisition)
+        stitches = await self._store.stitches(acquisition=acquisition)
+        return plan_stitches(
+            acquisition,
+            [
+                SegmentView(job=s.job, auv=s.auv, name=s.label, state=jobs[s.job].state)
+                for s in segments
+            ],
+            [
+                StitchView(
+                    id=s.id,
+                    level=s.level,
+                    auv=s.auv,
+                    members=s.members,
+                    state=s.state,
+                    version=s.version,
+                )
+                for s in stitches
+            ],
+        )
+
+    async def _make(self, acquisition: str, plan: StitchPlan) -> None:
+        now = self._clock.now()
+        stitch = Stitch(
+            id=plan.id,
+            acquisition=acquisition,
+            level=plan.level,
+            auv=plan.auv,
+            version=plan.version,
+            members=plan.members,
+            state=JobState.DONE if plan.passthrough else JobState.QUEUED,
+            created_at=now,
+            job=None if plan.passthrough else plan.id,
+            passthrough=plan.passthrough,
+        )
+        if plan.passthrough:
+            await self._store.create_stitch(stitch, None, None)
+            log.info("%s: one segment, passed through", plan.id)
+            return
+        segments = await self._store.segments(acquisition=acquisition)
+        job = Job(
+            id=plan.id,
+            kind=JobKind.STITCH,
+            acquisition=acquisition,
+            name=plan.auv or "all AUVs",
+            auv=plan.auv,
+            created_at=now,
+            stage=Stage.STITCH,
+        )
+        await self._store.create_stitch(stitch, job, await self._run(plan, segments, now))
+        log.info("%s: queued, %d members", plan.id, len(plan.members))
+
+    async def _run(self, plan: StitchPlan, segments: list[Segment], now: float) -> Run:
+        """The config of the acquisition's first segment; members are the parents on record."""
+        first = await self._store.run(min(segments, key=lambda s: s.created_at).job)
+        config = first.config if first else {}
+        text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+        return Run(
+            job=plan.id,
+            config=config,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            provenance={"parents": list(plan.members)},
+            created_at=now,
+        )

@@ -1,0 +1,50 @@
+"""What the operator reads while the dispatcher works: one line per change of a job."""
+
+from __future__ import annotations
+
+import logging
+
+from dispatcher.core.model import (
+    AttemptFailed,
+    Event,
+    HostAssigned,
+    InputsReclaimed,
+    Job,
+    JobState,
+    StagePlaced,
+)
+
+log = logging.getLogger("cosma")
+
+
+def tell(before: Job, after: Job, event: Event) -> None:
+    line = _line(before, after, event)
+    if line:
+        log.info("%s: %s", after.id, line)
+    else:
+        log.debug("%s: %s, step %s", after.id, type(event).__name__, after.step)
+
+
+def _line(before: Job, after: Job, event: Event) -> str:
+    if after.state in (JobState.HELD, JobState.ERROR) and before.state is not after.state:
+        return f"{after.state}: {after.reason}: {after.message}. {after.advice}"
+    if after.state is not before.state and after.state in (JobState.DONE, JobState.CANCELLED):
+        return str(after.state)
+    match event:
+        case HostAssigned():
+            return f"claimed by {event.host}"
+        case StagePlaced():
+            gpu = f" ({event.reservation.gpu})" if event.reservation.gpu else ""
+            return f"{after.stage} on {event.reservation.host}{gpu}, attempt {after.attempt}"
+        case AttemptFailed():
+            again = f"; trying again in {max(0.0, after.not_before - event.at):.0f} s"
+            return f"{event.reason}: {event.message}{again}"
+        case InputsReclaimed():
+            trimmed = (
+                f"{event.trimmed_bytes} bytes trimmed"
+                if event.trimmed_bytes is not None
+                else "nothing trimmed"
+            )
+            return f"{event.removed_bytes} bytes of source removed, {trimmed} ({event.note})"
+        case _:
+            return ""
