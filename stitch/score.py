@@ -37,7 +37,8 @@ def judge(edge: Edge, thresholds: Thresholds) -> Verdict:
             f"{thresholds.min_hull_share:.0%} needed"
         )
     if edge.sim3 is None:
-        short = [f"no common transform in {edge.matches} matches"]
+        needed = thresholds.min_inliers
+        short = [f"no transform fits any of {edge.matches} matches, {needed} inliers needed"]
     if short:
         return Verdict(False, "; ".join(short))
     return Verdict(

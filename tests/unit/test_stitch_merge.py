@@ -38,8 +38,8 @@ def test_overlap_is_divided_without_holes_or_doubles() -> None:
     assert (first | second).all()
     assert not (first & second)[(both[:, 0] > 4.3) & (both[:, 0] < 6.7)].any()
     assert np.count_nonzero(first & second) < 0.02 * len(both)
-    assert first[both[:, 0] < 3.9].all()
-    assert second[both[:, 0] > 7.1].all()
+    assert first[both[:, 0] < 3.5].all()
+    assert second[both[:, 0] > 7.5].all()
 
 
 def test_place_beside_a_camera_that_looked_elsewhere_is_kept() -> None:

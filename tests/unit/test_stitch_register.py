@@ -128,7 +128,7 @@ def test_matches_along_a_line_are_refused_for_their_leverage() -> None:
         ({"inliers": 11, "matches": 20}, "11 inliers, 12 needed"),
         ({"matches": 501}, "20% of 501 matches agree, 20% needed"),
         ({"hull_share": 0.09}, "9% of the smaller footprint, 10% needed"),
-        ({"sim3": None}, "no common transform in 200 matches"),
+        ({"sim3": None}, "no transform fits any of 200 matches, 12 inliers needed"),
         ({"inliers": 0, "matches": 0}, "0 inliers"),
     ],
 )
