@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dispatcher import demo as steps
-from dispatcher.core.model import PROGRESS, Job
+from dispatcher.cli.render import table
+from dispatcher.cli.stored import with_store
+from dispatcher.core.model import PROGRESS, Job, JobState
 from dispatcher.embedded import EmbeddedHosts
 from dispatcher.errors import CosmaError, ExitCode
-from dispatcher.report import human_bytes, human_seconds
+from dispatcher.report import FileRow, human_bytes, human_seconds
 from dispatcher.results import RELEASE, Results, load_results
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.base import Store
 
 _LOOK_S = 1.0  # between two looks at the database while the dispatcher works
 _STOP_S = 30.0
@@ -60,7 +62,7 @@ def demo(
             _dispatch(directory, farm.inventory, screen)
         finally:
             farm.power_off()
-    results = asyncio.run(_results(directory))
+    results = with_store(directory.database, _results)
     errors = steps.evaluate(directory, results)
     summary = steps.summarise(directory, results, errors, farm.hosts, began)
     steps.write_report(directory, summary, results, farm.hosts)
@@ -103,7 +105,7 @@ def _dispatch(directory: steps.DemoDirectory, inventory: Path, screen: Console) 
         with Live(console=screen, transient=True, auto_refresh=False) as live:
             seen: dict[str, str] = {}
             while dispatcher.poll() is None:
-                jobs = asyncio.run(_jobs(directory))
+                jobs = with_store(directory.database, _jobs)
                 live.update(_jobs_table(jobs), refresh=screen.is_terminal)
                 for job in jobs:
                     now = f"{job.state} {job.stage} on {job.host or '-'}"
@@ -131,77 +133,71 @@ def _dispatch(directory: steps.DemoDirectory, inventory: Path, screen: Console) 
         )
 
 
-async def _jobs(directory: steps.DemoDirectory) -> list[Job]:
-    store = await SqliteStore.open(directory.database)
-    try:
-        return await store.load_jobs(acquisition=steps.ACQUISITION)
-    finally:
-        await store.close()
+async def _jobs(store: Store) -> list[Job]:
+    return await store.load_jobs(acquisition=steps.ACQUISITION)
 
 
-async def _results(directory: steps.DemoDirectory) -> Results:
-    store = await SqliteStore.open(directory.database)
-    try:
-        return await load_results(store, steps.ACQUISITION)
-    finally:
-        await store.close()
+async def _results(store: Store) -> Results:
+    return await load_results(store, steps.ACQUISITION)
 
 
 def _jobs_table(jobs: list[Job]) -> Table:
-    table = Table("job", "state", "stage", "%", "host", "", box=None, padding=(0, 2))
-    for job in jobs:
-        share = f"{PROGRESS[job.stage]:.0f}"
-        table.add_row(job.id, job.state, job.stage, share, job.host or "", job.message)
-    return table
+    rows = [
+        {
+            "job": job.id,
+            "state": job.state.value,
+            "stage": job.stage.value,
+            "percent": f"{PROGRESS[job.stage]:.0f}",
+            "host": job.host,
+            "message": job.message or None,
+        }
+        for job in jobs
+    ]
+    return table(("job", "state", "stage", "percent", "host", "message"), rows)
 
 
-def _print(summary: dict[str, Any], files: list[Any], results: Results) -> None:
+def _print(summary: dict[str, Any], files: Sequence[FileRow], results: Results) -> None:
     page = Console()
-    segments = Table(title="Segments", title_justify="left")
-    for heading in ("segment", "AUV", "state"):
-        segments.add_column(heading)
-    for heading in ("frames registered", "reprojection px", "PSNR dB", "SSIM", "gaussians", "time"):
-        segments.add_column(heading, justify="right")
-    for row in summary["segments"]:
-        segments.add_row(
-            row["name"],
-            row["auv"],
-            row["state"],
-            f"{_shown(row['registered'], 'd')} / {_shown(row['frames'], 'd')}",
-            _shown(row["reprojection_px"], ".2f"),
-            _shown(row["psnr"], ".1f"),
-            _shown(row["ssim"], ".3f"),
-            _shown(row["gaussians"], ",d"),
-            human_seconds(row["seconds"]),
-        )
-    stitches = Table(title="Stitches", title_justify="left")
-    stitches.add_column("scene")
-    stitches.add_column("state")
-    stitches.add_column("error against truth", justify="right")
-    stitches.add_column("of the extent", justify="right")
-    for row in summary["stitches"]:
-        error = row["error_m"]
-        stitches.add_row(
-            row["auv"] or "all AUVs",
-            row["state"],
-            "-" if error is None else f"{100 * error:.2f} cm",
-            _shown(row["error_fraction"], ".2%"),
-        )
-    page.print(segments)
-    page.print(stitches)
-    for job in results.jobs:
-        if job.reason is not None:
-            command = RELEASE.format(job=job.id)
-            page.print(f"{job.id} is {job.state}: {job.message} ({command})", highlight=False)
-    left, trimmed = summary["source_bytes_left"], summary["trimmed_bytes"]
-    page.print(
-        f"Source video left on the hosts: {human_bytes(left)}; given back by fstrim: "
-        f"{human_bytes(trimmed)}; total time {human_seconds(summary['seconds'])}",
-        highlight=False,
+    segments = [
+        {
+            "segment": row["name"],
+            "AUV": row["auv"],
+            "state": row["state"],
+            "frames registered": f"{_shown(row['registered'], 'd')} / {_shown(row['frames'], 'd')}",
+            "reprojection px": _shown(row["reprojection_px"], ".2f"),
+            "held-out PSNR dB": _shown(row["psnr"], ".1f"),
+            "SSIM": _shown(row["ssim"], ".3f"),
+            "gaussians": _shown(row["gaussians"], ",d"),
+            "time": human_seconds(row["seconds"]),
+        }
+        for row in summary["segments"]
+    ]
+    stitches = [
+        {
+            "scene": row["auv"] or "all AUVs",
+            "state": row["state"],
+            "error against truth": f"{_shown(row['error_m'], '.4f')} m",
+            "of its extent": _shown(row["error_fraction"], ".2%"),
+        }
+        for row in summary["stitches"]
+    ]
+    for title, rows in (("Segments", segments), ("Stitches", stitches)):
+        if rows:
+            page.print(table(tuple(rows[0]), rows, title))
+    lines = [
+        f"{job.id} is {job.state}: {job.message}. {job.advice} ({RELEASE.format(job=job.id)})"
+        for job in results.jobs
+        if job.state is not JobState.DONE
+    ]
+    lines.append(
+        f"Source video left on the hosts: {human_bytes(summary['source_bytes_left'])}; "
+        f"given back by fstrim: {human_bytes(summary['trimmed_bytes'])}; "
+        f"total time {human_seconds(summary['seconds'])}"
     )
-    for file in files:
-        page.print(f"{file.label:>10}  {file.path}", highlight=False, soft_wrap=True)
-    page.print(f"{'report':>10}  {summary['report']}", highlight=False, soft_wrap=True)
+    lines += [f"{file.label:>10}  {file.path}" for file in files]
+    lines.append(f"{'report':>10}  {summary['report']}")
+    for line in lines:
+        page.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _shown(value: float | None, pattern: str) -> str:
