@@ -1,0 +1,223 @@
+"""`cosma worker`: the hosts of the farm - add, list, probe, bootstrap, cordon, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dispatcher import agent_bundle, bootstrap, inventory_edit
+from dispatcher.cli import options, render
+from dispatcher.core.model import Reason
+from dispatcher.errors import ExitCode, InventoryError, TransportError, UsageError
+from dispatcher.executors.ssh import SshExecutor, ssh_target
+from dispatcher.fleet import Fleet, HostState, host_view, not_ready
+from dispatcher.inventory import find_inventory, inventory_path, load_inventory
+from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.transport.hostkey import ShownKey, Standing, show
+from dispatcher.transport.ssh import SshTransport
+
+app = typer.Typer(help="The hosts of the farm.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Name of the host in the inventory.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=1, help="Seconds to wait for each host's answer.")
+]
+COLUMNS = ("name", "state", "address", "gpus", "vram_free_mib", "disk_free", "missing", "reason")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What to call the host.")],
+    address: Annotated[str, typer.Argument(help="Address, or an alias of ~/.ssh/config.")],
+    port: Annotated[int | None, typer.Option("--port", "-p", min=1, max=65535)] = None,
+    user: Annotated[str | None, typer.Option("--user", "-u")] = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", help="Private key to log in with.")
+    ] = None,
+    work_dir: Annotated[
+        str | None, typer.Option("--work-dir", help="Directory on the host [default: ~/cosma].")
+    ] = None,
+    accept_key: Annotated[
+        str | None, typer.Option("--accept-key", help="The fingerprint it must show: SHA256:...")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Pin the key it shows, unasked.")
+    ] = False,
+    inventory: options.Inventory = None,
+) -> None:
+    """Show a host's key, pin it, append the host to the inventory and probe it."""
+    path = inventory_path(inventory)
+    text = ""
+    if path.exists():
+        if load_inventory(path).host(name) is not None:
+            raise UsageError(f"host {name} exists", where=str(path), fix="Choose another name")
+        text = path.read_text(encoding="utf-8")
+    key = show(name, address, port)
+    _say(f"{name}: {key.where} shows {key.line.split()[0]} {key.fingerprint} ({key.standing})")
+    _accept(name, key, accept_key, yes)
+    values: dict[str, object] = {"name": name, "address": address}
+    given = {
+        "port": port,
+        "user": user,
+        "identity_file": str(identity) if identity else None,
+        "work_dir": work_dir,
+    }
+    values.update({k: v for k, v in given.items() if v is not None})
+    values["host_key"] = key.line
+    inventory_edit.rewrite(path, inventory_edit.append_host(text, values))
+    _say(f"{name}: added to {path}")
+    _report(_one(load_inventory(path), name), False, 30.0)
+
+
+def _accept(name: str, key: ShownKey, accept_key: str | None, yes: bool) -> None:
+    """Returns when the key may be pinned; raises otherwise."""
+    if accept_key is not None and accept_key.rstrip("=") != key.fingerprint:
+        raise TransportError(
+            Reason.HOST_KEY_MISMATCH,
+            "host key does not match",
+            where=name,
+            why=f"{key.where} shows {key.fingerprint}, --accept-key says {accept_key}",
+            fix="Ask whoever runs the host for its fingerprint",
+        )
+    if key.standing is Standing.CONFLICT and accept_key is None:
+        raise TransportError(
+            Reason.HOST_KEY_MISMATCH,
+            "host key does not match",
+            where=name,
+            why=f"{key.where} shows {key.fingerprint}, ~/.ssh/known_hosts has another key",
+            fix="If the host was reinstalled, give its new key with --accept-key SHA256:...",
+        )
+    if accept_key is not None or yes or key.standing is Standing.KNOWN:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "the host key must be accepted",
+            where=name,
+            why=f"{key.where} shows {key.fingerprint} and there is no terminal to ask on",
+            fix=f"Add --accept-key {key.fingerprint}, or --yes to trust what it shows",
+        )
+    if not typer.confirm("Pin this key?", err=True):
+        raise UsageError("not added", where=name, why="the key was not accepted")
+
+
+@app.command("ls")
+def list_hosts(
+    inventory: options.Inventory = None, as_json: options.Json = False, timeout: Timeout = 20.0
+) -> None:
+    """List all hosts with state, GPUs, free VRAM and disk, and what they lack."""
+    _report(find_inventory(inventory), as_json, timeout)
+
+
+@app.command()
+def probe(
+    host: Annotated[str | None, typer.Argument(help="One host; all without it.")] = None,
+    inventory: options.Inventory = None,
+    as_json: options.Json = False,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Ask one host, or all, for their facts; --json gives every one of them."""
+    found = find_inventory(inventory)
+    _report(_one(found, host) if host else found, as_json, timeout)
+
+
+def _report(inventory: Inventory, as_json: bool, timeout_s: float) -> None:
+    states = asyncio.run(_probe(inventory, timeout_s))
+    if as_json:
+        render.print_json([{**_row(state), "facts": _facts(state)} for state in states])
+    else:
+        render.print_rows(COLUMNS, [_row(state) for state in states])
+    lost = [state for state in states if not state.reachable]
+    for state in lost:
+        _say(f"cosma: {state.message}")
+    if lost:
+        raise typer.Exit(ExitCode.NO_HOST if len(lost) == len(states) else ExitCode.PARTIAL)
+
+
+async def _probe(inventory: Inventory, timeout_s: float) -> Sequence[HostState]:
+    bundle = agent_bundle.build()
+    fleet = Fleet.of(inventory, lambda host: SshExecutor.connect_to(host, bundle))
+    try:
+        return await fleet.probe_all(timeout_s)
+    finally:
+        await fleet.close()
+
+
+def _row(state: HostState) -> dict[str, Any]:
+    host, facts = state.host, state.facts
+    view = host_view(state, state.probed_at or 0.0, {})
+    if not state.reachable:
+        word = "unreachable"
+    elif view.cordoned:
+        word = "cordoned"
+    else:
+        word = "reachable" if view.ready else "not_ready"
+    return {
+        "name": host.name,
+        "state": word,
+        "address": f"{host.address}:{host.port or 22}",
+        "gpus": ", ".join(gpu.name for gpu in view.gpus) or None,
+        "vram_free_mib": max((gpu.free_mib for gpu in view.gpus), default=None),
+        "disk_free": render.human_bytes(facts.disk_free_bytes) if facts else None,
+        "missing": ", ".join(facts.stage_missing) or None if facts else None,
+        "reason": state.reason or (not_ready(host, facts) or None if facts else None),
+    }
+
+
+def _facts(state: HostState) -> dict[str, Any] | None:
+    return dataclasses.asdict(state.facts) if state.facts else None
+
+
+@app.command("bootstrap")
+def bootstrap_host(host: Name, inventory: options.Inventory = None) -> None:
+    """Make the virtual environment on a host that the stages run in; can be run again."""
+    entry = _one(find_inventory(inventory), host).hosts[0]
+    python = asyncio.run(_bootstrap(entry))
+    print(python)
+
+
+async def _bootstrap(host: InventoryHost) -> str:
+    transport = SshTransport(ssh_target(host))
+    try:
+        return str(await bootstrap.bootstrap(host, transport, _say))
+    finally:
+        await transport.close()
+
+
+@app.command()
+def cordon(host: Name, inventory: options.Inventory = None) -> None:
+    """Send no new work to a host; what runs there goes on."""
+    _set_cordoned(inventory_path(inventory), host, True)
+
+
+@app.command()
+def resume(host: Name, inventory: options.Inventory = None) -> None:
+    """Send work to a cordoned host again."""
+    _set_cordoned(inventory_path(inventory), host, False)
+
+
+def _set_cordoned(path: Path, name: str, cordoned: bool) -> None:
+    _one(load_inventory(path), name)
+    text = inventory_edit.set_cordoned(path.read_text(encoding="utf-8"), name, cordoned)
+    inventory_edit.rewrite(path, text)
+    _say(f"{name}: {'cordoned' if cordoned else 'takes work again'}")
+
+
+def _one(inventory: Inventory, name: str) -> Inventory:
+    """The inventory of only this host. Raises InventoryError when there is none of that name."""
+    host = inventory.host(name)
+    if host is None:
+        known = ", ".join(h.name for h in inventory.hosts) or "none"
+        raise InventoryError(
+            f"no host {name}", why="the inventory does not name it", fix=f"Known hosts: {known}"
+        )
+    return Inventory(hosts=(host,))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
