@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -99,14 +100,14 @@ def load_inventory(path: Path) -> Inventory:
 
 def parse_inventory(text: str, name: str, environment: Mapping[str, str]) -> Inventory:
     """Parse the text of an inventory file; `name` is what errors call it."""
-    loader = yaml.SafeLoader(text)
+    source = _Source(name, {})
     try:
-        root = loader.get_single_node()
-        if root is None:
-            return Inventory()
-        source = _Source(name, {})
-        _walk(root, (), source)
-        data = _expand(loader.construct_document(root), (), source, environment)
+        with contextlib.closing(_Loader(text)) as loader:
+            root = loader.get_single_node()
+            if root is None:
+                return Inventory()
+            _walk(root, (), source)
+            data = loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise InventoryError(
@@ -115,13 +116,16 @@ def parse_inventory(text: str, name: str, environment: Mapping[str, str]) -> Inv
             why=error.problem or "syntax error",
             fix="Check the indentation and the quotes on this line",
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InventoryError(
             "not valid YAML", where=f"{name}:1", why=str(error), fix="Save the file as UTF-8 text"
         ) from None
-    finally:
-        loader.dispose()
-    return _validate(data, source)
+    return _validate(_expand(data, (), source, environment), source)
+
+
+class _Loader(yaml.SafeLoader):
+    def close(self) -> None:
+        self.dispose()
 
 
 def _walk(node: yaml.Node, path: KeyPath, source: _Source) -> None:

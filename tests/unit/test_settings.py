@@ -1,0 +1,118 @@
+"""Pipeline and dispatcher settings: defaults, file, environment, and one line per mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dispatcher.errors import ExitCode, SettingsError
+from dispatcher.settings import DispatcherSettings, PipelineConfig
+
+# The keys stages read; a change here is a change of every stage.
+DEFAULTS = {
+    "frames": {"fps": 5.0, "width": 960, "height": None, "min_frames": 8},
+    "sfm": {
+        "camera_model": "auto",
+        "camera_params": None,
+        "max_features": 3000,
+        "max_image_size": 1000,
+        "overlap": 10,
+        "seed": 0,
+        "threads": 2,
+        "min_registered_share": 0.8,
+        "max_reprojection_px": 2.0,
+        "memory_limit_mib": None,
+    },
+    "train": {
+        "seed": 0,
+        "test_every": 8,
+        "checkpoint_every_s": 20.0,
+        "ssim_weight": 0.2,
+        "cpu": {"width": 320, "steps": 1000, "cap": 30000, "sh_degree": 1, "threads": 2},
+        "cuda": {"width": 960, "steps": 7000, "cap": 1000000, "sh_degree": 3},
+    },
+    "stitch": {"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
+    "reclaim": {"source_videos": True, "fstrim": "auto"},
+}
+
+
+def test_the_defaults_are_what_the_stages_read() -> None:
+    assert PipelineConfig.load(environment={}).as_dict() == DEFAULTS
+    assert json.loads(json.dumps(PipelineConfig().as_dict())) == DEFAULTS
+
+
+def test_a_file_overrides_and_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(
+        "frames: {fps: 2, width: 640}\nsfm: {camera_params: [500, 480, 270]}\n"
+        "train: {cpu: {steps: 50}}\nreclaim: {fstrim: off}\n"
+    )
+    config = PipelineConfig.load(path, {})
+    assert (config.frames.fps, config.frames.width, config.frames.min_frames) == (2, 640, 8)
+    assert config.as_dict()["sfm"]["camera_params"] == [500, 480, 270]
+    assert (config.train.cpu.steps, config.train.cpu.cap) == (50, 30000)
+    assert config.reclaim.fstrim == "off"
+    config = PipelineConfig.load(path, {"COSMA_QC_FPS": "7.5"})
+    assert (config.frames.fps, config.frames.width) == (7.5, 640)
+
+
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        ({"COSMA_QC_IMG_W": "518", "COSMA_QC_IMG_H": "294"}, (518, 294)),
+        ({"COSMA_QC_IMG_W": "518"}, (518, None)),
+        ({"COSMA_QC_IMG_H": "294"}, (None, 294)),
+        ({"COSMA_QC_IMG_H": ""}, (960, None)),
+    ],
+)
+def test_one_side_given_keeps_the_shape_of_the_video(
+    environment: dict[str, str], size: tuple[int | None, int | None]
+) -> None:
+    frames = PipelineConfig.load(environment=environment).frames
+    assert (frames.width, frames.height) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("frames: {fsp: 2}", "frames.fsp: unknown key"),
+        ("frames: {fps: 0}", "frames.fps: "),
+        ("train: {cpu: {steps: many}}", "train.cpu.steps: "),
+        ("nothing: 1", "nothing: unknown key"),
+        ("- 1", "expected `key: value`"),
+        ("frames: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        PipelineConfig.load(path, {})
+    assert said in caught.value.line and str(path) in caught.value.line
+    assert "\n" not in caught.value.line
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_missing_file_or_a_bad_variable_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.yaml"):
+        PipelineConfig.load(tmp_path / "none.yaml", {})
+    with pytest.raises(SettingsError, match="COSMA_QC_FPS"):
+        PipelineConfig.load(environment={"COSMA_QC_FPS": "fast"})
+    with pytest.raises(SettingsError, match="COSMA_QC_POLL_S"):
+        DispatcherSettings.load({"COSMA_QC_POLL_S": "-1"})
+
+
+def test_dispatcher_settings_take_environment_then_options(tmp_path: Path) -> None:
+    plain = DispatcherSettings.load({})
+    assert (plain.database, plain.artifacts) == (Path("cosma.db"), Path("cosma-artifacts"))
+    assert plain.heartbeat == Path("cosma.heartbeat")
+    environment = {"COSMA_QC_DB": "/x/q.db", "OUTPUT_PATH": "~/out", "COSMA_QC_POLL_S": "0.5"}
+    given = DispatcherSettings.load(environment)
+    assert (given.database, given.poll_s) == (Path("/x/q.db"), 0.5)
+    assert given.artifacts == Path.home() / "out"
+    assert given.heartbeat == Path("/x/q.heartbeat")
+    options = DispatcherSettings.load(environment, database=tmp_path / "c.db", artifacts=None)
+    assert options.database == tmp_path / "c.db"
+    assert options.artifacts == Path.home() / "out"
