@@ -65,7 +65,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     ladder.extract()
     ladder.match("sequential")
     candidate = ladder.map("sequential")
-    if candidate is None and ladder.limits.frames <= MAX_EXHAUSTIVE_FRAMES:
+    if candidate is None and ladder.more_pairs_may_help():
         ladder.match("exhaustive")
         candidate = ladder.map("exhaustive")
     if candidate is None:
@@ -124,6 +124,7 @@ class _Ladder:
         self._candidates: list[Candidate] = []
         self._refusals: list[Refusal] = []
         self._crashes: list[StepCrashed] = []
+        self._matches: MatchFacts | None = None
         self._reuse_or_clear_database()
 
     def extract(self) -> None:
@@ -132,11 +133,12 @@ class _Ladder:
     def match(self, pairs: Pairs) -> None:
         self._request = replace(self._request, pairs=pairs)
         facts = MatchFacts(**self._required("match", self._request))
+        self._matches = facts
         refusal = acceptance.judge_matches(facts)
-        # Sequential pairs that do not match say nothing yet about the others.
-        if refusal and (pairs == "exhaustive" or facts.verified_pairs):
-            raise _failure(refusal)
-        if refusal and refusal.reason is FailureCode.FRAMES_UNUSABLE:
+        if refusal is None:
+            return
+        # Neighbours that do not match say nothing yet about other pairs.
+        if pairs == "exhaustive" or refusal.reason is not FailureCode.REGISTRATION_FAILED:
             raise _failure(refusal)
 
     def map(self, pairs: Pairs) -> Candidate | None:
@@ -159,11 +161,14 @@ class _Ladder:
             self._report.warning(f"{mapper} mapping of {pairs} matches: {refusal.message}")
         return None
 
+    def more_pairs_may_help(self) -> bool:
+        return self.limits.frames <= MAX_EXHAUSTIVE_FRAMES and self._no_parallax() is None
+
     def failure(self) -> StageFailure:
         """What the best model lacked; without any model, why there is none."""
-        best = acceptance.best_candidate(self._candidates)
-        if best is not None:
-            return _failure(self._refusals[self._candidates.index(best)])
+        refusal = self._no_parallax() or self._best_refusal()
+        if refusal is not None:
+            return _failure(refusal)
         if self._crashes:
             return StageFailure(
                 FailureCode.STAGE_CRASHED,
@@ -177,6 +182,15 @@ class _Ladder:
             advice=acceptance.REFRAME,
             evidence={"frames": self.limits.frames, "registered": 0},
         )
+
+    def _best_refusal(self) -> Refusal | None:
+        best = acceptance.best_candidate(self._candidates)
+        return self._refusals[self._candidates.index(best)] if best is not None else None
+
+    def _no_parallax(self) -> Refusal | None:
+        if self._matches is None:
+            return None
+        return acceptance.explain_no_model(self._matches, self._best_refusal())
 
     def publish(self, candidate: Candidate) -> Artifacts:
         good = acceptance.registered(candidate)

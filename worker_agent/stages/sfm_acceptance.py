@@ -21,10 +21,12 @@ __all__ = [
     "PosedImage",
     "Refusal",
     "best_candidate",
+    "explain_no_model",
     "gravity_spread_deg",
     "insane_images",
     "judge",
     "judge_matches",
+    "registered",
 ]
 
 Vector = tuple[float, float, float]
@@ -37,6 +39,8 @@ MIN_POINTS_PER_REGISTERED = 20  # 3D points of the model for each registered ima
 MIN_TRIANGULATION_DEG = 1.0  # median over the points
 MAX_GRAVITY_SPREAD_DEG = 10.0  # a good underwater model has 0.1
 MIN_KEYPOINTS = 60  # median image; below it there is nothing to match
+MIN_RELIEF = 0.002  # a filmed picture has below 0.001, a rippled seabed seen from 2 m 0.008
+ALL_PLANAR = 0.99  # footage with relief has 0.45 to 0.9 of its pairs planar
 STATIC_MOTION = 0.004  # of the image width: no pair of frames shows more displacement
 REFRAME = "Choose footage with overlap and sideways motion, or raise frames.fps."
 
@@ -75,6 +79,7 @@ class Candidate:
     reprojection_px: float
     focal_px: float
     triangulation_deg: float  # median over the points
+    relief: float  # median distance of the points to their plane, over the median depth
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -87,6 +92,7 @@ class Candidate:
             reprojection_px=float(data["reprojection_px"]),
             focal_px=float(data["focal_px"]),
             triangulation_deg=float(data["triangulation_deg"]),
+            relief=float(data["relief"]),
         )
 
 
@@ -98,6 +104,7 @@ class MatchFacts:
     keypoints_median: float
     verified_pairs: int
     motion_share: float  # largest median displacement of a verified pair, over the image width
+    planar_share: float  # of the verified pairs, those that one homography explains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +130,7 @@ def judge_matches(facts: MatchFacts) -> Refusal | None:
         "keypoints_median": facts.keypoints_median,
         "verified_pairs": facts.verified_pairs,
         "motion_share": round(facts.motion_share, 5),
+        "planar_share": round(facts.planar_share, 4),
     }
     if facts.keypoints_median < MIN_KEYPOINTS:
         return Refusal(
@@ -148,6 +156,21 @@ def judge_matches(facts: MatchFacts) -> Refusal | None:
             evidence=evidence,
         )
     return None
+
+
+def explain_no_model(facts: MatchFacts, refusal: Refusal | None) -> Refusal | None:
+    """NO_PARALLAX for frames that match well and yet gave no good model, because every pair is one
+    homography: a turning or shaking camera, or a flat picture. None when that is not the cause."""
+    if facts.verified_pairs < facts.images - 1 or facts.planar_share < ALL_PLANAR:
+        return None
+    evidence = refusal.evidence if refusal else {"images": facts.images}
+    return Refusal(
+        reason=FailureCode.NO_PARALLAX,
+        message=f"the frames have no parallax: in {100 * facts.planar_share:.0f} % of "
+        f"{facts.verified_pairs} matched pairs the whole picture moves as one plane",
+        advice="The camera turns or shakes without moving along; leave the clip out.",
+        evidence=evidence | {"planar_share": round(facts.planar_share, 4)},
+    )
 
 
 def insane_images(images: Sequence[PosedImage]) -> list[str]:
@@ -217,6 +240,7 @@ def judge(
         "reprojection_px": round(candidate.reprojection_px, 4),
         "focal_px": round(candidate.focal_px, 2),
         "triangulation_deg": round(candidate.triangulation_deg, 3),
+        "relief": round(candidate.relief, 5),
         "gravity_spread_deg": None if spread is None else round(spread, 3),
     }
 
@@ -229,6 +253,13 @@ def judge(
             f"the frames have no parallax: rays meet at {candidate.triangulation_deg:.2f} degrees "
             f"(median), {MIN_TRIANGULATION_DEG:g} are needed",
             "The camera turns without moving; leave the clip out.",
+        )
+    if len(good) >= 3 and candidate.relief < MIN_RELIEF:
+        return refuse(
+            FailureCode.NO_PARALLAX,
+            f"the frames have no parallax: the scene is flat to {100 * candidate.relief:.2f} % of "
+            f"its distance, {100 * MIN_RELIEF:g} % are needed to tell shape from lens",
+            "It looks like footage of a flat picture; leave the clip out.",
         )
     if len(good) < 3 or share < limits.min_registered_share / 2:
         return refuse(

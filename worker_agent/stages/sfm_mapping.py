@@ -27,6 +27,7 @@ MEBIBYTE = 1 << 20
 MIN_TRIANGULATION_DEG = 4.0  # forward motion under water never reaches COLMAP's 16
 MAX_FORWARD_MOTION = 1.0
 FIRST_OCTAVE = 0  # COLMAP's -1 doubles the picture first: four times the cost, no more frames
+MIN_INLIERS = 15  # of a pair that counts as verified, as for the mappers
 SAMPLED_POINTS = 2000
 
 
@@ -146,11 +147,18 @@ def _match_facts(pc: Any, request: Request) -> dict[str, Any]:
             for image in database.read_all_images()
         }
         pairs, geometries = database.read_two_view_geometries()
+        planar = {
+            pc.TwoViewGeometryConfiguration.PLANAR,
+            pc.TwoViewGeometryConfiguration.PANORAMIC,
+            pc.TwoViewGeometryConfiguration.PLANAR_OR_PANORAMIC,
+        }
+        flat = 0
         shifts: list[float] = []
         for pair, geometry in zip(pairs, geometries, strict=True):
             inliers = np.asarray(geometry.inlier_matches)
-            if len(inliers) < 15:
+            if len(inliers) < MIN_INLIERS:
                 continue
+            flat += pc.TwoViewGeometryConfiguration(geometry.config) in planar
             first, second = pc.pair_id_to_image_pair(pair)
             moved = keypoints[first][inliers[:, 0]] - keypoints[second][inliers[:, 1]]
             shifts.append(float(np.median(np.linalg.norm(moved, axis=1))))
@@ -159,6 +167,7 @@ def _match_facts(pc: Any, request: Request) -> dict[str, Any]:
         "keypoints_median": statistics.median(len(k) for k in keypoints.values()),
         "verified_pairs": len(shifts),
         "motion_share": max(shifts, default=0.0) / longer,
+        "planar_share": flat / max(1, len(shifts)),
     }
 
 
@@ -242,16 +251,18 @@ def _largest(request: Request, models: Any, mapper: str, out: Path) -> dict[str,
     if model.num_points3D() == 0:
         return {"candidate": None}
     camera = next(iter(model.cameras.values()))
+    images = [_posed(model, image) for image in model.images.values() if image.has_pose]
     return {
         "candidate": {
             "mapper": mapper,
             "pairs": request.pairs,
             "path": str(out / str(index)),
-            "images": [_posed(model, image) for image in model.images.values() if image.has_pose],
+            "images": images,
             "points": model.num_points3D(),
             "reprojection_px": model.compute_mean_reprojection_error(),
             "focal_px": float(camera.mean_focal_length()),
             "triangulation_deg": _triangulation_deg(model),
+            "relief": _relief(model, [image["depth"] for image in images]),
         }
     }
 
@@ -269,6 +280,26 @@ def _posed(model: Any, image: Any) -> dict[str, Any]:
         "depth": depth,
         "rotation": image.cam_from_world().rotation.matrix().T.tolist(),
     }
+
+
+def _relief(model: Any, depths: list[float]) -> float:
+    """Median distance of the points to the plane through most of them, over the median depth.
+
+    Least squares, refitted three times to the nearer nine tenths, so that stray points do not tilt
+    it.
+    """
+    import numpy as np
+
+    points = np.array([point.xyz for point in model.points3D.values()])
+    kept = points
+    distance = np.zeros(len(points))
+    for _ in range(4):
+        middle = kept.mean(axis=0)
+        normal = np.linalg.svd(kept - middle, full_matrices=False)[2][-1]
+        distance = np.abs((points - middle) @ normal)
+        kept = points[distance <= np.quantile(distance, 0.9)]
+    depth = statistics.median(depths)
+    return float(np.median(distance)) / depth if depth > 0 and len(points) > 3 else 0.0
 
 
 def _triangulation_deg(model: Any) -> float:
