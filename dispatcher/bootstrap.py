@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from dispatcher.core.model import Reason
@@ -91,18 +91,25 @@ def _extras() -> list[tuple[str, str]]:
 
 
 async def bootstrap(
-    host: InventoryHost, transport: Transport, say: Callable[[str], None]
+    host: InventoryHost,
+    transport: Transport,
+    say: Callable[[str], None],
+    *,
+    wanted: Sequence[str],
+    pinned: str,
 ) -> PurePosixPath:
     """Make or complete `<work_dir>/venv` on `host`; `say` gets every line of output as it comes.
+
+    `wanted` is what pip installs (see `requirements`), `pinned` its constraints (`constraints`).
 
     Returns the path of its Python. Can be run again at any time. Raises TransportError when the
     link is lost, HostError (HOST_NOT_READY) with what to do when it cannot be made.
     """
-    argv = [host.python, "-I", "-c", _MAKE, host.work_dir, *requirements()]
+    argv = [host.python, "-I", "-c", _MAKE, host.work_dir, *wanted]
     stream = await transport.stream(argv, bulk=True)
     last = ""
     try:
-        await stream.write(constraints().encode())
+        await stream.write(pinned.encode())
         await stream.write_eof()
         while line := await stream.read_line():
             last = line.decode(errors="replace").rstrip() or last

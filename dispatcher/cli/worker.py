@@ -184,9 +184,16 @@ def bootstrap_host(host: Name, inventory: options.Inventory = None) -> None:
 async def _bootstrap(host: InventoryHost) -> str:
     transport = SshTransport(ssh_target(host))
     try:
-        return str(await bootstrap.bootstrap(host, transport, _say))
+        python = await bootstrap.bootstrap(
+            host,
+            transport,
+            _say,
+            wanted=bootstrap.requirements(),
+            pinned=bootstrap.constraints(),
+        )
     finally:
         await transport.close()
+    return str(python)
 
 
 @app.command()

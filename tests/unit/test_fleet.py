@@ -1,0 +1,188 @@
+"""The fleet: facts become views, faults become reasons, a reload is a difference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from dispatcher.clock import ManualClock
+from dispatcher.core.model import Reason
+from dispatcher.errors import TransportError
+from dispatcher.executors.base import Executor
+from dispatcher.fleet import Fleet, HostState, gpu_view, host_view
+from dispatcher.inventory_model import Disk, Inventory, InventoryHost, MaxParallel
+from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
+
+GPU = GpuFacts(
+    uuid="GPU-1",
+    name="RTX 3060",
+    kind="cuda",
+    total_mib=12_000,
+    free_mib=5_000,
+    processes=(
+        GpuProcess(pid=1, used_mib=2_000, run_dir="/w/survey/job-1", attempt=3),
+        GpuProcess(pid=2, used_mib=1_000, run_dir="/w/survey/job-1", attempt=3),
+        GpuProcess(pid=3, used_mib=500, run_dir="/w/survey/job-2", attempt=1),
+        GpuProcess(pid=4, used_mib=1_500),
+    ),
+)
+FACTS = HostFacts(
+    protocol=1,
+    agent_hash="h",
+    hostname="x",
+    boot_id="b",
+    python="3.11.7",
+    stage_python="/w/venv/bin/python",
+    stage_missing=(),
+    cpu_count=8,
+    ram_total_mib=32_000,
+    ram_free_mib=16_000,
+    disk_total_bytes=10**12,
+    disk_free_bytes=10**11,
+    gpus=(GPU, replace(GPU, uuid="GPU-2", processes=(), free_mib=12_000)),
+)
+HOST = InventoryHost(
+    name="a",
+    address="a",
+    max_parallel=MaxParallel(train=2),
+    disk=Disk(min_free_gib=2, reserve_gib=3),
+)
+
+
+def test_memory_of_own_attempts_is_listed_and_never_counted_as_foreign() -> None:
+    view = gpu_view(GPU)
+    assert view.own_mib == {("job-1", 3): 3_000, ("job-2", 1): 500}
+    # 7000 MiB are used, 3500 of them by cosma: the rest is foreign, listed or not.
+    assert view.foreign_mib == 3_500
+    cpu = gpu_view(replace(GPU, kind="cpu"))
+    assert cpu.foreign_mib == 1_500
+
+
+def test_a_host_view_carries_what_placement_needs() -> None:
+    state = HostState(host=HOST, facts=FACTS, probed_at=100.0, reachable=True, reason=None)
+    view = host_view(state, 107.5, {"job-9": 5})
+    assert view.reachable and view.ready and not view.cordoned
+    assert [gpu.uuid for gpu in view.gpus] == ["GPU-1", "GPU-2"]
+    assert view.max_parallel == {"extract": 1, "sfm": 1, "train": 2, "stitch": 1}
+    assert (view.headroom_mib, view.disk_reserve_bytes) == (512, 5 * 1024**3)
+    assert (view.probe_age_s, view.cached_bytes) == (7.5, {"job-9": 5})
+
+
+def test_only_the_gpus_of_the_inventory_are_offered() -> None:
+    some = HOST.model_copy(update={"gpus": ("GPU-2",)})
+    state = HostState(host=some, facts=FACTS, probed_at=0.0, reachable=True, reason=None)
+    assert [gpu.uuid for gpu in host_view(state, 0.0, {}).gpus] == ["GPU-2"]
+    none = replace(state, host=HOST.model_copy(update={"gpus": ("GPU-9",)}))
+    view = host_view(none, 0.0, {})
+    assert not view.ready and "GPU-9" in view.not_ready_message
+
+
+def test_a_host_that_lacks_something_is_not_ready_and_says_what_to_run() -> None:
+    facts = replace(FACTS, stage_missing=("torch", "ffmpeg"))
+    state = HostState(host=HOST, facts=facts, probed_at=0.0, reachable=True, reason=None)
+    view = host_view(state, 0.0, {})
+    assert not view.ready
+    assert "torch, ffmpeg" in view.not_ready_message
+    assert "cosma worker bootstrap a" in view.not_ready_message
+
+
+class ScriptedHost:
+    """Answers probes with what the test says; everything else is not part of probing."""
+
+    def __init__(self) -> None:
+        self.answer: HostFacts | Exception | asyncio.Event = FACTS
+        self.probes = 0
+        self.asked = asyncio.Event()
+        self.closed = False
+
+    async def probe(self, timeout_s: float = 30.0) -> HostFacts:
+        self.probes += 1
+        self.asked.set()
+        answer = self.answer
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+            return FACTS
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def two() -> tuple[Fleet, dict[str, ScriptedHost], ManualClock, Callable[..., Executor]]:
+    clock = ManualClock()
+    hosts: dict[str, ScriptedHost] = {}
+
+    def make(host: InventoryHost) -> Executor:
+        hosts[host.name] = ScriptedHost()
+        return cast(Executor, hosts[host.name])
+
+    b = HOST.model_copy(update={"name": "b", "address": "b"})
+    return Fleet.of(Inventory(hosts=(HOST, b)), make, clock=clock), hosts, clock, make
+
+
+async def test_a_failed_probe_keeps_the_last_facts_and_says_since_when() -> None:
+    fleet, hosts, clock, _ = two()
+    assert all(view.probe_age_s > 1e6 and not view.reachable for view in fleet.host_views())
+    clock.advance(10)
+    await fleet.probe_all()
+    clock.advance(5)
+    hosts["b"].answer = TransportError(Reason.HOST_UNREACHABLE, "gone", where="b")
+    await fleet.probe_all()
+    a, b = fleet.host_views()
+    assert a.reachable and a.probe_age_s == 0
+    assert not b.reachable and b.unreachable_reason is Reason.HOST_UNREACHABLE
+    assert b.gpus and b.probe_age_s == 5 and "gone" in b.unreachable_message
+    clock.advance(5)
+    await fleet.probe_all()
+    state = fleet.state("b")
+    assert state is not None and state.since == 15  # the first of both failures
+    hosts["b"].answer = FACTS
+    await fleet.probe("b")
+    assert fleet.host_views()[1].reachable
+
+
+async def test_one_probe_of_a_host_runs_at_a_time() -> None:
+    fleet, hosts, _, _ = two()
+    release = asyncio.Event()
+    hosts["a"].answer = release
+    first = asyncio.ensure_future(fleet.probe("a"))
+    await hosts["a"].asked.wait()
+    await fleet.probe_all()  # does not wait for the hanging one
+    assert hosts["a"].probes == 1 and fleet.host_views()[1].reachable
+    release.set()
+    assert (await first).reachable
+
+
+async def test_a_cordon_holds_until_it_is_lifted() -> None:
+    fleet, _, _, _ = two()
+    fleet.cordon("a")
+    await fleet.probe_all()
+    assert [view.cordoned for view in fleet.host_views()] == [True, False]
+    fleet.uncordon("a")
+    assert not fleet.host_views()[0].cordoned
+    with pytest.raises(KeyError):
+        fleet.cordon("c")
+
+
+async def test_a_reload_keeps_connections_that_did_not_change() -> None:
+    fleet, hosts, _, make = two()
+    await fleet.probe_all()
+    kept, dropped = hosts["a"], hosts["b"]
+    cordoned = HOST.model_copy(update={"cordoned": True, "vram_headroom_mib": 1})
+    added = HOST.model_copy(update={"name": "c", "address": "c"})
+    changes = await fleet.reload(Inventory(hosts=(cordoned, added)), make)
+    assert (changes.added, changes.removed, changes.changed) == (("c",), ("b",), ("a",))
+    assert hosts["a"] is kept and not kept.closed and dropped.closed
+    views = {view.name: view for view in fleet.host_views()}
+    assert views["a"].cordoned and views["a"].reachable and views["a"].headroom_mib == 1
+    assert not views["c"].reachable
+    moved = HOST.model_copy(update={"port": 2222})
+    await fleet.reload(Inventory(hosts=(moved,)), make)
+    assert kept.closed and hosts["a"] is not kept
+    assert not fleet.host_views()[0].reachable
