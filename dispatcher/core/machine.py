@@ -1,8 +1,9 @@
 """The life of one job: `step(job, event) -> (job, effects)`, a literal transition table.
 
 Pure: the shell performs the effects and feeds what happened back as events. A pair that the
-table lacks is a defect of the shell and raises IllegalTransition with the job's story; the reply
-to an effect that has been overtaken (a cancel, an older attempt) raises StaleEvent and is dropped.
+table lacks is a defect of the shell, or an operator's request that makes no sense, and raises
+IllegalTransition with the job's story. What has been overtaken (by a cancel, by a newer attempt)
+raises StaleEvent and is dropped.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _inputs_useless(job: Job) -> bool:
 
 def _host_assigned(job: Job, event: Any) -> Outcome:
     if event.host == job.host:
-        raise IllegalTransition(job, event, "it has that host already")
+        raise StaleEvent(job, event)
     # A job that has a host is moved only when that host can never hold it; it starts afresh.
     moved = dataclasses.replace(
         job,
@@ -146,7 +147,7 @@ def _stage_placed(job: Job, event: Any) -> Outcome:
     reservation = event.reservation
     promised = (reservation.job, reservation.host, reservation.attempt)
     if promised != (job.id, job.host, job.attempt + 1):
-        raise IllegalTransition(job, event, "the reservation is another job's, host's or attempt's")
+        raise StaleEvent(job, event)  # decided on an older snapshot
     state = JobState.EXTRACTING if job.stage in m.EXTRACTING_STAGES else JobState.RUNNING
     started = dataclasses.replace(
         job,
@@ -356,7 +357,6 @@ def _cancelled(job: Job, message: str) -> Outcome:
 
 
 Transition = Callable[[Job, Any], Outcome]
-
 TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     (Step.PLACE, m.HostAssigned): _host_assigned,
     (Step.PLACE, m.StagePlaced): _stage_placed,
@@ -386,14 +386,15 @@ TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     **{(at, m.PriorityChanged): _priority_changed for at in Step},
 }
 
-# Replies to an effect that a cancel, or a cancel and a release, has overtaken.
+# What a cancel, or a cancel and a release, has overtaken: replies to effects and decisions that
+# were on their way.
 LATE: Final[frozenset[tuple[Step, type[Event]]]] = frozenset(
     {
-        (Step.REST, m.InputsReady),
-        (Step.REST, m.TransferFailed),
-        (Step.REST, m.ResultsCollected),
-        (Step.PLACE, m.InputsReady),
-        (Step.PLACE, m.ResultsCollected),
+        *((at, m.InputsReady) for at in Step if at is not Step.TRANSFER),
+        *((at, m.ResultsCollected) for at in Step if at is not Step.COLLECT),
         *((at, m.CancelConfirmed) for at in Step if at is not Step.CANCEL),
+        *((at, m.TransferFailed) for at in (*LIVE_STEPS, Step.REST)),
+        *((at, m.HostAssigned) for at in (Step.TRANSFER, Step.REST)),
+        *((at, m.StagePlaced) for at in (Step.TRANSFER, Step.REST)),
     }
 )
