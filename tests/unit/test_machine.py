@@ -1,0 +1,370 @@
+"""The state machine, against a model of the shell that does anything a real one may do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dispatcher.core import model as m
+from dispatcher.core.machine import (
+    LATE,
+    LIVE_STEPS,
+    TRANSITIONS,
+    IllegalTransition,
+    StaleEvent,
+    recover,
+    step,
+)
+from dispatcher.core.model import Job, JobKind, JobState, Reason, Stage, Step
+
+FAILURES = [r for r in Reason if r is not Reason.BACKOFF]
+
+
+def new_job(kind: JobKind = JobKind.RECONSTRUCT, **values: object) -> Job:
+    job = Job(
+        id="dive-a-seg1",
+        kind=kind,
+        acquisition="dive",
+        name="seg1",
+        auv="a",
+        created_at=0.0,
+        stage=m.stages_of(kind)[0],
+    )
+    return dataclasses.replace(job, **values)  # type: ignore[arg-type]
+
+
+def reservation(job: Job) -> m.Reservation:
+    return m.Reservation(
+        job=job.id, attempt=job.attempt + 1, host=job.host or "", slot="train", gpu="G", mib=1000
+    )
+
+
+def drive(job: Job, events: Iterable[m.Event]) -> Job:
+    for event in events:
+        job, _ = step(job, event)
+    return job
+
+
+def at_run(stage: Stage, kind: JobKind = JobKind.RECONSTRUCT, **values: object) -> Job:
+    """On host h, in a live attempt of `stage`."""
+    job = new_job(kind, host="h", stage=stage, state=JobState.CLAIMED, inputs_on_host=True)
+    job = dataclasses.replace(job, **values)  # type: ignore[arg-type]
+    placed = m.StagePlaced(at=1.0, reservation=reservation(job))
+    return drive(job, [placed, m.AttemptStarted(at=2.0, attempt=job.attempt + 1)])
+
+
+def failed(job: Job, reason: Reason, message: str = "it broke", **values: object) -> m.Event:
+    return m.AttemptFailed(at=10.0, attempt=job.attempt, reason=reason, message=message, **values)  # type: ignore[arg-type]
+
+
+class Shell(RuleBasedStateMachine):
+    """Performs effects in any order, with any outcome; forgets nothing, restarts at will."""
+
+    @initialize(kind=st.sampled_from(JobKind))
+    def begin(self, kind: JobKind) -> None:
+        self.job = new_job(kind)
+        self.clock = 0.0
+        self.effects: list[m.Effect] = []
+        self.attempts_started = 0
+
+    def feed(self, event: m.Event) -> None:
+        before = self.job
+        try:
+            self.job, effects = step(before, event)
+        except StaleEvent:
+            return
+        self.effects += effects
+        if self.job.state in m.SETTLED and before.state not in m.SETTLED:
+            assert any(isinstance(e, m.PlanStitches) for e in effects), "a stitch may be due"
+
+    def now(self) -> float:
+        self.clock += 1.0
+        return self.clock
+
+    @rule(host=st.sampled_from(["h1", "h2"]))
+    def decide(self, host: str) -> None:
+        if self.job.step is not Step.PLACE:
+            return
+        if self.job.host is None:
+            self.feed(m.HostAssigned(at=self.now(), host=host))
+        else:
+            self.feed(m.StagePlaced(at=self.now(), reservation=reservation(self.job)))
+
+    @precondition(lambda self: self.effects)
+    @rule(
+        data=st.data(),
+        good=st.integers(0, 3).map(bool),
+        reason=st.sampled_from(FAILURES),
+        twice=st.booleans(),
+    )
+    def perform(self, data: st.DataObject, good: bool, reason: Reason, twice: bool) -> None:
+        effect = self.effects.pop(data.draw(st.integers(0, len(self.effects) - 1)))
+        self.end(effect, good, reason)
+        if twice and isinstance(effect, m.FollowAttempt):
+            self.end(effect, good, reason)
+
+    @rule(stages=st.integers(1, 8))
+    def go_well(self, stages: int) -> None:
+        """Depth: a run of successes."""
+        for _ in range(3 * stages):
+            self.decide("h1")
+            if self.effects:
+                self.end(self.effects.pop(0), True, Reason.STAGE_CRASHED)
+
+    def end(self, effect: m.Effect, good: bool, reason: Reason) -> None:
+        at = self.now()
+        match effect:
+            case m.TransferInputs() if good:
+                self.feed(m.InputsReady(at=at))
+            case m.CollectResults() if good:
+                self.feed(m.ResultsCollected(at=at))
+            case m.TransferInputs() | m.CollectResults():
+                self.feed(m.TransferFailed(at=at, reason=reason, message="x"))
+            case m.StartAttempt(attempt=n) if good:
+                self.feed(m.AttemptStarted(at=at, attempt=n))
+            case m.FollowAttempt(attempt=n) if good:
+                self.feed(m.AttemptSucceeded(at=at, attempt=n))
+            case m.StartAttempt(attempt=n) | m.FollowAttempt(attempt=n):
+                self.feed(m.AttemptFailed(at=at, attempt=n, reason=reason, message="x"))
+            case m.CancelAttempt():
+                self.feed(m.CancelConfirmed(at=at))
+            case m.ReclaimInputs():
+                self.feed(m.InputsReclaimed(at=at, removed_bytes=1, trimmed_bytes=None))
+
+    @rule()
+    def restart(self) -> None:
+        self.effects = list(recover(self.job))
+
+    @precondition(lambda self: self.job.state is JobState.HELD or self.job.step is not Step.REST)
+    @rule(surely=st.integers(0, 3))
+    def cancel(self, surely: int) -> None:
+        if surely == 0:
+            self.feed(m.CancelRequested(at=self.now()))
+
+    @precondition(lambda self: self.job.step is Step.REST)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        stage = data.draw(st.sampled_from([None, *m.stages_of(self.job.kind)]))
+        self.feed(m.ReleaseRequested(at=self.now(), stage=stage))
+
+    @invariant()
+    def consistent(self) -> None:
+        job = self.job
+        assert (job.reservation is not None) == (job.step in LIVE_STEPS)
+        if job.reservation is not None:
+            assert (job.reservation.attempt, job.reservation.host) == (job.attempt, job.host)
+        assert (job.step is Step.REST) == (job.state in m.SETTLED)
+        assert (job.state is JobState.QUEUED) == (job.host is None and job.step is Step.PLACE)
+        assert job.step is Step.PLACE or job.step is Step.REST or job.host is not None
+        assert job.stage in m.stages_of(job.kind) or job.state is JobState.DONE
+        if job.state in (JobState.HELD, JobState.ERROR):
+            assert job.reason is not None and job.message
+            assert f"cosma job retry {job.id}" in job.advice
+        if job.state is JobState.DONE:
+            assert job.stage is Stage.COMPLETED and job.reason is None
+        assert not any(
+            isinstance(e, m.StartAttempt) and e.attempt > job.attempt for e in self.effects
+        )
+
+    @invariant()
+    def something_moves_it(self) -> None:
+        """Whatever the effects in flight: after a restart, the job is driven by an effect or
+        waits for placement or for the operator."""
+        driven = any(not isinstance(e, m.PlanStitches) for e in recover(self.job))
+        assert driven or self.job.step in (Step.PLACE, Step.REST)
+
+
+Shell.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+TestShell = Shell.TestCase
+
+
+@pytest.mark.parametrize("kind", list(JobKind))
+def test_the_straight_way_to_done(kind: JobKind) -> None:
+    job = new_job(kind)
+    job, effects = step(job, m.HostAssigned(at=0.0, host="h"))
+    assert (job.state, job.step) == (JobState.CLAIMED, Step.TRANSFER)
+    assert effects == (m.TransferInputs(job=job.id, host="h"),)
+    job, effects = step(job, m.InputsReady(at=0.0))
+    assert (job.state, job.inputs_on_host, effects) == (JobState.CLAIMED, True, ())
+    states, seen = [], []
+    for number, stage in enumerate(m.stages_of(kind), start=1):
+        job, effects = step(job, m.StagePlaced(at=0.0, reservation=reservation(job)))
+        assert (job.attempt, job.stage) == (number, stage)
+        assert effects == (m.StartAttempt(job=job.id, attempt=number),)
+        states.append(job.state)
+        job, effects = step(job, m.AttemptStarted(at=0.0, attempt=number))
+        assert effects == (m.FollowAttempt(job=job.id, attempt=number),)
+        job, effects = step(job, m.AttemptSucceeded(at=0.0, attempt=number))
+        if any(isinstance(e, m.ReclaimInputs) for e in effects):
+            seen.append(stage)
+            job, _ = step(job, m.InputsReclaimed(at=0.0, removed_bytes=9, trimmed_bytes=9))
+    assert effects[0] == m.CollectResults(job=job.id, host="h")
+    job, effects = step(job, m.ResultsCollected(at=0.0))
+    assert (job.state, job.stage, job.inputs_on_host) == (JobState.DONE, Stage.COMPLETED, False)
+    assert effects == (m.PlanStitches(job=job.id, acquisition="dive"),)
+    if kind is JobKind.STITCH:
+        assert states == [JobState.RUNNING] and seen == [Stage.STITCH]
+    else:
+        assert states == [JobState.EXTRACTING] * 4 + [JobState.RUNNING] * 4
+        assert seen == [Stage.FRAME_EXTRACTION]
+
+
+def test_an_illegal_pair_tells_the_story() -> None:
+    job = at_run(Stage.TRAINING, reason=None)
+    with pytest.raises(IllegalTransition) as raised:
+        step(job, m.ReleaseRequested(at=0.0))
+    text = str(raised.value)
+    for part in ("dive-a-seg1", "running", "step run", "Training", "host h", "attempt 1"):
+        assert part in text
+    with pytest.raises(IllegalTransition):
+        step(dataclasses.replace(new_job(), state=JobState.DONE, step=Step.REST),
+             m.PriorityChanged(at=0.0, priority=1))  # fmt: skip
+
+
+def test_events_of_older_attempts_and_of_attempts_that_ended_are_stale() -> None:
+    job = at_run(Stage.TRAINING, attempt=4)
+    with pytest.raises(StaleEvent):
+        step(job, m.AttemptSucceeded(at=0.0, attempt=4))
+    ended, _ = step(job, m.AttemptSucceeded(at=0.0, attempt=5))
+    with pytest.raises(StaleEvent):
+        step(ended, m.AttemptFailed(at=0.0, attempt=5, reason=Reason.CANCELLED, message=""))
+
+
+def test_no_pair_is_both_legal_and_late() -> None:
+    assert not LATE & TRANSITIONS.keys()
+
+
+def test_data_is_held_at_once_and_its_frames_stay_where_they_are() -> None:
+    job = at_run(Stage.VALIDATION)
+    held, effects = step(job, failed(job, Reason.INPUT_EMPTY, "GX01.MP4: the file has 0 bytes"))
+    assert (held.state, held.reason) == (JobState.HELD, Reason.INPUT_EMPTY)
+    assert held.message == "GX01.MP4: the file has 0 bytes"
+    assert held.host == "h" and held.inputs_on_host
+    assert effects == (m.PlanStitches(job=job.id, acquisition="dive"),)
+    again, effects = step(held, m.ReleaseRequested(at=0.0))
+    assert (again.state, again.step, again.retries) == (JobState.CLAIMED, Step.TRANSFER, {})
+    assert again.reason is None and effects == (m.TransferInputs(job=job.id, host="h"),)
+
+
+def test_a_crash_is_tried_once_more_on_the_same_host_and_then_held() -> None:
+    job = at_run(Stage.COLMAP_RECONSTRUCTION)
+    again, _ = step(job, failed(job, Reason.STAGE_CRASHED))
+    assert (again.step, again.host, again.stage) == (Step.PLACE, "h", Stage.COLMAP_RECONSTRUCTION)
+    assert again.not_before > 10.0 and again.retries == {"code": 1}
+    job = drive(again, [m.StagePlaced(at=0.0, reservation=reservation(again))])
+    held, _ = step(job, failed(job, Reason.STAGE_CRASHED))
+    assert held.state is JobState.HELD and "after 1 retries" in held.message
+
+
+def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> None:
+    job = at_run(Stage.TRAINING)
+    moved, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
+    assert (moved.state, moved.host, moved.stage) == (JobState.QUEUED, None, Stage.VALIDATION)
+    assert moved.avoid_hosts == ("h",) and "code" not in moved.retries
+    assert not moved.inputs_on_host and effects == ()
+
+
+def test_out_of_memory_asks_for_half_as_much_again_three_times() -> None:
+    job = at_run(Stage.TRAINING)
+    needs = []
+    for _ in range(3):
+        job, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
+        assert job.need_mib is not None and job.host == "h"
+        needs.append(job.need_mib)
+        promised = dataclasses.replace(reservation(job), mib=job.need_mib)
+        job = drive(job, [m.StagePlaced(at=0.0, reservation=promised)])
+    assert needs == [1500, 2250, 3375]
+    held, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
+    assert held.state is JobState.HELD
+
+
+def test_results_are_collected_from_the_host_that_has_them_or_not_at_all() -> None:
+    job = new_job(host="h", stage=Stage.SPLAT_EXPORT, step=Step.COLLECT, state=JobState.RUNNING)
+    for tries in range(1, 6):
+        job, effects = step(
+            job, m.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x")
+        )
+        assert (job.step, job.host) == (Step.COLLECT, "h")
+        assert job.not_before > 10.0 and job.retries == {"transport": tries}
+        assert effects == (m.CollectResults(job=job.id, host="h"),)
+    job, _ = step(job, m.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x"))
+    assert job.state is JobState.HELD
+
+
+def test_cancelling_a_running_attempt_keeps_its_promise_until_it_is_over() -> None:
+    job = at_run(Stage.TRAINING)
+    job, effects = step(job, m.CancelRequested(at=0.0, by="ann"))
+    assert job.step is Step.CANCEL and job.reservation is not None
+    assert effects == (m.CancelAttempt(job=job.id, attempt=1),)
+    for end in (
+        m.CancelConfirmed(at=0.0),
+        m.AttemptSucceeded(at=0.0, attempt=1),
+        m.AttemptFailed(at=0.0, attempt=1, reason=Reason.CANCELLED, message=""),
+    ):
+        over, effects = step(job, end)
+        assert over.state is JobState.CANCELLED and over.reservation is None
+        assert over.message == "cancelled by ann"
+        assert m.ReclaimInputs(job=job.id, host="h") in effects
+
+
+def test_cancelling_a_transfer_reclaims_what_has_arrived() -> None:
+    job = drive(new_job(), [m.HostAssigned(at=0.0, host="h")])
+    job, effects = step(job, m.CancelRequested(at=0.0))
+    assert job.state is JobState.CANCELLED
+    assert m.ReclaimInputs(job=job.id, host="h") in effects
+    assert m.ReclaimInputs(job=job.id, host="h") in recover(job)
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs", "expected"),
+    [
+        (Stage.TRAINING, False, (Step.PLACE, "h", Stage.TRAINING)),
+        (Stage.FRAME_EXTRACTION, False, (Step.PLACE, None, Stage.VALIDATION)),
+        (Stage.FRAME_EXTRACTION, True, (Step.TRANSFER, "h", Stage.VALIDATION)),
+        (None, False, (Step.PLACE, None, Stage.VALIDATION)),
+    ],
+)
+def test_a_rerun_starts_where_its_inputs_still_are(
+    stage: Stage | None, inputs: bool, expected: tuple[Step, str | None, Stage]
+) -> None:
+    done = new_job(
+        host="h", stage=Stage.COMPLETED, state=JobState.DONE, step=Step.REST,
+        inputs_on_host=inputs, retries={"code": 1}, attempt=8,
+    )  # fmt: skip
+    again, _ = step(done, m.ReleaseRequested(at=0.0, stage=stage))
+    assert (again.step, again.host, again.stage) == expected
+    assert again.retries == {} and again.attempt == 8
+
+
+def test_a_drained_dispatcher_holds_what_no_host_can_take() -> None:
+    held, _ = step(
+        new_job(),
+        m.TransferFailed(at=0.0, reason=Reason.HOST_KEY_MISMATCH, message="h: another key"),
+    )
+    assert (held.state, held.reason) == (JobState.HELD, Reason.HOST_KEY_MISMATCH)
+
+
+def test_a_job_is_moved_when_its_host_can_never_hold_it() -> None:
+    job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
+    moved, effects = step(job, m.HostAssigned(at=0.0, host="big"))
+    assert (moved.step, moved.stage, moved.host) == (Step.TRANSFER, Stage.VALIDATION, "big")
+    assert effects == (m.TransferInputs(job=job.id, host="big"),)
+
+
+def test_recovery_issues_again_what_was_under_way() -> None:
+    running = at_run(Stage.METADATA_EXTRACTION)
+    assert recover(running) == (
+        m.FollowAttempt(job=running.id, attempt=1),
+        m.ReclaimInputs(job=running.id, host="h"),
+    )
+    extracting = at_run(Stage.FRAME_EXTRACTION)
+    assert recover(extracting) == (m.FollowAttempt(job=extracting.id, attempt=1),)
+    assert recover(new_job()) == ()
