@@ -84,7 +84,10 @@ class AgentClient:
             yield Follow(process, process.stdin, process.stdout)
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
     def wait(self, spec: AttemptSpec) -> AttemptStatus:
         """Until the attempt is over, told by `follow`."""

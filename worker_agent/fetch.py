@@ -156,12 +156,13 @@ def _lacks_rsync(code: int, text: str) -> bool:
 
 
 def _sftp_quote(path: str) -> str:
-    """sftp expands globs even inside quotes; a backslash takes the meaning from one character."""
-    return '"' + re.sub(r'([\\"*?\[\]])', r"\\\1", path) + '"'
+    """sftp splits at blanks and expands globs, in quotes too; a backslash, outside quotes, takes
+    the meaning from the one character after it."""
+    return re.sub(r"([^\w/.-])", r"\\\1", path)
 
 
 def _failure(host: str, path: str, code: int, text: str) -> RefusedError:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("sftp>")]
     reason = lines[0] if lines else f"exit code {code}"
     where = f"{host}:{path}"
     if "Host key verification failed" in text or "host key" in text.lower():

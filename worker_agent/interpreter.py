@@ -11,8 +11,17 @@ from pathlib import Path
 from worker_agent.epoch import state_directory
 from worker_agent.stages.api import write_json
 
-MODULES = ("numpy", "scipy", "numba", "PIL", "torch", "pycolmap", "ffmpeg")
-CUDA_MODULES = ("gsplat",)
+# Module to import -> distribution to install, which is what an operator is told.
+MODULES = {
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "numba": "numba",
+    "PIL": "pillow",
+    "torch": "torch",
+    "pycolmap": "pycolmap",
+    "ffmpeg": "ffmpeg-python",
+}
+CUDA_MODULES = {"gsplat": "gsplat"}
 PROGRAMS = ("ffmpeg", "ffprobe")
 
 _CHECK = (
@@ -32,7 +41,7 @@ def choose(requested: str | None, work_dir: Path) -> str:
 
 
 def missing(python: str, work_dir: Path, *, cuda: bool) -> tuple[str, ...]:
-    """Modules and programs the stages need and this host lacks.
+    """Distributions and programs the stages need and this host lacks.
 
     Only "nothing is missing" is remembered (by the interpreter's modification time): a host that
     lacks something is asked again, because somebody is about to install it.
@@ -41,12 +50,12 @@ def missing(python: str, work_dir: Path, *, cuda: bool) -> tuple[str, ...]:
     path = shutil.which(python)
     if path is None:
         return (python, *programs)
-    modules = (*MODULES, *CUDA_MODULES) if cuda else MODULES
+    modules = {**MODULES, **CUDA_MODULES} if cuda else MODULES
     cache = state_directory(work_dir) / "stage_python.json"
     key = {"python": path, "mtime_ns": Path(path).stat().st_mtime_ns, "modules": list(modules)}
     if _remembered(cache) == key:
         return programs
-    lacks = _ask(path, modules)
+    lacks = tuple(modules.get(name, name) for name in _ask(path, tuple(modules)))
     if not lacks:
         write_json(cache, key)
     return (*lacks, *programs)

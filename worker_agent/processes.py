@@ -77,9 +77,14 @@ def members(cookie: str, *, but: int) -> list[int]:
     return found
 
 
-def orphans_of(parent: int) -> list[int]:
-    """Children of `parent`: with PR_SET_CHILD_SUBREAPER also those that daemonised."""
-    return [pid for pid in pids() if (stat := stat_of(pid)) is not None and stat.parent == parent]
+def children_of(parent: int) -> list[int]:
+    """Live children of `parent`: with PR_SET_CHILD_SUBREAPER also what daemonised below it."""
+    found = []
+    for pid in pids():
+        stat = stat_of(pid)
+        if stat is not None and stat.parent == parent and stat.state not in "ZX":
+            found.append(pid)
+    return found
 
 
 def kill(pid: int, number: signal.Signals) -> None:
@@ -98,14 +103,19 @@ def kill_group(group: int, number: signal.Signals) -> None:
         return
 
 
-def sweep(cookie: str, *, but: int, patience_s: float = 5.0) -> int:
-    """Kill everything that carries the cookie until nothing does; returns how many were found.
+def sweep(cookie: str, *, but: int, parent: int | None = None, patience_s: float = 5.0) -> int:
+    """Kill everything that carries the cookie, and every child of `parent`, until nothing is
+    left; returns how many were found.
 
-    Environment cookies find what left the process group: a double fork, its own session.
+    Environment cookies find what left the process group (a double fork, its own session),
+    adoption what also left its environment.
     """
     found: set[int] = set()
     end = time.monotonic() + patience_s
-    while remaining := members(cookie, but=but):
+    while remaining := {
+        *members(cookie, but=but),
+        *(children_of(parent) if parent is not None else ()),
+    }:
         found.update(remaining)
         for pid in remaining:
             kill(pid, signal.SIGKILL)

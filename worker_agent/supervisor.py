@@ -49,8 +49,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         stage = _spawn(files, spec, python, code, lock, events)
     except (OSError, subprocess.SubprocessError) as error:
         message = f"cannot run the stage with {python}: {error}"
-        os.write(1, f"supervisor: {message}\n".encode())
-        reporter.emit("exited", cause="spawn_failed", message=message)
+        _tell(reporter, "exited", cause="spawn_failed", message=message)
         _write_exit(
             files,
             _record(
@@ -60,31 +59,33 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         os.close(ready)
         return
     stat = processes.stat_of(stage.pid)
-    write_json(
-        files.processes,
+    _note_processes(
+        files,
         {
             "supervisor": os.getpid(),
             "stage": stage.pid,
             "stage_start_ticks": None if stat is None else stat.start_ticks,
         },
     )
-    reporter.emit("started", pid=stage.pid, stage=spec.stage)
+    _tell(reporter, "started", pid=stage.pid, stage=spec.stage)
     os.close(ready)
 
     sampler = VramSampler(files.cookie) if spec.gpu_kind == "cuda" else None
     cause = _watch(files, spec, stage.pid, began, sampler)
+    peak_vram_mib = None if sampler is None else sampler.finish()
     # Not yet reaped: its pid, and with it the group's id, cannot belong to anybody else.
     processes.kill_group(stage.pid, signal.SIGKILL)
-    escaped = _sweep(files, stage.pid)
+    mine = os.getpid()
+    escaped = processes.sweep(files.cookie, but=mine, parent=mine)
     _, wait_status, usage = os.wait4(stage.pid, 0)
     returncode = os.waitstatus_to_exitcode(wait_status)
     stage.returncode = returncode
     if cause == "exited" and returncode < 0:
         cause = "signalled"
-    if escaped:
-        reporter.warning(f"{escaped} processes outlived their stage and were killed")
     number = -returncode if returncode < 0 else None
-    reporter.emit("exited", cause=cause, returncode=None if number else returncode, signal=number)
+    if escaped and cause == "exited":
+        _tell(reporter, "warning", message=f"{escaped} processes outlived their stage: killed")
+    _tell(reporter, "exited", cause=cause, returncode=None if number else returncode, signal=number)
     os.fsync(events)
     record = _record(
         files,
@@ -96,9 +97,27 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         returncode=None if number else returncode,
         signal_number=number,
         usage=usage,
-        peak_vram_mib=None if sampler is None else sampler.finish(),
+        peak_vram_mib=peak_vram_mib,
     )
     _write_exit(files, record)
+
+
+def _tell(reporter: Reporter, kind: str, **payload: object) -> None:
+    try:
+        reporter.emit(kind, **payload)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        # A full disk must not cost the stage its supervisor: exit.json will say the same.
+
+
+def _note_processes(files: AttemptFiles, pids: dict[str, int | None]) -> None:
+    try:
+        write_json(files.processes, pids)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        # Only the reply to a repeated `start` reads it.
 
 
 def _adopt_orphans() -> None:
@@ -193,16 +212,6 @@ def _reap_until(stage: int) -> bool:
         if ended.si_pid == stage:
             return True
         os.waitpid(ended.si_pid, 0)
-
-
-def _sweep(files: AttemptFiles, stage: int) -> int:
-    """Kill what left the process group: by the cookie, then by adoption. Returns how many."""
-    mine = os.getpid()
-    found = processes.sweep(files.cookie, but=mine)
-    for pid in processes.orphans_of(mine):
-        if pid != stage:
-            processes.kill(pid, signal.SIGKILL)
-    return found
 
 
 def _record(

@@ -84,7 +84,11 @@ def main(arguments: list[str]) -> int:
     outcome = run(spec, _reporter(files))
     if not outcome.ok:
         print(f"{spec.stage}: {outcome.reason}: {outcome.message}", file=sys.stderr)
-    write_json(files.result, json.loads(outcome.to_json()))
+    try:
+        write_json(files.result, json.loads(outcome.to_json()))
+    except OSError as error:
+        print(f"{files.result}: {error.strerror}: the outcome is lost", file=sys.stderr)
+        return 1
     return 0 if outcome.ok else 1
 
 
