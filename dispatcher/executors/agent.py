@@ -131,24 +131,37 @@ class AgentLink:
         return [self._python, "-I", (await self.ensure()).path, verb]
 
     async def call(
-        self, verb: str, request: Message, reply: type[M], *, timeout_s: float = 60.0
+        self,
+        verb: str,
+        request: Message,
+        reply: type[M],
+        *,
+        timeout_s: float = 60.0,
+        bulk: bool = False,
     ) -> list[M]:
-        """One request line in, any number of `reply` lines out."""
+        """One request line in, any number of `reply` lines out. `bulk` for verbs that take long."""
         line = request.to_json().encode() + b"\n"
-        done = await self._transport.run(await self._argv(verb), input=line, timeout_s=timeout_s)
+        argv = await self._argv(verb)
+        done = await self._transport.run(argv, input=line, timeout_s=timeout_s, bulk=bulk)
         if done.returncode == EXIT_USAGE and b"can't open file" in done.stderr:
             # Somebody removed the work directory since: every verb can be repeated.
             self._installed = None
             argv = await self._argv(verb)
-            done = await self._transport.run(argv, input=line, timeout_s=timeout_s)
+            done = await self._transport.run(argv, input=line, timeout_s=timeout_s, bulk=bulk)
         self.check(verb, done)
         return [self.decode(verb, text, reply) for text in done.stdout.splitlines() if text.strip()]
 
     async def call_one(
-        self, verb: str, request: Message, reply: type[M], *, timeout_s: float = 60.0
+        self,
+        verb: str,
+        request: Message,
+        reply: type[M],
+        *,
+        timeout_s: float = 60.0,
+        bulk: bool = False,
     ) -> M:
         """As `call`, where exactly one line is the answer."""
-        replies = await self.call(verb, request, reply, timeout_s=timeout_s)
+        replies = await self.call(verb, request, reply, timeout_s=timeout_s, bulk=bulk)
         if len(replies) != 1:
             raise self._broken(verb, f"{len(replies)} replies, expected one")
         return replies[0]

@@ -101,7 +101,7 @@ class SshExecutor:
 
     async def fetch(self, request: FetchRequest) -> TransferReport:
         return await self._agent.call_one(
-            "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S
+            "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, bulk=True
         )
 
     async def push_file(
@@ -149,7 +149,7 @@ class SshExecutor:
             expected_sha256=expected_sha256 or {},
         )
         return await self._agent.call_one(
-            "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S
+            "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S, bulk=True
         )
 
     async def follow(self) -> AgentFollower:

@@ -52,9 +52,17 @@ class Transport(Protocol):
     """One host. Connects when first used, and again after a loss."""
 
     async def run(
-        self, argv: Sequence[str], *, input: bytes = b"", timeout_s: float = 60.0
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        timeout_s: float = 60.0,
+        bulk: bool = False,
     ) -> Completed:
-        """Raises TransportError, HOST_UNREACHABLE also when `timeout_s` runs out."""
+        """`bulk` for what takes long, as in `stream`.
+
+        Raises TransportError, HOST_UNREACHABLE also when `timeout_s` runs out.
+        """
         ...
 
     async def stream(self, argv: Sequence[str], *, bulk: bool = False) -> Stream:

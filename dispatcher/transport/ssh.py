@@ -82,12 +82,17 @@ class SshTransport:
         self._bulk = _Link(target, True, BULK_SESSIONS, steady)
 
     async def run(
-        self, argv: Sequence[str], *, input: bytes = b"", timeout_s: float = 60.0
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        timeout_s: float = 60.0,
+        bulk: bool = False,
     ) -> Completed:
         """See Transport.run."""
         try:
             async with asyncio.timeout(timeout_s):
-                stream = await self.stream(argv)
+                stream = await self.stream(argv, bulk=bulk)
                 try:
                     await stream.write(input)
                     await stream.write_eof()

@@ -25,7 +25,12 @@ class ParamikoTransport:
         self._client: paramiko.SSHClient | None = None
 
     async def run(
-        self, argv: Sequence[str], *, input: bytes = b"", timeout_s: float = 60.0
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        timeout_s: float = 60.0,
+        bulk: bool = False,
     ) -> Completed:
         stream = await self.stream(argv)
         try:
