@@ -118,7 +118,8 @@ def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -
     """Colours (..., 3): the real SH basis up to `degree` (0 to 3) times `coefficients`.
 
     `coefficients` is (..., K, 3); `directions` (..., 3) need not be unit vectors. Basis, order and
-    signs are those of the 3DGS PLY format (Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013).
+    signs are those of the 3DGS PLY format (Sloan, "Efficient Spherical Harmonic Evaluation", JCGT
+    2013).
     """
     value = 0.28209479177387814 * coefficients[..., 0, :]
     if degree == 0:

@@ -1,7 +1,7 @@
 """Numba kernels of the CPU rasterizer: binning to tiles, compositing and its gradient.
 
 Tiles are 8 x 8 pixels, so that one row of a tile is one SIMD register of float32; the inner loops
-run over exactly 8 columns without branches. Every tile, and in the last step every gaussian, is
+have no branches. Every tile, and in the last step every gaussian, is
 handled by one thread in a fixed order, which makes results independent of the thread count.
 """
 
@@ -128,15 +128,30 @@ def bin_gaussians(gaussians: F32, columns: int, rows: int) -> tuple[I64, I32, I6
 
 
 @compiled(inline="always")
-def _row_range(g: Any, y0: Any) -> Any:
-    """Rows of the tile whose pixel centres lie within the gaussian's half height."""
+def _pixel_range(g: Any, y0: Any) -> Any:
+    """Range of the tile's pixels whose rows lie within the gaussian's half height."""
     first = max(0, math.floor(g[V] - g[HALF_V] - y0 - _HALF))
-    last = min(TILE, math.ceil(g[V] + g[HALF_V] - y0 + _HALF))
-    return first, last
+    end = min(TILE, math.ceil(g[V] + g[HALF_V] - y0 + _HALF))
+    return first * TILE, end * TILE
 
 
-# One flat buffer per tile, so that the compiler can prove that its parts do not overlap.
-_T, _ALIVE, _LAST, _C0, _C1, _C2 = (k * _PIXELS for k in range(6))
+# One flat buffer per tile, so that the compiler can prove that its parts do not overlap. Pixels are
+# walked in one loop with unsigned indices and a length known only at run time, because that is
+# what LLVM turns into SIMD; rows and columns are looked up.
+_T, _ALIVE, _LAST, _C0, _C1, _C2, _COLUMN, _ROW = (np.uintp(k * _PIXELS) for k in range(8))
+_BEHIND = _ALIVE  # going backward: colour times image gradient of all that lies behind
+_BUFFER = 8 * _PIXELS
+
+
+@compiled(inline="always")
+def _new_tile() -> Any:
+    tile = np.zeros(_BUFFER, np.float32)
+    for p in range(_PIXELS):
+        tile[_T + np.uintp(p)] = _ONE
+        tile[_LAST + np.uintp(p)] = -_ONE
+        tile[_COLUMN + np.uintp(p)] = np.float32(p % TILE)
+        tile[_ROW + np.uintp(p)] = np.float32(p // TILE)
+    return tile
 
 
 @compiled(parallel=True, nogil=True, cache=True, fastmath=True)
@@ -151,9 +166,9 @@ def composite(
     for t in numba.prange(starts.shape[0] - 1):
         x0 = (t % columns) * TILE
         y0 = (t // columns) * TILE
-        tile = np.zeros(6 * _PIXELS, np.float32)
-        tile[_T : _T + 2 * _PIXELS] = _ONE
-        tile[_LAST : _LAST + _PIXELS] = -_ONE
+        tile = _new_tile()
+        for p in range(_PIXELS):
+            tile[_ALIVE + np.uintp(p)] = _ONE
         for place in range(starts[t], starts[t + 1]):
             g = gaussians[ids[place]]
             mark = np.float32(place - starts[t])
@@ -162,47 +177,39 @@ def composite(
             red, green, blue = g[RED], g[GREEN], g[BLUE]
             bx = g[U] - np.float32(x0) - _HALF
             by = g[V] - np.float32(y0) - _HALF
-            first, end = _row_range(g, np.float32(y0))
-            for r in range(first, end):
-                dy = by - np.float32(r)
-                across, along = yy * dy * dy, xy * dy
-                for c in range(TILE):
-                    p = r * TILE + c
-                    dx = bx - np.float32(c)
-                    sigma = max((xx * dx + along) * dx + across, _ZERO)
-                    alpha = min(_ALPHA_MAX, opacity * _exp_minus(min(sigma, np.float32(6.0))))
-                    alpha = alpha * tile[_ALIVE + p] if sigma <= limit else _ZERO
-                    before = tile[_T + p]
-                    after = before * (_ONE - alpha)
-                    ends = after <= _TRANSMITTANCE_MIN
-                    alpha = _ZERO if ends else alpha
-                    weight = alpha * before
-                    tile[_ALIVE + p] = _ZERO if ends else tile[_ALIVE + p]
-                    tile[_T + p] = before if ends else after
-                    tile[_LAST + p] = mark if alpha > _ZERO else tile[_LAST + p]
-                    tile[_C0 + p] += weight * red
-                    tile[_C1 + p] += weight * green
-                    tile[_C2 + p] += weight * blue
+            first, end = _pixel_range(g, np.float32(y0))
+            for q in range(first, end):
+                p = np.uintp(q)
+                dx = bx - tile[_COLUMN + p]
+                dy = by - tile[_ROW + p]
+                sigma = max((xx * dx + xy * dy) * dx + yy * dy * dy, _ZERO)
+                alpha = min(_ALPHA_MAX, opacity * _exp_minus(min(sigma, np.float32(6.0))))
+                alpha = alpha * tile[_ALIVE + p] if sigma <= limit else _ZERO
+                before = tile[_T + p]
+                after = before * (_ONE - alpha)
+                ends = after <= _TRANSMITTANCE_MIN
+                alpha = _ZERO if ends else alpha
+                weight = alpha * before
+                tile[_ALIVE + p] = _ZERO if ends else tile[_ALIVE + p]
+                tile[_T + p] = before if ends else after
+                tile[_LAST + p] = mark if alpha > _ZERO else tile[_LAST + p]
+                tile[_C0 + p] += weight * red
+                tile[_C1 + p] += weight * green
+                tile[_C2 + p] += weight * blue
             if place & 15 == 15:
                 alive = _ZERO
-                for p in range(_PIXELS):
-                    alive += tile[_ALIVE + p]
+                for q in range(_PIXELS):
+                    alive += tile[_ALIVE + np.uintp(q)]
                 if alive == _ZERO:
                     break
         for r in range(min(TILE, height - y0)):
             for c in range(min(TILE, width - x0)):
-                p = r * TILE + c
+                p = np.uintp(r * TILE + c)
                 image[y0 + r, x0 + c, 0] = tile[_C0 + p]
                 image[y0 + r, x0 + c, 1] = tile[_C1 + p]
                 image[y0 + r, x0 + c, 2] = tile[_C2 + p]
                 transmittance[y0 + r, x0 + c] = tile[_T + p]
                 last[y0 + r, x0 + c] = int(tile[_LAST + p])
-
-
-# Parts of the backward buffer: per pixel, then eight accumulators per column.
-_B_T, _B_LAST, _B_BEHIND, _B_R, _B_G, _B_B = (k * _PIXELS for k in range(6))
-_S0, _S1, _S2, _AU, _AV, _GR, _GG, _GB = (6 * _PIXELS + k * TILE for k in range(8))
-_BACKWARD_SIZE = 6 * _PIXELS + 8 * TILE
 
 
 @compiled(parallel=True, nogil=True, cache=True, fastmath=True)
@@ -227,21 +234,19 @@ def composite_gradient(
     for t in numba.prange(starts.shape[0] - 1):
         x0 = (t % columns) * TILE
         y0 = (t // columns) * TILE
-        tile = np.zeros(_BACKWARD_SIZE, np.float32)
-        tile[_B_T : _B_T + _PIXELS] = _ONE
-        tile[_B_LAST : _B_LAST + _PIXELS] = -_ONE
+        tile = _new_tile()
         deepest = -1
         for r in range(min(TILE, height - y0)):
             for c in range(min(TILE, width - x0)):
-                p = r * TILE + c
-                tile[_B_T + p] = transmittance[y0 + r, x0 + c]
-                tile[_B_LAST + p] = np.float32(last[y0 + r, x0 + c])
-                tile[_B_BEHIND + p] = (
+                p = np.uintp(r * TILE + c)
+                tile[_T + p] = transmittance[y0 + r, x0 + c]
+                tile[_LAST + p] = np.float32(last[y0 + r, x0 + c])
+                tile[_BEHIND + p] = (
                     grad_transmittance[y0 + r, x0 + c] * transmittance[y0 + r, x0 + c]
                 )
-                tile[_B_R + p] = grad_image[y0 + r, x0 + c, 0]
-                tile[_B_G + p] = grad_image[y0 + r, x0 + c, 1]
-                tile[_B_B + p] = grad_image[y0 + r, x0 + c, 2]
+                tile[_C0 + p] = grad_image[y0 + r, x0 + c, 0]
+                tile[_C1 + p] = grad_image[y0 + r, x0 + c, 1]
+                tile[_C2 + p] = grad_image[y0 + r, x0 + c, 2]
                 deepest = max(deepest, last[y0 + r, x0 + c])
         for place in range(starts[t + 1] - 1, starts[t] + deepest, -1):
             gradients[place, :] = _ZERO
@@ -254,53 +259,39 @@ def composite_gradient(
             red, green, blue = g[RED], g[GREEN], g[BLUE]
             bx = g[U] - np.float32(x0) - _HALF
             by = g[V] - np.float32(y0) - _HALF
-            for c in range(8 * TILE):
-                tile[_S0 + c] = _ZERO
-            first, end = _row_range(g, np.float32(y0))
-            for r in range(first, end):
-                dy = by - np.float32(r)
-                across, along = yy * dy * dy, xy * dy
-                for c in range(TILE):
-                    p = r * TILE + c
-                    dx = bx - np.float32(c)
-                    sigma = max((xx * dx + along) * dx + across, _ZERO)
-                    touched = (sigma <= limit) & (mark <= tile[_B_LAST + p])
-                    raw = opacity * _exp_minus(min(sigma, np.float32(6.0)))
-                    raw = raw if touched else _ZERO
-                    alpha = min(_ALPHA_MAX, raw)
-                    over = _ONE / (_ONE - alpha)
-                    before = tile[_B_T + p] * over
-                    weight = alpha * before
-                    shade = red * tile[_B_R + p] + green * tile[_B_G + p] + blue * tile[_B_B + p]
-                    behind = tile[_B_BEHIND + p]
-                    grad_alpha = before * shade - behind * over
-                    # Where alpha is capped it no longer depends on the gaussian's shape.
-                    grad_sigma = -raw * grad_alpha if raw <= _ALPHA_MAX else _ZERO
-                    tile[_B_T + p] = before
-                    tile[_B_BEHIND + p] = behind + weight * shade
-                    tile[_S0 + c] += grad_sigma
-                    tile[_S1 + c] += grad_sigma * dy
-                    tile[_S2 + c] += grad_sigma * dy * dy
-                    tile[_AU + c] += abs(grad_sigma * (full_xx * dx + along))
-                    tile[_AV + c] += abs(grad_sigma * (xy * dx + full_yy * dy))
-                    tile[_GR + c] += weight * tile[_B_R + p]
-                    tile[_GG + c] += weight * tile[_B_G + p]
-                    tile[_GB + c] += weight * tile[_B_B + p]
             m00 = m10 = m01 = m20 = m11 = m02 = _ZERO
             abs_u = abs_v = grad_red = grad_green = grad_blue = _ZERO
-            for c in range(TILE):
-                dx = bx - np.float32(c)
-                m00 += tile[_S0 + c]
-                m10 += tile[_S0 + c] * dx
-                m20 += tile[_S0 + c] * dx * dx
-                m01 += tile[_S1 + c]
-                m11 += tile[_S1 + c] * dx
-                m02 += tile[_S2 + c]
-                abs_u += tile[_AU + c]
-                abs_v += tile[_AV + c]
-                grad_red += tile[_GR + c]
-                grad_green += tile[_GG + c]
-                grad_blue += tile[_GB + c]
+            first, end = _pixel_range(g, np.float32(y0))
+            for q in range(first, end):
+                p = np.uintp(q)
+                dx = bx - tile[_COLUMN + p]
+                dy = by - tile[_ROW + p]
+                sigma = max((xx * dx + xy * dy) * dx + yy * dy * dy, _ZERO)
+                raw = opacity * _exp_minus(min(sigma, np.float32(6.0)))
+                raw = raw if (sigma <= limit) & (mark <= tile[_LAST + p]) else _ZERO
+                alpha = min(_ALPHA_MAX, raw)
+                over = _ONE / (_ONE - alpha)
+                before = tile[_T + p] * over
+                weight = alpha * before
+                shade = red * tile[_C0 + p] + green * tile[_C1 + p] + blue * tile[_C2 + p]
+                behind = tile[_BEHIND + p]
+                grad_alpha = before * shade - behind * over
+                # Where alpha is capped it no longer depends on the gaussian's shape.
+                grad_sigma = -raw * grad_alpha if raw <= _ALPHA_MAX else _ZERO
+                tile[_T + p] = before
+                tile[_BEHIND + p] = behind + weight * shade
+                along_x, along_y = grad_sigma * dx, grad_sigma * dy
+                m00 += grad_sigma
+                m10 += along_x
+                m01 += along_y
+                m20 += along_x * dx
+                m11 += along_x * dy
+                m02 += along_y * dy
+                abs_u += abs(full_xx * along_x + xy * along_y)
+                abs_v += abs(xy * along_x + full_yy * along_y)
+                grad_red += weight * tile[_C0 + p]
+                grad_green += weight * tile[_C1 + p]
+                grad_blue += weight * tile[_C2 + p]
             gradients[place, G_U] = full_xx * m10 + xy * m01
             gradients[place, G_V] = xy * m10 + full_yy * m01
             gradients[place, G_XX] = _HALF * m20
