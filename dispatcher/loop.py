@@ -217,7 +217,7 @@ class Dispatcher:
 
     async def _transition(self, before: Job, event: Event) -> None:
         after, effects = step(before, event)
-        applied = await self.store.apply(before, after, event, epoch=self.effects.epoch)
+        applied = await self.store.apply(before, after, event)
         self._jobs[after.id] = applied.job
         self._undecided = True
         tell(before, applied.job, event)

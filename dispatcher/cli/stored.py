@@ -10,13 +10,14 @@ from typing import TypeVar
 from dispatcher.core.model import Job
 from dispatcher.errors import UsageError
 from dispatcher.settings import DispatcherSettings
+from dispatcher.store.base import Store
 from dispatcher.store.sqlite import SqliteStore
 
 T = TypeVar("T")
 
 
 def with_store(
-    database: Path | None, work: Callable[[SqliteStore], Awaitable[T]], *, create: bool = False
+    database: Path | None, work: Callable[[Store], Awaitable[T]], *, create: bool = False
 ) -> T:
     """Run `work` on the store. Raises UsageError when there is no database, unless `create`."""
     path = DispatcherSettings.load(database=database).database
@@ -38,7 +39,7 @@ def with_store(
     return asyncio.run(run())
 
 
-async def known_job(store: SqliteStore, job_id: str) -> Job:
+async def known_job(store: Store, job_id: str) -> Job:
     """Raises UsageError, with near names, for a job the database does not have."""
     job = await store.job(job_id)
     if job is not None:

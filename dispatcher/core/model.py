@@ -1,4 +1,4 @@
-"""The nouns of the dispatcher: frozen data, no I/O. Vocabulary in docs/design.md, section 2."""
+"""The nouns of the dispatcher: frozen data, no I/O. Vocabulary in docs/architecture.md."""
 
 from __future__ import annotations
 
