@@ -39,6 +39,7 @@ def edge_entry(
         "residual_depths": round(edge.residual, 6),
         "accepted": verdict.accepted and not contradicted,
         "reason": "contradicted by the other pairs" if contradicted else verdict.reason,
+        "doubt": verdict.doubt,
     }
 
 

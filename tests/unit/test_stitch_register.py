@@ -143,3 +143,12 @@ def test_a_refusal_names_what_fell_short(changes: dict[str, object], says: str) 
 def test_the_thresholds_themselves_are_enough() -> None:
     exact = dataclasses.replace(edge(1, 0, Sim3.identity()), inliers=12, matches=60, hull_share=0.1)
     assert judge(exact, THRESHOLDS).accepted
+
+
+def test_an_accepted_pair_of_little_agreement_is_doubted() -> None:
+    sound = dataclasses.replace(edge(1, 0, Sim3.identity()), inliers=160)
+    bent = dataclasses.replace(sound, inliers=100)
+    assert judge(sound, THRESHOLDS).doubt == ""
+    verdict = judge(bent, THRESHOLDS)
+    assert verdict.accepted
+    assert "only 50% of the matches agree" in verdict.doubt

@@ -217,6 +217,8 @@ def _register_all(
         edge = register(source, sidecars[source], target, sidecars[target], float(config["ratio"]))
         edges.append(edge)
         verdicts.append(judge(edge, thresholds))
+        if verdicts[-1].doubt:
+            report.warning(f"{names[source]} to {names[target]}: {verdicts[-1].doubt}")
         message = f"{names[source]} to {names[target]}: {verdicts[-1].reason}"
         report.progress(0.5 * done / len(pairs), message, inliers=edge.inliers)
     accepted = [k for k, verdict in enumerate(verdicts) if verdict.accepted]
