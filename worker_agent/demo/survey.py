@@ -63,8 +63,8 @@ def _survey(
     wide = Camera(width, width * 9 // 16, 80.0)
     narrow = Camera(width, width * 9 // 16, 70.0)
     high = altitude_m * 1.2
-    # The farthest a camera looks, at 12 degrees of pitch and the largest sway: 1.15 altitudes.
-    reach = 1.15 * high + 0.1
+    # The farthest a camera looks, at 12 degrees of pitch and the largest sway: 1.25 altitudes.
+    reach = 1.25 * high + 0.1
     side = length_m + 2 * reach
     middle = side / 2
     first, last = reach, side - reach
@@ -111,14 +111,14 @@ def track_of(survey: Survey, segment: Segment, seed: int) -> Track:
         [
             0.05 * np.sin(0.9 * times + phase[0]),
             0.06 * np.sin(0.7 * times + phase[1]),
-            0.08 * np.sin(0.8 * times + phase[2]) + 0.03 * np.sin(2.1 * times + phase[3]),
+            0.15 * np.sin(0.8 * times + phase[2]) + 0.03 * np.sin(2.1 * times + phase[3]),
         ],
         axis=1,
     )
     centres = np.column_stack([line, np.full(len(times), segment.altitude_m)]) + scale * sway
     heading = np.arctan2(*(end - start)[::-1]) + np.deg2rad(3) * np.sin(0.6 * times + phase[4])
-    pitch = np.deg2rad(12) + np.deg2rad(2.5) * np.sin(1.1 * times + phase[5])
-    roll = np.deg2rad(2.5) * np.sin(1.3 * times + phase[6])
+    pitch = np.deg2rad(12) + np.deg2rad(4) * np.sin(1.1 * times + phase[5])
+    roll = np.deg2rad(4) * np.sin(1.3 * times + phase[6])
     rotations = np.stack(
         [_looking_down(*angles) for angles in zip(heading, pitch, roll, strict=True)]
     )
