@@ -35,13 +35,15 @@ COLUMNS = ("name", "state", "address", "gpus", "vram_free_mib", "disk_free", "mi
 def add(
     name: Annotated[str, typer.Argument(help="What to call the host.")],
     address: Annotated[str, typer.Argument(help="Address, or an alias of ~/.ssh/config.")],
-    port: Annotated[int | None, typer.Option("--port", "-p", min=1, max=65535)] = None,
-    user: Annotated[str | None, typer.Option("--user", "-u")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", "-p", min=1, max=65535, help="SSH port.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="User on the host.")] = None,
     identity: Annotated[
         Path | None, typer.Option("--identity", help="Private key to log in with.")
     ] = None,
     work_dir: Annotated[
-        str | None, typer.Option("--work-dir", help="Directory on the host [default: ~/cosma].")
+        str | None, typer.Option("--work-dir", help="Directory on the host (default: ~/cosma).")
     ] = None,
     accept_key: Annotated[
         str | None, typer.Option("--accept-key", help="The fingerprint it must show: SHA256:...")
