@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from worker_agent.disk import verify_frames
 from worker_agent.protocol import Artifact, AttemptSpec, ProtocolError, StageOutcome
+from worker_agent.refusal import RefusedError
 from worker_agent.stages.api import Artifacts, artifact, write_json
 
 PATH = Path("output") / ".checkpoint.json"
@@ -60,11 +62,20 @@ def stage_hash(
 
 
 def verifies(run_dir: Path, item: Artifact) -> bool:
-    """Whether the file is there with its recorded size and SHA-256."""
+    """Whether the file is there with its recorded size and SHA-256; a listing of frames stands
+    for all the frames in it."""
     path = run_dir / item.path
     if not path.is_file() or path.stat().st_size != item.bytes:
         return False
-    return artifact(run_dir, path, item.kind).sha256 == item.sha256
+    if artifact(run_dir, path, item.kind).sha256 != item.sha256:
+        return False
+    if item.kind != "frames":
+        return True
+    try:
+        verify_frames(run_dir, item.path)
+    except RefusedError:
+        return False
+    return True
 
 
 @dataclass(slots=True)

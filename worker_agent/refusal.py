@@ -27,7 +27,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 def from_os_error(error: OSError) -> RefusedError:
     """A Refusal for an operating system error that no verb gave a better name."""
-    place = error.filename or "the host"
+    place = error.filename or "the work directory"
     reason = error.strerror or str(error)
     if is_disk_full(error):
         return failed(FailureCode.DISK_FULL, f"{place}: {reason}: free space on this host")

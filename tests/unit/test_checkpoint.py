@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -111,6 +112,20 @@ def test_changed_or_missing_artifact_is_not_resumed(
         path.unlink()
     else:
         path.write_text(text)
+    assert checkpoint.resume("Validation", "digest", NOW) is None
+
+
+def test_listing_of_frames_stands_for_its_frames(tmp_path: Path) -> None:
+    frame = tmp_path / "frames" / "f000001.jpg"
+    frame.parent.mkdir()
+    frame.write_bytes(b"jpeg")
+    digest = hashlib.sha256(b"jpeg").hexdigest()
+    listing = tmp_path / "frames" / "frames.json"
+    listing.write_text(json.dumps({"frames": [{"name": frame.name, "bytes": 4, "sha256": digest}]}))
+    made = Artifacts(files=(artifact(tmp_path, listing, "frames"),))
+    checkpoint = stored(tmp_path, made)
+    assert checkpoint.resume("Validation", "digest", NOW) is not None
+    frame.write_bytes(b"jpeX")
     assert checkpoint.resume("Validation", "digest", NOW) is None
 
 
