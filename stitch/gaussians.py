@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 
 F32 = npt.NDArray[np.float32]
@@ -71,12 +71,8 @@ class Gaussians:
 
     def save_npz(self, path: Path) -> None:
         """Atomic and durable, uncompressed."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
+        with replacing(path) as stream:
             np.savez(stream, **{item.name: getattr(self, item.name) for item in fields(self)})
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
 
     @classmethod
     def load_npz(cls, path: Path) -> Gaussians:

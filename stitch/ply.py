@@ -7,7 +7,6 @@ red, then of green, then of blue.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 from stitch.gaussians import REST_OF_DEGREE, Gaussians
 
@@ -49,18 +49,11 @@ def write_ply_parts(path: Path, count: int, sh_degree: int, parts: Iterable[Gaus
             "end_header\n",
         ]
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(header.encode("ascii"))
-            written = sum(_write_rows(stream, part, sh_degree, len(names)) for part in parts)
-            if written != count:
-                raise ValueError(f"{path}: {written} gaussians came, {count} were announced")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        stream.write(header.encode("ascii"))
+        written = sum(_write_rows(stream, part, sh_degree, len(names)) for part in parts)
+        if written != count:
+            raise ValueError(f"{path}: {written} gaussians came, {count} were announced")
 
 
 def _write_rows(stream: BinaryIO, part: Gaussians, sh_degree: int, columns: int) -> int:

@@ -7,7 +7,6 @@ reconstruction (the frame its gaussians are in too). Under 1 MB for a segment.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pycolmap
 
+from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 
 MAX_POINTS = 5500
@@ -106,12 +106,8 @@ class Sidecar:
             {"version": _VERSION, "keyframe_names": self.keyframe_names, "quality": self.quality}
         )
         arrays["header"] = np.frombuffer(text.encode(), np.uint8)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
+        with replacing(path) as stream:
             np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Sidecar:

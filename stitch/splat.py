@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from stitch.durable import replacing
 from stitch.gaussians import SH_C0, Gaussians
 
 ROW = np.dtype(
@@ -29,9 +29,5 @@ def write_splat(path: Path, gaussians: Gaussians) -> None:
     quats = gaussians.quats[order]
     unit = quats / np.maximum(np.linalg.norm(quats, axis=1, keepdims=True), 1e-12)
     rows["rotation"] = np.clip(unit * 128.0 + 128.0, 0, 255).round()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    with replacing(path) as stream:
         stream.write(rows.data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

@@ -6,7 +6,6 @@ registration sidecar of the same frame. The scene's frame is that of its first m
 
 from __future__ import annotations
 
-import errno
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stitch import merge, posegraph
+from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 from stitch.gaussians import Gaussians
 from stitch.ply import read_ply, write_ply_parts
@@ -65,14 +65,13 @@ class _Evidence:
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     """Read the members named in `spec.inputs`, write the scene's PLY, sidecar and stitch.json.
 
-    Raises StageFailure: CONFIG_INVALID, INPUT_MISSING, INPUT_UNREADABLE, STITCH_EVIDENCE_WEAK,
-    DISK_FULL.
+    Raises StageFailure: CONFIG_INVALID, INPUT_MISSING, INPUT_UNREADABLE, STITCH_EVIDENCE_WEAK.
     """
     run_dir = Path(spec.run_dir)
     level, name, inputs = _inputs(spec, run_dir)
     output = run_dir / "output"
     files = (output / f"{spec.job}.ply", output / "registration.npz", output / "stitch.json")
-    with _clear_failures(run_dir):
+    with _readable_members():
         output.mkdir(parents=True, exist_ok=True)
         if len(inputs) == 1:
             summary = _pass_through(inputs[0], files)
@@ -139,9 +138,8 @@ def _pass_through(member: _Input, files: tuple[Path, Path, Path]) -> dict[str, A
     count = len(read_ply(member.ply))
     Sidecar.load(member.registration)
     for source, target in ((member.ply, files[0]), (member.registration, files[1])):
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with source.open("rb") as reader, replacing(target) as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
     entry = member_entry(member.name, member.auv, Sim3.identity(), count, count)
     return {"members": [entry], "edges": [], "left_out": [], "gaussians": count}
 
@@ -273,7 +271,7 @@ def _weak(
 
 
 @contextmanager
-def _clear_failures(run_dir: Path) -> Iterator[None]:
+def _readable_members() -> Iterator[None]:
     try:
         yield
     except FileUnreadable as error:
@@ -281,12 +279,4 @@ def _clear_failures(run_dir: Path) -> Iterator[None]:
             FailureCode.INPUT_UNREADABLE,
             str(error),
             advice="Run the member's job again from the stage that wrote the file.",
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StageFailure(
-            FailureCode.DISK_FULL,
-            f"no space left under {run_dir} while writing the scene",
-            advice="Free space on the host (cosma gc) and retry.",
         ) from None
