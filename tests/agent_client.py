@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.conftest import REPOSITORY
+from worker_agent.attempts import list_attempts
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
     AttemptSpec,
+    AttemptState,
     AttemptStatus,
+    CancelRequest,
     FrameHeader,
     Message,
     WatchRequest,
@@ -88,6 +91,15 @@ class AgentClient:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+
+    def end_all(self) -> None:
+        """Cancel what still runs: a test that failed half-way must leave no process."""
+        for item in list_attempts(self.work_dir):
+            if item.state is AttemptState.RUNNING:
+                request = CancelRequest(
+                    epoch=1 << 30, run_dir=item.run_dir, attempt=item.attempt, grace_s=0.0
+                )
+                self.call("cancel", request)
 
     def wait(self, spec: AttemptSpec) -> AttemptStatus:
         """Until the attempt is over, told by `follow`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,10 @@ os.write(1, b"no line end")
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> AgentClient:
-    return AgentClient(tmp_path / "work")
+def agent(tmp_path: Path) -> Iterator[AgentClient]:
+    client = AgentClient(tmp_path / "work")
+    yield client
+    client.end_all()
 
 
 class Gathered:

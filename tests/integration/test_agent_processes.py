@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,13 +37,14 @@ BLOCKS = "#!/bin/sh\necho $$ > ready\nread line < go\n"
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> AgentClient:
+def agent(tmp_path: Path) -> Iterator[AgentClient]:
     client = AgentClient(tmp_path / "work")
     run_dir = client.work_dir / "reef" / "a-1"
     run_dir.mkdir(parents=True)
     for pipe in ("ready", "go"):
         os.mkfifo(run_dir / pipe)
-    return client
+    yield client
+    client.end_all()
 
 
 @pytest.fixture

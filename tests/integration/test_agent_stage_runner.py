@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ INPUTS = {
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> AgentClient:
-    return AgentClient(tmp_path / "work")
+def agent(tmp_path: Path) -> Iterator[AgentClient]:
+    client = AgentClient(tmp_path / "work")
+    yield client
+    client.end_all()
 
 
 @pytest.fixture(scope="module")
