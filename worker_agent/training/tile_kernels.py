@@ -167,8 +167,8 @@ def composite(
         x0 = (t % columns) * TILE
         y0 = (t // columns) * TILE
         tile = _new_tile()
-        for p in range(_PIXELS):
-            tile[_ALIVE + np.uintp(p)] = _ONE
+        for q in range(_PIXELS):
+            tile[_ALIVE + np.uintp(q)] = _ONE
         for place in range(starts[t], starts[t + 1]):
             g = gaussians[ids[place]]
             mark = np.float32(place - starts[t])
