@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.model import GpuView, HostView, Reason
-from dispatcher.errors import HostError, TransportError
+from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
 from dispatcher.inventory_model import Inventory, InventoryDiff, InventoryHost, diff
 from worker_agent.protocol import GpuFacts, HostFacts
@@ -101,10 +101,6 @@ class Fleet:
         finally:
             self._probing.discard(name)
         return self._states.get(name, state)
-
-    def lost(self, name: str, error: TransportError) -> None:
-        """Some other traffic found the host unreachable: known before the next probe."""
-        self._failed(name, error.reason, error.line)
 
     def _failed(self, name: str, reason: Reason, message: str) -> None:
         state = self._states.get(name)

@@ -167,8 +167,9 @@ class Farm:
         return server
 
     def stop(self) -> None:
-        for server in self.servers:
-            server.stop()
+        with contextlib.ExitStack() as stack:  # each one, whatever another's stop raises
+            for server in self.servers:
+                stack.callback(server.stop)
 
 
 def _wait_for_banner(server: Sshd) -> None:
