@@ -137,23 +137,22 @@ def place(
 def _in_order(jobs: Iterable[Job], share: Counter[str]) -> Iterator[Job]:
     """Priority, then the acquisition with the smallest share, then age. The caller raises `share`
     for what it placed; a job that finds no place never blocks the next one."""
-    queues: dict[tuple[int, str], list[Job]] = defaultdict(list)
+    levels: dict[int, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in sorted(jobs, key=lambda j: (j.created_at, j.id), reverse=True):
-        queues[-job.priority, job.acquisition].append(job)
-    heap = [_rank(key, queue[-1], share) for key, queue in queues.items()]
-    heapq.heapify(heap)
-    while heap:
-        level, _, _, _, acquisition = heapq.heappop(heap)
-        queue = queues[level, acquisition]
-        yield queue.pop()
-        if queue:
-            heapq.heappush(heap, _rank((level, acquisition), queue[-1], share))
+        levels[job.priority][job.acquisition].append(job)
+    for priority in sorted(levels, reverse=True):
+        queues = levels[priority]
+        heap = [_rank(queue[-1], share) for queue in queues.values()]
+        heapq.heapify(heap)
+        while heap:
+            queue = queues[heapq.heappop(heap)[-1]]
+            yield queue.pop()
+            if queue:
+                heapq.heappush(heap, _rank(queue[-1], share))
 
 
-def _rank(
-    key: tuple[int, str], oldest: Job, share: Counter[str]
-) -> tuple[int, int, float, str, str]:
-    return (key[0], share[key[1]], oldest.created_at, oldest.id, key[1])
+def _rank(oldest: Job, share: Counter[str]) -> tuple[int, float, str, str]:
+    return (share[oldest.acquisition], oldest.created_at, oldest.id, oldest.acquisition)
 
 
 def _backoff(job: Job, now: float) -> Waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dispatcher.core.model import SETTLED, JobState
+
+_CROSS = "cross"
 
 
 class StitchLevel(StrEnum):
@@ -50,8 +53,15 @@ class StitchPlan:
 
 def stitch_id(acquisition: str, auv: str | None, version: int) -> str:
     """The same inputs always get the same id, so that planning twice creates one stitch."""
-    part = "cross" if auv is None else re.sub(r"[^A-Za-z0-9._-]+", "-", auv)
-    return f"{acquisition}-stitch-{part}-v{version}"
+    return f"{acquisition}-stitch-{_CROSS if auv is None else _safe(auv)}-v{version}"
+
+
+def _safe(auv: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", auv)
+    if safe == auv != _CROSS:
+        return safe
+    # Two names must not become one.
+    return f"{safe}-{hashlib.sha256(auv.encode()).hexdigest()[:6]}"
 
 
 def plan_stitches(

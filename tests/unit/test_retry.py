@@ -1,0 +1,101 @@
+"""The retry table: complete, bounded, deterministic."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.core.model import Job, JobKind, Layer, Reason, Reservation, Verdict
+from dispatcher.core.retry import JITTER, MAX_DELAY_S, RULES, decide, delay_s, layer_of
+from worker_agent.protocol import FailureCode
+
+JOB = Job(
+    id="j", kind=JobKind.RECONSTRUCT, acquisition="a", name="n", auv="x", created_at=0.0
+)  # fmt: skip
+
+
+def with_retries(**retries: int) -> Job:
+    return dataclasses.replace(JOB, retries=retries)
+
+
+def test_every_reason_and_every_failure_code_of_the_agent_has_a_rule() -> None:
+    assert set(RULES) == set(Reason)
+    assert {code.value for code in FailureCode} <= {reason.value for reason in RULES}
+    assert all(rule.advice for rule in RULES.values())
+
+
+@given(
+    reason=st.sampled_from(Reason),
+    retries=st.dictionaries(st.sampled_from([layer.value for layer in Layer]), st.integers(0, 50)),
+)
+def test_no_reason_is_retried_for_ever(reason: Reason, retries: dict[str, int]) -> None:
+    job = dataclasses.replace(JOB, retries=retries)
+    for _ in range(10):
+        decision = decide(job, reason)
+        assert 0.0 <= decision.delay_s <= MAX_DELAY_S * (1 + JITTER)
+        if decision.verdict in (Verdict.HOLD, Verdict.FAIL):
+            return
+        used = {**job.retries, decision.layer.value: decision.retries_used + 1}
+        job = dataclasses.replace(job, retries=used)
+    raise AssertionError(f"{reason} was retried ten times")
+
+
+@given(job=st.text(max_size=30), used=st.integers(0, 1000), base=st.floats(0.001, 60.0))
+def test_delays_grow_are_capped_and_repeat(job: str, used: int, base: float) -> None:
+    delay = delay_s(job, Layer.HOST, used, base)
+    assert delay == delay_s(job, Layer.HOST, used, base)
+    nominal = min(MAX_DELAY_S, base * 2.0 ** min(used, 60))
+    assert nominal * (1 - JITTER) <= delay <= nominal * (1 + JITTER)
+
+
+def test_jobs_that_fail_together_do_not_come_back_together() -> None:
+    delays = {delay_s(f"job-{n}", Layer.TRANSPORT, 3, 2.0) for n in range(50)}
+    assert len(delays) == 50 and max(delays) - min(delays) > 4.0
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if layer_of(r) is Layer.DATA])
+def test_data_is_held_the_first_time(reason: Reason) -> None:
+    assert decide(JOB, reason).verdict is Verdict.HOLD
+
+
+@pytest.mark.parametrize("reason", [Reason.STAGE_CRASHED, Reason.STAGE_SIGNALLED])
+def test_code_gets_one_more_try_whatever_the_hosts_did(reason: Reason) -> None:
+    tired = with_retries(host=4, transport=5)
+    assert decide(tired, reason).verdict is Verdict.RETRY
+    assert not decide(tired, reason).elsewhere
+    assert decide(with_retries(code=1), reason).verdict is Verdict.HOLD
+
+
+def test_transport_has_five_tries_of_its_own() -> None:
+    verdicts = [
+        decide(with_retries(transport=n, code=1), Reason.TRANSFER_FAILED).verdict for n in range(6)
+    ]
+    assert verdicts == [Verdict.RETRY] * 5 + [Verdict.HOLD]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [Reason.HOST_KEY_MISMATCH, Reason.HOST_AUTH_FAILED, Reason.DISK_FULL, Reason.LEASE_EXPIRED],
+)
+def test_an_unusable_host_is_left_at_once(reason: Reason) -> None:
+    assert decide(JOB, reason).elsewhere
+
+
+def test_a_rebooted_host_keeps_its_job_until_it_reboots_again_and_again() -> None:
+    elsewhere = [decide(with_retries(host=n), Reason.HOST_REBOOTED).elsewhere for n in range(4)]
+    assert elsewhere == [False, False, True, True]
+
+
+def test_out_of_memory_escalates_what_was_promised() -> None:
+    promised = Reservation(job="j", attempt=1, host="h", slot="train", gpu="G", mib=6001)
+    job = dataclasses.replace(JOB, reservation=promised)
+    decision = decide(job, Reason.GPU_OUT_OF_MEMORY)
+    assert (decision.verdict, decision.need_mib) == (Verdict.ESCALATE, 9002)
+    spent = dataclasses.replace(job, retries={"gpu": 3}, need_mib=20000)
+    assert decide(spent, Reason.GPU_OUT_OF_MEMORY).verdict is Verdict.HOLD
+    # A stage without a device has no memory promise that could be raised.
+    plain = decide(JOB, Reason.OUT_OF_MEMORY)
+    assert (plain.verdict, plain.need_mib) == (Verdict.RETRY, None)
