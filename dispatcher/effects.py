@@ -27,6 +27,7 @@ from dispatcher.core.model import (
 )
 from dispatcher.errors import HostError, TransportError
 from dispatcher.executors.base import Executor
+from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.session import HostSession
@@ -134,7 +135,7 @@ class Effects:
                     epoch=self.epoch,
                     verified_by=FRAMES_PROOF if proven else None,
                     trim=(await self.specs.config(job))["reclaim"]["fstrim"],
-                    expected_sha256={i.path: i.sha256 for i in inputs if i.sha256 is not None},
+                    expected_sha256={} if proven else await self._proofs(inputs),
                 )
             except TransportError:
                 await asyncio.sleep(delay)
@@ -185,6 +186,16 @@ class Effects:
         return ResultsCollected(
             at=self.clock.now(), stimulus=stimulus, artifacts=count, bytes=total
         )
+
+    async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
+        """What shows that a copy lies here too: the hash of the original, read again now."""
+        proofs = {}
+        for item in inputs:
+            if item.sha256 is not None:
+                proofs[item.path] = item.sha256
+            elif item.pull is None:
+                proofs[item.path] = await asyncio.to_thread(file_sha256, Path(item.local))
+        return proofs
 
     async def _keep_report(self, job: Job) -> None:
         """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+import zlib  # noqa: F401 - before pycolmap, whose wheel exports a zlib of its own that aborts
 from pathlib import Path
 
 from worker_agent.attempts import AttemptFiles

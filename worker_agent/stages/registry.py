@@ -38,7 +38,7 @@ RECONSTRUCT: Mapping[str, StageEntry] = {
     "SplatExport": StageEntry("export_splat"),
 }
 STITCH: Mapping[str, StageEntry] = {
-    "Stitch": StageEntry("stitch_scene", ("stitch",), ("numpy", "scipy")),
+    "Stitch": StageEntry("stitch_scene", ("stitch",), ("numpy", "scipy", "pycolmap", "gtsam")),
 }
 STAGES: Mapping[str, StageEntry] = {**RECONSTRUCT, **STITCH}
 ORDER = tuple(RECONSTRUCT)
