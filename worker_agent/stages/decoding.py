@@ -45,8 +45,7 @@ def decode_clip(
     clip: ClipFacts,
     scratch: Path,
     fps: float,
-    width: int,
-    height: int,
+    size: tuple[int, int],
     advance: Callable[[float], None],
 ) -> Pictures:
     """Decode `source` into JPEGs under `scratch`; `advance` hears the seconds decoded so far.
@@ -60,7 +59,7 @@ def decode_clip(
             advice="Install ffmpeg on the host.",
         )
     process = subprocess.Popen(
-        _command(source, clip, fps, width, height),
+        _command(source, clip, fps, size),
         cwd=scratch,  # the pattern stays relative: a % in the run directory cannot spoil it
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -86,13 +85,13 @@ def decode_clip(
     return Pictures(files, complaints.damaged)
 
 
-def _command(source: Path, clip: ClipFacts, fps: float, width: int, height: int) -> list[str]:
+def _command(source: Path, clip: ClipFacts, fps: float, size: tuple[int, int]) -> list[str]:
     # The first picture of each interval; the epsilon keeps a picture that lies on its border.
     slot, before = f"floor(t*{fps}+1e-4)", f"floor(prev_t*{fps}+1e-4)"
     video = (
         ffmpeg.input(ffmpeg_path(source))[str(clip.video_stream)]
         .filter("select", f"isnan(prev_t)+gt({slot},{before})")
-        .filter("scale", width, height, flags="area", out_range="full")
+        .filter("scale", *size, flags="area", out_range="full")
         .filter("format", "yuvj420p")
         .filter("settb", f"1/{TIME_BASE}")
     )

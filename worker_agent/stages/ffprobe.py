@@ -106,20 +106,20 @@ def probe_clip(path: Path, order: int) -> ClipFacts:
     try:
         report = ffmpeg.probe(ffmpeg_path(path), v="error", count_packets=None)
     except ffmpeg.Error as error:
-        reason = _last_line(error.stderr, path)
-        advice = COPY_AGAIN
-        if "moov" in reason:
-            advice = (
-                "The file has no index: it is no MP4, or the recording or copy was cut off. "
-                "Copy it again, or let the camera repair it."
-            )
-        raise StageFailure(
-            FailureCode.INPUT_UNREADABLE,
-            f"clip {name} ({size} bytes) is not a readable video: {reason}",
-            advice=advice,
-            evidence={"clip": path.name, "bytes": size, "ffprobe": reason},
-        ) from None
+        raise _unreadable(path.name, size, _first_complaint(error.stderr, path)) from None
+    if not report.get("streams"):
+        raise _unreadable(path.name, size, "moov atom not found, or empty")
     return _facts(report, path.name, order, size)
+
+
+def _unreadable(name: str, size: int, why: str) -> StageFailure:
+    no_index = "The file has no index: it is no MP4, or the recording or copy was cut off. "
+    return StageFailure(
+        FailureCode.INPUT_UNREADABLE,
+        f"clip {printable(name)} ({size} bytes) is not a readable video: {why}",
+        advice=f"{no_index if 'moov' in why else ''}{COPY_AGAIN}",
+        evidence={"clip": name, "bytes": size, "ffprobe": why},
+    )
 
 
 def gpmd_packets(path: Path, stream: int) -> list[GpmdPacket]:
@@ -219,7 +219,7 @@ def _ratio(text: str | None) -> Fraction | None:
     return value if value > 0 else None
 
 
-def _last_line(stderr: bytes, path: Path) -> str:
+def _first_complaint(stderr: bytes, path: Path) -> str:
     """The first thing ffprobe complained of, without its own decoration."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     if not lines:

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ffmpeg
 import numpy as np
@@ -79,12 +78,12 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     clips = _validated(run_dir)
     width, height = frame_size(clips[0].width, clips[0].height, config["width"], config["height"])
     with _disk_full(run_dir):
-        frames, flat = _extract(run_dir, clips, float(config["fps"]), width, height, report)
+        work = _fresh_work(run_dir)
+        frames, flat = _extract(run_dir, work, clips, float(config["fps"]), (width, height), report)
         _enough(frames, flat, int(config["min_frames"]), clips)
         telemetry = _copy_telemetry(run_dir, clips, report)
-        listing = run_dir / "frames" / "frames.json"
         write_json(
-            listing,
+            work / "frames.json",
             {
                 "fps": float(config["fps"]),
                 "width": width,
@@ -94,6 +93,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
                 "verified": True,
             },
         )
+        listing = _publish(work, run_dir / "frames") / "frames.json"
     report.progress(1.0, f"{len(frames)} frames verified", frames=len(frames))
     return Artifacts(
         files=(artifact(run_dir, listing, "frames"), *telemetry),
@@ -128,14 +128,30 @@ def _validated(run_dir: Path) -> list[ClipFacts]:
     return clips
 
 
-def _extract(
-    run_dir: Path, clips: list[ClipFacts], fps: float, width: int, height: int, report: Reporter
-) -> tuple[list[Frame], int]:
-    """All clips, numbered on continuously, into `frames/`; returns them and how many are flat."""
+def _fresh_work(run_dir: Path) -> Path:
+    """An empty directory beside `frames/`; those of killed attempts are removed."""
     for leftover in run_dir.glob(".frames.*"):
         shutil.rmtree(leftover)
     work = run_dir / f".frames.{os.getpid()}"
     work.mkdir()
+    return work
+
+
+def _publish(work: Path, final: Path) -> Path:
+    if final.exists():
+        shutil.rmtree(final)
+    return work.rename(final)
+
+
+def _extract(
+    run_dir: Path,
+    work: Path,
+    clips: list[ClipFacts],
+    fps: float,
+    size: tuple[int, int],
+    report: Reporter,
+) -> tuple[list[Frame], int]:
+    """All clips, numbered on continuously, into `work`; returns them and how many are flat."""
     total_s = sum(clip.duration_s for clip in clips)
     done_s = 0.0
     frames: list[Frame] = []
@@ -152,9 +168,7 @@ def _extract(
 
         scratch = work / "decoding"
         scratch.mkdir()
-        pictures = decode_clip(
-            run_dir / "input" / clip.name, clip, scratch, fps, width, height, advance
-        )
+        pictures = decode_clip(run_dir / "input" / clip.name, clip, scratch, fps, size, advance)
         if pictures.damaged:
             report.warning(
                 f"clip {name}: {pictures.damaged} damaged pictures were concealed",
@@ -162,17 +176,13 @@ def _extract(
             )
         for time_s, picture in pictures.files:
             target = work / f"f{len(frames) + 1:06d}.jpg"
-            frame, is_flat = _verify(picture, target.name, clip, time_s, (width, height))
+            frame, is_flat = _verify(picture, target.name, clip, time_s, size)
             picture.replace(target)
             frames.append(frame)
             flat += is_flat
         shutil.rmtree(scratch)
         done_s += clip.duration_s
         report.progress(0.95 * done_s / total_s, f"{name} verified", frames=len(frames))
-    final = run_dir / "frames"
-    if final.exists():
-        shutil.rmtree(final)
-    work.replace(final)
     return frames, flat
 
 
@@ -271,14 +281,9 @@ def _disk_full(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise disk_full(run_dir) from None
-
-
-def disk_full(where: Path) -> StageFailure:
-    free: dict[str, Any] = {"free_bytes": shutil.disk_usage(where).free}
-    return StageFailure(
-        FailureCode.DISK_FULL,
-        f"no space left for frames under {where}",
-        advice="Free space on the host or move its work_dir, then retry the job.",
-        evidence=free,
-    )
+        raise StageFailure(
+            FailureCode.DISK_FULL,
+            f"no space left for frames under {run_dir}",
+            advice="Free space on the host or move its work_dir, then retry the job.",
+            evidence={"free_bytes": shutil.disk_usage(run_dir).free},
+        ) from None

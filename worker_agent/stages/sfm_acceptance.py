@@ -180,11 +180,15 @@ def insane_images(images: Sequence[PosedImage]) -> list[str]:
     least = max(
         MIN_POINTS_PER_IMAGE, MIN_POINTS_SHARE * statistics.median(i.points for i in images)
     )
+    placed = [image.centre for image in images if all(map(math.isfinite, image.centre))]
     # Per axis: half of the cameras may be junk before this moves.
-    middle = tuple(statistics.median(image.centre[axis] for image in images) for axis in range(3))
+    middle = tuple(
+        statistics.median([centre[axis] for centre in placed] or [0.0]) for axis in range(3)
+    )
     spans = [math.dist(image.centre, middle) for image in images]
     depth = statistics.median(image.depth for image in images)
-    furthest = MAX_CENTRE_DISTANCE * (statistics.median(spans) + depth)
+    reach = statistics.median([span for span in spans if math.isfinite(span)] or [0.0])
+    furthest = MAX_CENTRE_DISTANCE * (reach + depth)
     return [
         image.name
         for image, span in zip(images, spans, strict=True)

@@ -1,0 +1,310 @@
+"""From clips to a manifest with real ffmpeg: what is refused, what is kept, how it is numbered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from worker_agent.protocol import AttemptSpec, FailureCode
+from worker_agent.stages import frames, manifest, metadata, validate
+from worker_agent.stages.api import Artifacts, Reporter, StageFailure
+from worker_agent.stages.frames import frame_size
+
+EXTRACTING = (validate, frames, metadata, manifest)
+CONFIG: dict[str, Any] = {
+    "frames": {"fps": 5.0, "width": 320, "height": None, "min_frames": 8},
+    "sfm": {"camera_model": "auto", "camera_params": None},
+}
+TEXTURE = "mandelbrot=size=640x360:rate=30"
+
+
+class Run:
+    """A run directory with clips in it, and the stages run on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "input").mkdir(parents=True)
+
+    def add(self, name: str, data: bytes) -> Run:
+        (self.path / "input" / name).write_bytes(data)
+        return self
+
+    def do(self, *stages: Any, **frame_settings: Any) -> Artifacts:
+        names = sorted(path.name for path in (self.path / "input").iterdir())
+        spec = AttemptSpec(
+            protocol=1,
+            epoch=1,
+            acquisition="survey",
+            job="survey-a1",
+            attempt=1,
+            stage="",
+            run_dir=str(self.path),
+            config=CONFIG | {"frames": CONFIG["frames"] | frame_settings},
+            inputs={
+                "clips": [
+                    {"name": n, "order": i, "recorded_at": None} for i, n in enumerate(names)
+                ],
+                "segment": "a1",
+                "auv": "auv-a",
+            },
+        )
+        events = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            for stage in stages:
+                made: Artifacts = stage.main(spec, Reporter(events, 1, interval_s=0.0))
+        finally:
+            os.close(events)
+        return made
+
+    def json(self, relative: str) -> Any:
+        return json.loads((self.path / relative).read_text())
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "100% run")  # a % would be a pattern to ffmpeg
+
+
+def encode(target: Path, source: str, seconds: float, *options: str) -> Path:
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "lavfi", "-t", str(seconds)]
+    command += ["-i", source, *options, "-threads", "1", str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 s of 640x360 at 30 fps, its index first, as a copy that can be cut short."""
+    out = tmp_path_factory.mktemp("clips") / "whole.mp4"
+    fast = ("-preset", "ultrafast", "-g", "30", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
+    return encode(out, TEXTURE, 4, *fast)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encode(tmp_path_factory.mktemp("clips") / "audio.mp4", "sine=frequency=440", 1)
+
+
+def refused(run: Run, *stages: Any, **settings: Any) -> StageFailure:
+    with pytest.raises(StageFailure) as caught:
+        run.do(*stages, **settings)
+    failure = caught.value
+    assert "\n" not in failure.message
+    assert failure.advice
+    return failure
+
+
+BAD: dict[str, tuple[FailureCode, str]] = {
+    "zero bytes": (FailureCode.INPUT_EMPTY, "empty (0 bytes)"),
+    "text": (FailureCode.INPUT_UNREADABLE, "not a readable video"),
+    "noise": (FailureCode.INPUT_UNREADABLE, "16384 bytes"),
+    "cut in its index": (FailureCode.INPUT_UNREADABLE, "not a readable video"),
+    "cut after its type": (FailureCode.INPUT_UNREADABLE, "not a readable video"),
+    "cut short": (FailureCode.INPUT_TRUNCATED, "of 120 frames"),
+    "audio only": (FailureCode.INPUT_NO_VIDEO, "streams: aac"),
+}
+
+
+def bad_bytes(case: str, clip: bytes, audio: bytes) -> bytes:
+    return {
+        "zero bytes": b"",
+        "text": b"not a video\n",
+        "noise": bytes(range(256)) * 64,
+        "cut in its index": clip[:500],
+        "cut after its type": clip[:40],
+        "cut short": clip[: len(clip) * 6 // 10],
+        "audio only": audio,
+    }[case]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_clip_is_refused_by_its_own_name_and_reason(
+    case: str, run: Run, clip: Path, audio: Path
+) -> None:
+    reason, words = BAD[case]
+    run.add("GX010001.MP4", bad_bytes(case, clip.read_bytes(), audio.read_bytes()))
+    failure = refused(run, validate)
+    assert failure.reason is reason
+    assert "GX010001.MP4" in failure.message
+    assert words in failure.message
+
+
+REAL: dict[str, FailureCode | None] = {
+    "zero_bytes": FailureCode.INPUT_EMPTY,
+    "text": FailureCode.INPUT_UNREADABLE,
+    "random_bytes": FailureCode.INPUT_UNREADABLE,
+    "ftyp_only": FailureCode.INPUT_UNREADABLE,
+    "azure_corrupted": FailureCode.INPUT_UNREADABLE,
+    "truncated_60pct": FailureCode.INPUT_UNREADABLE,
+    "truncated_faststart": FailureCode.INPUT_TRUNCATED,
+    "audio_only": FailureCode.INPUT_NO_VIDEO,
+    "gpmd_only": FailureCode.INPUT_NO_VIDEO,
+    "corrupt_mdat": FailureCode.DECODE_FAILED,
+    "single_frame": FailureCode.FRAMES_TOO_FEW,
+    "black_3s": FailureCode.FRAMES_UNUSABLE,
+    "editlist_preroll_3.6s_of_7s": None,
+    "rotated90_meta": None,
+    "vfr": None,
+    "hevc10bit_1s": None,
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_clips_end_as_they_should(name: str, run: Run, real_data: Path) -> None:
+    run.add(f"{name}.mp4", (real_data / "bad_inputs" / f"{name}.mp4").read_bytes())
+    expected = REAL[name]
+    if expected is None:
+        run.do(*EXTRACTING, min_frames=5)
+    else:
+        assert refused(run, *EXTRACTING).reason is expected
+
+
+def test_frames_are_verified_timed_and_listed(run: Run, clip: Path) -> None:
+    made = run.add("GX010001.MP4", clip.read_bytes()).do(validate, frames)
+    listing = run.json("frames/frames.json")
+    assert listing["verified"] is True
+    assert (listing["width"], listing["height"]) == (320, 180)
+    assert [f["name"] for f in listing["frames"]] == [f"f{i:06d}.jpg" for i in range(1, 21)]
+    assert [f["time_s"] for f in listing["frames"]] == pytest.approx([0.2 * i for i in range(20)])
+    for frame in listing["frames"]:
+        data = (run.path / "frames" / frame["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (frame["bytes"], frame["sha256"])
+        assert Image.open(io.BytesIO(data)).size == (320, 180)
+    assert made.completed == {"total_frames": 20}
+    assert [a.path for a in made.files] == ["frames/frames.json"]
+    shares = [e["fraction"] for e in run.events() if e["kind"] == "progress"]
+    assert shares[-1] == 1.0
+
+
+def test_chapters_of_a_recording_are_numbered_on(run: Run, clip: Path) -> None:
+    run.add("GX010042.MP4", clip.read_bytes()).add("GX020042.MP4", clip.read_bytes())
+    run.do(*EXTRACTING, fps=2.5)
+    rows = run.json("output/manifest.json")["frames"]
+    assert [row["name"] for row in rows] == [f"f{i:06d}.jpg" for i in range(1, 21)]
+    assert [row["clip"] for row in rows] == ["GX010042.MP4"] * 10 + ["GX020042.MP4"] * 10
+    assert rows[10]["time_s"] == 0.0
+    assert rows[0]["gps"] is None
+    assert rows[0]["gravity"] is None
+
+
+def test_a_killed_attempt_leaves_nothing_that_looks_done(run: Run, clip: Path) -> None:
+    run.add("GX010001.MP4", clip.read_bytes())
+    for path in (".frames.4711/f000001.jpg", "frames/f000999.jpg"):
+        leftover = run.path / path
+        leftover.parent.mkdir()
+        leftover.write_bytes(b"half")
+    run.do(validate, frames)
+    assert not list(run.path.glob(".frames.*"))
+    assert len(list((run.path / "frames").iterdir())) == 20 + 1
+    # And one that fails does not touch what an earlier one finished.
+    refused(run, frames, min_frames=99)
+    assert run.json("frames/frames.json")["verified"] is True
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["-dash.mp4", "a b;$(id)'\"`.MP4", "new\nline.mp4", "%04d.mp4", "r\u00e9cif \U0001f41f.mp4"],
+)
+def test_any_file_name_is_taken_literally(name: str, run: Run, clip: Path) -> None:
+    run.add(name, clip.read_bytes()).do(*EXTRACTING)
+    assert run.json("output/manifest.json")["frames"][0]["clip"] == name
+    assert refused(run.add(name, b""), validate).reason is FailureCode.INPUT_EMPTY
+
+
+def test_a_rotated_clip_gives_upright_frames(run: Run, clip: Path, tmp_path: Path) -> None:
+    turned = tmp_path / "turned.mp4"
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(clip), "-c", "copy"]
+    subprocess.run([*command, "-metadata:s:v:0", "rotate=90", str(turned)], check=True)
+    run.add("turned.mp4", turned.read_bytes()).do(validate, frames, width=180)
+    assert run.json("output/validation.json")["clips"][0]["rotation"] in (90, 270)
+    listing = run.json("frames/frames.json")
+    assert (listing["width"], listing["height"]) == (180, 320)
+
+
+def test_too_few_and_flat_frames(run: Run, clip: Path, tmp_path: Path) -> None:
+    black = encode(tmp_path / "black.mp4", "color=black:size=320x180:rate=10", 2)
+    few = refused(run.add("a.mp4", clip.read_bytes()), validate, frames, fps=1.0)
+    assert few.reason is FailureCode.FRAMES_TOO_FEW
+    assert few.evidence["frames"] == 4
+    other = Run(tmp_path / "other").add("b.mp4", black.read_bytes())
+    assert refused(other, validate, frames).reason is FailureCode.FRAMES_UNUSABLE
+    assert not (other.path / "frames").exists()
+
+
+def test_a_clip_damaged_inside_is_not_concealed(run: Run, clip: Path) -> None:
+    data = bytearray(clip.read_bytes())
+    for start in range(len(data) // 3, len(data) - 400, len(data) // 40):
+        data[start : start + 300] = bytes(300)
+    assert refused(run.add("a.mp4", bytes(data)), validate, frames).reason in (
+        FailureCode.DECODE_FAILED,
+        FailureCode.INPUT_TRUNCATED,
+    )
+
+
+def test_clips_of_different_size_are_not_one_segment(run: Run, clip: Path, tmp_path: Path) -> None:
+    small = encode(tmp_path / "small.mp4", "testsrc=size=320x240:rate=10", 1)
+    run.add("a.mp4", clip.read_bytes()).add("b.mp4", small.read_bytes())
+    failure = refused(run, validate)
+    assert failure.reason is FailureCode.CONFIG_INVALID
+    assert "b.mp4 320x240" in failure.message
+
+
+def test_inputs_that_went_missing_are_named(run: Run, clip: Path) -> None:
+    run.add("a.mp4", clip.read_bytes())
+    assert refused(run, frames).reason is FailureCode.INPUT_MISSING
+    run.do(validate)
+    (run.path / "input" / "a.mp4").rename(run.path / "gone.mp4")
+    assert "a.mp4" in refused(run, frames).message
+
+
+def test_a_full_disk_is_called_that(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StageFailure) as caught,
+        frames._disk_full(tmp_path),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"frame")
+    assert caught.value.reason is FailureCode.DISK_FULL
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted", "expected"),
+    [
+        ((1920, 1080), (960, None), (960, 540)),
+        ((5312, 2988), (960, None), (960, 540)),
+        ((1920, 1440), (None, 540), (720, 540)),
+        ((1920, 1080), (518, 294), (518, 292)),
+        ((640, 360), (960, None), (640, 360)),
+        ((854, 480), (853, None), (852, 480)),
+    ],
+)
+def test_frame_sizes_keep_the_shape_and_are_even(
+    source: tuple[int, int], wanted: tuple[int | None, int | None], expected: tuple[int, int]
+) -> None:
+    assert frame_size(*source, *wanted) == expected
+
+
+def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Path) -> None:
+    source = real_data / "gopro_reef_hero10" / "reef_clip.mp4"
+    run.add("GX010042.MP4", source.read_bytes()).do(validate, frames)
+    (run.path / "input" / "GX010042.MP4").unlink()
+    run.do(metadata, manifest)
+    (facts,) = run.json("output/metadata.json")["clips"]
+    assert facts["device"] == "HERO10 Black"
+    assert facts["gps"] == []
+    assert facts["gps_note"] == "127 of 127 GPS samples without a fix were dropped"
+    rows = run.json("output/manifest.json")["frames"]
+    assert all(row["gps"] is None for row in rows)
+    # The camera looks ahead and down: gravity points to the picture's lower edge.
+    assert all(row["gravity"][1] > 0.7 for row in rows)
