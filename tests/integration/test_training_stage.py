@@ -1,0 +1,277 @@
+"""Training, PlyExport and SplatExport on a small scene with known geometry, as the agent runs them.
+
+The scene is a bumpy textured ground seen by a row of cameras with lens distortion; frames and the
+COLMAP model are written as FrameExtraction and ColmapReconstruction leave them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycolmap
+import pytest
+from PIL import Image
+
+from stitch.gaussians import Gaussians
+from stitch.ply import read_ply
+from worker_agent.protocol import AttemptSpec, FailureCode
+from worker_agent.stages import export_ply, export_splat, train
+from worker_agent.stages.api import Reporter, StageFailure
+from worker_agent.training.dataset import load_dataset
+
+VIEWS, WIDTH, HEIGHT = 12, 96, 64
+WORLD_SCALE, WORLD_SHIFT = 7.0, np.array([100.0, -40.0, 15.0])  # the model is far from the origin
+F64 = npt.NDArray[np.float64]
+
+
+def surface(x: F64, y: F64) -> tuple[F64, F64]:
+    """(height, colour (..., 3)) of the ground."""
+    height = 0.1 * np.sin(2.1 * x) * np.cos(1.7 * y)
+    tone = [np.sin(5 * x + k) * np.cos(4 * y - k) + 0.5 * np.sin(11 * x * y + k) for k in range(3)]
+    return height, np.clip(0.5 + 0.25 * np.stack(tone, -1), 0, 1)
+
+
+def distorted_camera() -> pycolmap.Camera:
+    return pycolmap.Camera(
+        model="SIMPLE_RADIAL",
+        width=WIDTH,
+        height=HEIGHT,
+        params=[70.0, WIDTH / 2, HEIGHT / 2, 0.08],
+        camera_id=1,
+    )
+
+
+def photograph(camera: pycolmap.Camera, centre: F64) -> npt.NDArray[np.uint8]:
+    """Ray cast straight down (x right, y down in the image = -y of the world, z down)."""
+    columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+    rays = camera.cam_from_img(np.stack([columns.ravel(), rows.ravel()], -1))
+    depth = np.full(len(rays), centre[2])
+    for _ in range(8):
+        x, y = centre[0] + rays[:, 0] * depth, centre[1] - rays[:, 1] * depth
+        height, color = surface(x, y)
+        depth = centre[2] - height
+    return (color.reshape(HEIGHT, WIDTH, 3) * 255 + 0.5).astype(np.uint8)
+
+
+def make_run(run_dir: Path) -> None:
+    """frames/ and sfm/model/ of a run directory."""
+    frames, model = run_dir / "frames", run_dir / "sfm" / "model"
+    frames.mkdir(parents=True)
+    model.mkdir(parents=True)
+    camera = distorted_camera()
+    reconstruction = pycolmap.Reconstruction()
+    reconstruction.add_camera_with_trivial_rig(camera)
+    down = np.diag([1.0, -1.0, -1.0])
+    for view in range(VIEWS):
+        centre = np.array([-0.9 + 1.8 * view / (VIEWS - 1), 0.12 * np.sin(view), 1.5])
+        name = f"f{view + 1:06d}.jpg"
+        Image.fromarray(photograph(camera, centre)).save(frames / name, quality=98)
+        world = WORLD_SCALE * centre + WORLD_SHIFT
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(down), -down @ world)
+        image = pycolmap.Image(name=name, camera_id=1, image_id=view + 1)
+        reconstruction.add_image_with_trivial_frame(image, pose)
+    generator = np.random.default_rng(0)
+    x, y = generator.uniform(-2.0, 2.0, 900), generator.uniform(-1.0, 1.0, 900)
+    height, color = surface(x, y)
+    for xyz, rgb in zip(np.stack([x, y, height], -1), color, strict=True):
+        reconstruction.add_point3D(
+            WORLD_SCALE * xyz + WORLD_SHIFT,
+            pycolmap.Track(),
+            (rgb * 255).astype(np.uint8),
+        )
+    reconstruction.write(str(model))
+
+
+def spec_for(run_dir: Path, *, steps: int, checkpoint_every_s: float = 60.0) -> AttemptSpec:
+    config: dict[str, Any] = {
+        "train": {
+            "seed": 1,
+            "test_every": 6,
+            "checkpoint_every_s": checkpoint_every_s,
+            "ssim_weight": 0.2,
+            "cpu": {"width": 96, "steps": steps, "cap": 1500, "sh_degree": 1, "threads": 2},
+        }
+    }
+    return AttemptSpec(
+        protocol=1,
+        epoch=1,
+        acquisition="survey",
+        job="job1",
+        attempt=1,
+        stage="Training",
+        run_dir=str(run_dir),
+        gpu="CPU-test",
+        config=config,
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("source")
+    make_run(run_dir)
+    return run_dir
+
+
+def linked(source: Path, run_dir: Path) -> Path:
+    """A run directory of its own with the frames and model of `source`."""
+    run_dir.mkdir()
+    (run_dir / "frames").symlink_to(source / "frames")
+    (run_dir / "sfm").symlink_to(source / "sfm")
+    return run_dir
+
+
+class Events:
+    """A Reporter and what it has written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.reporter = Reporter(os.open(path, os.O_WRONLY | os.O_CREAT), 1, interval_s=0.0)
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        events = [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [event for event in events if event["kind"] == kind]
+
+
+def test_a_scene_is_trained_measured_and_exported(source: Path, tmp_path: Path) -> None:
+    run_dir = linked(source, tmp_path / "run")
+    events = Events(tmp_path / "events")
+    made = train.main(spec_for(run_dir, steps=300), events.reporter)
+
+    report = json.loads((run_dir / "output" / "training.json").read_text())
+    assert report["psnr"] > 27.0 and report["ssim"] > 0.9
+    assert (report["views_train"], report["views_test"], report["steps"]) == (10, 2, 300)
+    assert report["peak_vram_mib"] is None and report["device"].startswith("CPU")
+    assert {key: report[key] for key in made.metrics} == made.metrics
+    assert [f.kind for f in made.files] == ["gaussians", "training_report", "preview"]
+    assert Image.open(run_dir / "output" / "preview.jpg").width >= 2 * 80
+    last = events.of_kind("progress")[-1]
+    assert (last["fraction"], last["step"], last["gaussians"]) == (1.0, 300, report["gaussians"])
+
+    # The gaussians lie on the ground in the model's own frame, not the normalised one.
+    trained = Gaussians.load_npz(run_dir / "train" / "gaussians.npz")
+    solid = trained.opacities > 0.0
+    local = (trained.means[solid] - WORLD_SHIFT) / WORLD_SCALE
+    height, _ = surface(local[:, 0], local[:, 1])
+    assert np.median(np.abs(local[:, 2] - height)) < 0.05
+    sizes = np.exp(trained.scales[solid]).max(axis=1) / WORLD_SCALE
+    assert 0.003 < np.median(sizes) < 0.2
+
+    ply = export_ply.main(spec_for(run_dir, steps=300), events.reporter)
+    splat = export_splat.main(spec_for(run_dir, steps=300), events.reporter)
+    assert ply.completed == {"ply_path": "output/job1.ply"}
+    assert splat.completed == {"splat_path": "output/job1.splat"}
+    assert np.array_equal(read_ply(run_dir / "output" / "job1.ply").means, trained.means)
+    assert (run_dir / "output" / "job1.splat").stat().st_size == 32 * len(trained)
+
+
+RUN = """
+import json, sys
+from worker_agent.protocol import AttemptSpec
+from worker_agent.stages import train
+from worker_agent.stages.api import Reporter
+train.main(AttemptSpec.from_json(sys.argv[1]), Reporter(1, 1, interval_s=0.0))
+"""
+
+
+def test_a_killed_training_resumes_to_bit_identical_gaussians(source: Path, tmp_path: Path) -> None:
+    whole, killed = (linked(source, tmp_path / name) for name in ("whole", "killed"))
+    train.main(spec_for(whole, steps=120), Events(tmp_path / "events").reporter)
+
+    spec = spec_for(killed, steps=120, checkpoint_every_s=0.0)  # a checkpoint at every step
+    command = [sys.executable, "-c", RUN, spec.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        # Past the first refinements, and with the state of one under way.
+        reached = next(
+            event["step"]
+            for event in map(json.loads, process.stdout)
+            if event["kind"] == "progress" and event["step"] >= 60
+        )
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL and reached < 120
+    assert not (killed / "train" / "gaussians.npz").exists()
+
+    train.main(spec_for(killed, steps=120), Events(tmp_path / "resumed").reporter)
+    report = json.loads((killed / "output" / "training.json").read_text())
+    assert 50 <= report["resumed_from_step"] < 120
+    one, two = (Gaussians.load_npz(run / "train" / "gaussians.npz") for run in (whole, killed))
+    for name in ("means", "scales", "quats", "opacities", "sh0", "shN"):
+        assert np.array_equal(getattr(one, name), getattr(two, name)), name
+
+
+def test_another_configuration_does_not_resume(source: Path, tmp_path: Path) -> None:
+    run_dir = linked(source, tmp_path / "run")
+    train.main(spec_for(run_dir, steps=20), Events(tmp_path / "first").reporter)
+    events = Events(tmp_path / "second")
+    train.main(spec_for(run_dir, steps=30), events.reporter)
+    assert "starts anew" in events.of_kind("warning")[0]["message"]
+    report = json.loads((run_dir / "output" / "training.json").read_text())
+    assert (report["steps"], report["resumed_from_step"]) == (30, 0)
+
+
+def test_frames_are_undistorted_onto_the_pinhole_camera(tmp_path: Path) -> None:
+    """A bright dot drawn where the distorted camera sees a point ends up where the dataset's
+    pinhole camera sees it, at another size."""
+    make_run(tmp_path)
+    camera = distorted_camera()
+    ray = np.array([[0.42, -0.25]])
+    dot = camera.img_from_cam(np.append(ray, [[1.0]], axis=1))[0]
+    columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+    bright = 255 * np.exp(-((columns - dot[0]) ** 2 + (rows - dot[1]) ** 2) / (2 * 1.5**2))
+    pixels = np.repeat(bright[..., None], 3, -1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "frames" / "f000001.jpg", quality=100)
+    dataset = load_dataset(tmp_path / "frames", tmp_path / "sfm/model", width=60, test_every=6)
+    seen = dataset.images[0].numpy().astype(np.float64).mean(-1)
+    rows, columns = np.indices(seen.shape) + 0.5
+    seen[seen < 30] = 0.0
+    found = np.array([(seen * columns).sum(), (seen * rows).sum()]) / seen.sum()
+    matrix = dataset.intrinsics[0].numpy()
+    expected = matrix[:2, :2] @ ray[0] + matrix[:2, 2]
+    assert dataset.size[0] == 60
+    assert np.abs(found - expected).max() < 0.25
+
+
+def test_failures_have_a_code_and_one_line(source: Path, tmp_path: Path) -> None:
+    reporter = Events(tmp_path / "events").reporter
+    no_model = tmp_path / "no_model"
+    no_model.mkdir()
+    (no_model / "frames").symlink_to(source / "frames")
+    no_frames = tmp_path / "no_frames"
+    (no_frames / "frames").mkdir(parents=True)
+    (no_frames / "sfm").symlink_to(source / "sfm")
+    wrong = spec_for(linked(source, tmp_path / "wrong"), steps=0)
+    cases = [
+        (spec_for(no_model, steps=9), FailureCode.REGISTRATION_WEAK, "sfm/model"),
+        (spec_for(no_frames, steps=9), FailureCode.REGISTRATION_WEAK, "f000001.jpg"),
+        (wrong, FailureCode.CONFIG_INVALID, "train.steps is 0"),
+    ]
+    for spec, reason, named in cases:
+        with pytest.raises(StageFailure) as caught:
+            train.main(spec, reporter)
+        assert caught.value.reason is reason
+        assert named in caught.value.message and "\n" not in caught.value.message
+        assert caught.value.advice
+    with pytest.raises(StageFailure) as caught:
+        export_ply.main(spec_for(no_model, steps=9), reporter)
+    assert caught.value.reason is FailureCode.INPUT_MISSING
+
+
+def test_a_loss_that_is_no_number_ends_as_diverged(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker_agent.training import schedule
+
+    monkeypatch.setitem(schedule._RATES, "opacities", float("nan"))
+    run_dir = linked(source, tmp_path / "run")
+    with pytest.raises(StageFailure) as caught:
+        train.main(spec_for(run_dir, steps=100), Events(tmp_path / "events").reporter)
+    assert caught.value.reason is FailureCode.TRAINING_DIVERGED
+    assert "step" in caught.value.message
