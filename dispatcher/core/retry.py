@@ -154,7 +154,7 @@ def decide(job: Job, reason: Reason) -> Decision:
         elsewhere=rule.elsewhere_after is not None and used >= rule.elsewhere_after,
         need_mib=need_mib,
         retries_used=used,
-        advice=rule.advice,
+        advice=rule.advice.replace("JOB", job.id),
     )
 
 
@@ -164,5 +164,5 @@ def _settle(job: Job, rule: Rule, verdict: Verdict, used: int) -> Decision:
         layer=rule.layer,
         need_mib=job.need_mib,
         retries_used=used,
-        advice=rule.advice,
+        advice=rule.advice.replace("JOB", job.id),
     )

@@ -262,6 +262,9 @@ def test_a_crash_is_tried_once_more_on_the_same_host_and_then_held() -> None:
     job = drive(again, [m.StagePlaced(at=0.0, reservation=reservation(again))])
     held, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert held.state is JobState.HELD and "after 1 retries" in held.message
+    assert held.advice == (
+        "read the log (cosma job logs dive-a-seg1); then: cosma job retry dive-a-seg1"
+    )
 
 
 def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> None:
