@@ -13,7 +13,7 @@ from worker_agent.training.backend import Backend, cpu_backend, cuda_backend, cu
 from worker_agent.training.dataset import Dataset, Normalisation
 from worker_agent.training.settings import TrainSettings
 from worker_agent.training.ssim import ssim
-from worker_agent.training.trainer import Trainer
+from worker_agent.training.trainer import Progress, Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,8 +121,9 @@ def test_training_on_the_gpu_improves_and_reports_its_memory(tmp_path: Path) -> 
         sh_degree=3,
     )
     trainer = Trainer(dataset, settings, backend, checkpoint=tmp_path / "c.pt", warn=print)
-    result = trainer.run(lambda progress: None)
+    progress: list[Progress] = []
+    result = trainer.run(progress.append)
     assert result.quality.psnr > 25.0
     assert result.peak_vram_mib is not None and result.peak_vram_mib > 1.0
     again = Trainer(dataset, settings, backend, checkpoint=tmp_path / "c.pt", warn=print)
-    assert again.run(lambda progress: None).resumed_from == 400
+    assert again.run(progress.append).resumed_from == 400

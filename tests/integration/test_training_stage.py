@@ -6,6 +6,7 @@ COLMAP model are written as FrameExtraction and ColmapReconstruction leave them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pycolmap
 import pytest
+import torch
 from PIL import Image
 
 from stitch.gaussians import Gaussians
@@ -275,3 +277,44 @@ def test_a_loss_that_is_no_number_ends_as_diverged(
         train.main(spec_for(run_dir, steps=100), Events(tmp_path / "events").reporter)
     assert caught.value.reason is FailureCode.TRAINING_DIVERGED
     assert "step" in caught.value.message
+
+
+def test_a_promised_gpu_that_torch_cannot_see_is_said_and_the_cpu_used(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker_agent.training import backend
+
+    monkeypatch.setattr(backend, "cuda_usable", lambda: False)
+    run_dir = linked(source, tmp_path / "run")
+    events = Events(tmp_path / "events")
+    spec = dataclasses.replace(spec_for(run_dir, steps=10), gpu="GPU-1234", gpu_kind="cuda")
+    train.main(spec, events.reporter)
+    assert "GPU-1234" in events.of_kind("warning")[0]["message"]
+    assert json.loads((run_dir / "output" / "training.json").read_text())["device"].startswith(
+        "CPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), "gpu_out_of_memory"),
+        (RuntimeError("CUDA error: out of memory"), "gpu_out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+    ],
+)
+def test_memory_that_runs_out_has_its_own_codes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    from worker_agent.training import trainer
+
+    def full(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer, "ssim", full)
+    run_dir = linked(source, tmp_path / "run")
+    with pytest.raises(StageFailure) as caught:
+        train.main(spec_for(run_dir, steps=10), Events(tmp_path / "events").reporter)
+    assert caught.value.reason == reason
+    assert "\n" not in caught.value.message and caught.value.evidence["cap"] == 1500

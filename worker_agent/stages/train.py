@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker_agent.protocol import FailureCode
 from worker_agent.stages.api import (
@@ -52,6 +52,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             f"training configuration: {error}",
             advice="correct the value in the settings and retry the job",
         ) from None
+    except torch.OutOfMemoryError as error:
+        raise _gpu_full(error, spec.gpu, {}) from None
     try:
         dataset = load_dataset(
             root / "frames",
@@ -93,13 +95,11 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             advice="look at the registration of the segment, or train with another seed",
             evidence={"device": backend.description, "seed": settings.seed},
         ) from None
-    except torch.OutOfMemoryError as error:
-        raise StageFailure(
-            FailureCode.GPU_OUT_OF_MEMORY,
-            f"{backend.description}: out of memory: {_line(error)}",
-            advice="free the GPU, use a larger one, or lower train.cuda.cap or train.cuda.width",
-            evidence={"gpu": spec.gpu, "cap": settings.cap, "width": settings.width},
-        ) from None
+    except (RuntimeError, MemoryError) as error:
+        failure = _out_of_memory(error, spec.gpu, settings)
+        if failure is None:
+            raise
+        raise failure from None
 
     numbers = {
         "psnr": round(result.quality.psnr, 3),
@@ -136,7 +136,12 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
 
 def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
     """gsplat on the promised GPU; on a CPU, or without a usable GPU, the CPU rasterizer."""
-    from worker_agent.training.backend import cpu_backend, cuda_backend, cuda_usable
+    from worker_agent.training.backend import (
+        RasterizerUnavailable,
+        cpu_backend,
+        cuda_backend,
+        cuda_usable,
+    )
     from worker_agent.training.settings import TrainSettings
 
     train = spec.config.get("train", {})
@@ -145,7 +150,7 @@ def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
             settings = TrainSettings.from_config(train, "cuda")
             try:
                 return cuda_backend(), settings
-            except ImportError as error:
+            except RasterizerUnavailable as error:
                 raise _missing(error) from None
         report.warning(
             f"torch sees no CUDA device although {spec.gpu} was promised; training on the CPU "
@@ -155,10 +160,39 @@ def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
     return cpu_backend(settings.threads), settings
 
 
-def _missing(error: ImportError) -> StageFailure:
+def _out_of_memory(
+    error: Exception, gpu: str | None, settings: TrainSettings
+) -> StageFailure | None:
+    """The failure to report when `error` says that memory ran out, on the GPU or the host."""
+    import torch
+
+    text = str(error).lower()
+    evidence = {"cap": settings.cap, "width": settings.width}
+    if isinstance(error, torch.OutOfMemoryError) or "cuda error: out of memory" in text:
+        return _gpu_full(error, gpu, evidence)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return StageFailure(
+            FailureCode.OUT_OF_MEMORY,
+            f"the host's memory is full: {_line(error)}",
+            advice="use a host with more memory, or lower train.cpu.cap or train.cpu.width",
+            evidence=evidence,
+        )
+    return None
+
+
+def _gpu_full(error: Exception, gpu: str | None, evidence: dict[str, Any]) -> StageFailure:
+    return StageFailure(
+        FailureCode.GPU_OUT_OF_MEMORY,
+        f"GPU {gpu}: out of memory: {_line(error)}",
+        advice="free the GPU, use a larger one, or lower train.cuda.cap or train.cuda.width",
+        evidence={"gpu": gpu, **evidence},
+    )
+
+
+def _missing(error: Exception) -> StageFailure:
     return StageFailure(
         FailureCode.TOOL_MISSING,
-        f"training needs a Python module that cannot be loaded: {_line(error)}",
+        f"training lacks a tool on this host: {_line(error)}",
         advice="run: cosma worker bootstrap for this host",
     )
 

@@ -41,11 +41,40 @@ def cpu_backend(threads: int) -> Backend:
     return Backend("cpu", torch.device("cpu"), f"CPU, {used} threads", rasterization)
 
 
+class RasterizerUnavailable(RuntimeError):
+    """gsplat is there but cannot render; the text says why in one line."""
+
+
 def cuda_backend() -> Backend:
-    """gsplat on the first visible GPU. Raises ImportError when gsplat cannot be loaded.
+    """gsplat on the first visible GPU, proven by rendering one gaussian.
 
-    Loaded here and not at the top, because importing gsplat may start compiling its kernels.
+    gsplat may compile its kernels on import or at first use, and imports even when it could not:
+    only rendering tells. Raises RasterizerUnavailable, and torch.OutOfMemoryError.
     """
-    from gsplat import rasterization
+    device = torch.device("cuda", 0)
+    try:
+        from gsplat import rasterization
 
-    return Backend("cuda", torch.device("cuda", 0), torch.cuda.get_device_name(0), rasterization)
+        one = torch.ones(1, device=device)
+        image, _, _ = rasterization(
+            means=torch.tensor([[0.0, 0.0, 2.0]], device=device),
+            quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device),
+            scales=0.2 * one.expand(1, 3),
+            opacities=0.9 * one,
+            colors=one.expand(1, 3),
+            viewmats=torch.eye(4, device=device)[None],
+            Ks=torch.tensor([[[16.0, 0, 8], [0, 16.0, 8], [0, 0, 1]]], device=device),
+            width=16,
+            height=16,
+            packed=False,
+        )
+        if not float(image.max()) > 0.5:
+            raise RasterizerUnavailable("gsplat rendered nothing where a gaussian is")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a failed build shows in many kinds of exception
+        if "out of memory" in str(error).lower():
+            raise torch.OutOfMemoryError(str(error)) from None
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RasterizerUnavailable(f"gsplat cannot render on this GPU: {text}") from None
+    return Backend("cuda", device, torch.cuda.get_device_name(0), rasterization)
