@@ -14,7 +14,7 @@ from pathlib import Path
 from dispatcher.agent_bundle import build
 from dispatcher.artifact_store import ArtifactStore
 from dispatcher.clock import SystemClock
-from dispatcher.core.model import Job
+from dispatcher.core.model import Job, Reason
 from dispatcher.core.place import Policy
 from dispatcher.effects import Effects
 from dispatcher.executors.base import Executor
@@ -37,7 +37,7 @@ log = logging.getLogger("cosma")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a run ended: all jobs it knew, and which hosts never answered."""
+    """How a run ended: all jobs it knew, and which hosts were asked and did not answer."""
 
     jobs: dict[str, Job]
     unreachable: dict[str, str]
@@ -121,7 +121,11 @@ async def _run(
         await fleet.close()
     return Ended(
         jobs=jobs,
-        unreachable={s.host.name: s.message for s in fleet.states if not s.reachable},
+        unreachable={
+            state.host.name: state.message
+            for state in fleet.states
+            if not state.reachable and state.reason is not Reason.PROBE_STALE
+        },
         hosts=len(fleet.states),
         interrupted=interrupted,
     )

@@ -54,7 +54,7 @@ class Effects:
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
         try:
-            executor = self._executor(host)
+            executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
             for item in await self.specs.inputs(job):
                 await self._bring(executor, run_dir, item)
@@ -69,7 +69,7 @@ class Effects:
         delay, sent = RETRY_FIRST_S, self.clock.monotonic()
         while True:
             try:
-                executor = self._executor(host)
+                executor = self.fleet.executor(host)
                 spec = await self.specs.attempt(job, executor, epoch=self.epoch, stimulus=stimulus)
                 sent = self.clock.monotonic()
                 await executor.start(spec)
@@ -88,7 +88,7 @@ class Effects:
         delay = RETRY_FIRST_S
         while True:
             try:
-                executor = self._executor(host)
+                executor = self.fleet.executor(host)
                 run_dir = await self.specs.run_dir(job, executor)
                 break
             except HostError:
@@ -108,7 +108,7 @@ class Effects:
         delay = RETRY_FIRST_S
         while True:
             try:
-                executor = self._executor(job.host or "")
+                executor = self.fleet.executor(job.host or "")
                 run_dir = await self.specs.run_dir(job, executor)
                 await executor.cancel(
                     AttemptRef(run_dir=run_dir, attempt=job.attempt), epoch=self.epoch
@@ -124,7 +124,7 @@ class Effects:
         delay = RETRY_FIRST_S
         while True:
             try:
-                executor = self._executor(host)
+                executor = self.fleet.executor(host)
                 run_dir = await self.specs.run_dir(job, executor)
                 inputs = await self.specs.inputs(job)
                 from_frames = job.kind is JobKind.RECONSTRUCT and job.attempt > 0
@@ -162,7 +162,7 @@ class Effects:
         """Copy the small and the final results here, verified by hash."""
         total = count = 0
         try:
-            executor = self._executor(host)
+            executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
             for row in await self.store.artifacts(job=job.id):
                 if row.kind not in COLLECTED_KINDS:
@@ -224,17 +224,6 @@ class Effects:
                 fix="put it back where it was ingested",
             )
         await executor.push_file(local, run_dir, item.path, sha256=item.sha256)
-
-    def _executor(self, host: str) -> Executor:
-        try:
-            return self.fleet.executor(host)
-        except KeyError:
-            raise HostError(
-                Reason.HOST_UNREACHABLE,
-                "the host is no longer in the inventory",
-                where=host,
-                fix="put it back, or cancel the job",
-            ) from None
 
     def _transfer_failed(self, error: HostError, stimulus: str) -> TransferFailed:
         return TransferFailed(

@@ -70,8 +70,16 @@ class Fleet:
         return self._states.get(name)
 
     def executor(self, name: str) -> Executor:
-        """Raises KeyError for a host that is not in the inventory."""
-        return self._executors[name]
+        """Raises HostError for a host that is no longer in the inventory."""
+        try:
+            return self._executors[name]
+        except KeyError:
+            raise HostError(
+                Reason.HOST_UNREACHABLE,
+                "the host is no longer in the inventory",
+                where=name,
+                fix="put it back, or cancel the job",
+            ) from None
 
     async def probe_all(self, timeout_s: float = 30.0) -> tuple[HostState, ...]:
         """Probe every host at once; ends within `timeout_s` plus a margin whatever hosts do."""

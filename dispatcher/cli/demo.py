@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from dispatcher import demo as steps
@@ -37,7 +37,7 @@ def demo(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Keep everything here. [default: ./cosma-demo, without the footage]"),
+        typer.Option(help="Keep everything here. (default: ./cosma-demo, without the footage)"),
     ] = None,
     hosts: Annotated[int, typer.Option(min=1, max=16, help="SSH hosts to start.")] = 3,
     keep: Annotated[
@@ -88,11 +88,13 @@ def _film(directory: steps.DemoDirectory, screen: Console) -> None:
         TextColumn("{task.percentage:.0f} %"),
     )
     with Progress(*columns, console=screen) as progress:
-        bars: dict[str, Any] = {}
+        bars: dict[str, TaskID] = {}
 
         def tell(segment: str, share: float) -> None:
             if segment not in bars:
                 bars[segment] = progress.add_task(segment, total=1.0)
+                if not screen.is_terminal:
+                    screen.print(f"filming {segment}", highlight=False)
             progress.update(bars[segment], completed=share)
 
         steps.film(directory, tell)
@@ -160,15 +162,14 @@ def _print(summary: dict[str, Any], files: Sequence[FileRow], results: Results) 
     page = Console()
     segments = [
         {
-            "segment": row["name"],
-            "AUV": row["auv"],
+            "segment": f"{row['auv']}/{row['name']}",
             "state": row["state"],
-            "frames registered": f"{_shown(row['registered'], 'd')} / {_shown(row['frames'], 'd')}",
-            "reprojection px": _shown(row["reprojection_px"], ".2f"),
-            "held-out PSNR dB": _shown(row["psnr"], ".1f"),
+            "frames": f"{_shown(row['registered'], 'd')}/{_shown(row['frames'], 'd')}",
+            "reproj px": _shown(row["reprojection_px"], ".2f"),
+            "PSNR dB": _shown(row["psnr"], ".1f"),
             "SSIM": _shown(row["ssim"], ".3f"),
             "gaussians": _shown(row["gaussians"], ",d"),
-            "time": human_seconds(row["seconds"]),
+            "time": f"{row['seconds']:.0f} s",
         }
         for row in summary["segments"]
     ]
@@ -181,7 +182,8 @@ def _print(summary: dict[str, Any], files: Sequence[FileRow], results: Results) 
         }
         for row in summary["stitches"]
     ]
-    for title, rows in (("Segments", segments), ("Stitches", stitches)):
+    titles = ("Segments (frames: registered/all; PSNR, SSIM: held-out views)", "Stitches")
+    for title, rows in zip(titles, (segments, stitches), strict=True):
         if rows:
             page.print(table(tuple(rows[0]), rows, title))
     lines = [

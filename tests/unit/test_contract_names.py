@@ -1,0 +1,30 @@
+"""Names that two sides spell on their own must agree."""
+
+from __future__ import annotations
+
+from dispatcher.core.lease import STAGE_LEASE_S
+from dispatcher.core.model import PROGRESS, RECONSTRUCT_STAGES, STITCH_STAGES, Reason
+from dispatcher.core.retry import RULES
+from worker_agent.protocol import FailureCode
+from worker_agent.stages.registry import ORDER, STAGES
+
+
+def test_every_failure_code_of_the_agent_is_a_reason() -> None:
+    assert {code.value for code in FailureCode} <= {reason.value for reason in Reason}
+
+
+def test_every_reason_has_a_rule() -> None:
+    assert set(RULES) == set(Reason)
+
+
+def test_dispatcher_and_agent_know_the_same_stages_in_the_same_order() -> None:
+    assert tuple(stage.value for stage in RECONSTRUCT_STAGES) == ORDER
+    every = {stage.value for stage in (*RECONSTRUCT_STAGES, *STITCH_STAGES)}
+    assert every == set(STAGES)
+    assert {stage.value for stage in STAGE_LEASE_S} == every
+
+
+def test_the_public_progress_numbers_stand() -> None:
+    assert [PROGRESS[stage] for stage in RECONSTRUCT_STAGES] == [
+        0.0, 12.5, 25.0, 37.5, 50.0, 62.5, 75.0, 87.5,
+    ]  # fmt: skip
