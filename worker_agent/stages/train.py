@@ -24,6 +24,7 @@ CHECKPOINT = Path("train/checkpoint.pt")
 REPORT = Path("output/training.json")
 PREVIEW = Path("output/preview.jpg")
 _PREVIEW_ROWS = 3
+_DRIVER_FULL = "CUDA error: out of memory"
 
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
@@ -95,11 +96,11 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             advice="look at the registration of the segment, or train with another seed",
             evidence={"device": backend.description, "seed": settings.seed},
         ) from None
-    except (RuntimeError, MemoryError) as error:
-        failure = _out_of_memory(error, spec.gpu, settings)
-        if failure is None:
+    except RuntimeError as error:
+        # The driver itself answers with a plain RuntimeError when the GPU is already full.
+        if not isinstance(error, torch.OutOfMemoryError) and _DRIVER_FULL not in str(error):
             raise
-        raise failure from None
+        raise _gpu_full(error, spec.gpu, {"cap": settings.cap, "width": settings.width}) from None
 
     numbers = {
         "psnr": round(result.quality.psnr, 3),
@@ -158,26 +159,6 @@ def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
         )
     settings = TrainSettings.from_config(train, "cpu")
     return cpu_backend(settings.threads), settings
-
-
-def _out_of_memory(
-    error: Exception, gpu: str | None, settings: TrainSettings
-) -> StageFailure | None:
-    """The failure to report when `error` says that memory ran out, on the GPU or the host."""
-    import torch
-
-    text = str(error).lower()
-    evidence = {"cap": settings.cap, "width": settings.width}
-    if isinstance(error, torch.OutOfMemoryError) or "cuda error: out of memory" in text:
-        return _gpu_full(error, gpu, evidence)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return StageFailure(
-            FailureCode.OUT_OF_MEMORY,
-            f"the host's memory is full: {_line(error)}",
-            advice="use a host with more memory, or lower train.cpu.cap or train.cpu.width",
-            evidence=evidence,
-        )
-    return None
 
 
 def _gpu_full(error: Exception, gpu: str | None, evidence: dict[str, Any]) -> StageFailure:
