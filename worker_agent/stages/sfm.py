@@ -74,9 +74,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
 
 
 def sequential_pairs(frames: int, overlap: int) -> int:
-    """Pairs that sequential matching with quadratic overlap makes: distances 1..k and 2, 4, .."""
-    distances = {*range(1, overlap + 1), *(2**i for i in range(overlap))}
-    return sum(max(0, frames - distance) for distance in distances)
+    """Pairs that sequential matching makes: `overlap` distances, 1, 2, 4, 8, ... frames apart."""
+    return sum(max(0, frames - 2**i) for i in range(overlap))
 
 
 class _Ladder:

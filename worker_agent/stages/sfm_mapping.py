@@ -125,7 +125,7 @@ def match(request: Request) -> dict[str, Any]:
     else:
         pairing = pc.SequentialPairingOptions()
         pairing.overlap = request.overlap
-        pairing.quadratic_overlap = True
+        pairing.quadratic_overlap = True  # distances 1, 2, 4, ..: near pairs and far returns
         pairing.num_threads = request.threads
         pc.match_sequential(
             request.database,

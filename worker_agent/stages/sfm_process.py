@@ -23,7 +23,11 @@ from worker_agent.stages.sfm_mapping import Request
 __all__ = ["StepCrashed", "counts", "run_step"]
 
 POLL_S = 0.5
-_MEMORY_SIGNS = ("bad_alloc", "MemoryError", "Cannot allocate memory", "std::length_error")
+LOG_TAIL = 8000
+_MEMORY_SIGNS = ("bad_alloc", "MemoryError", "Cannot allocate memory")
+# With an address-space limit, also what a thread's stack and a library's mapping fail with.
+_LIMIT_SIGNS = ("Resource temporarily unavailable", "failed to map segment")
+_NOISE = ("@", "***", "PC:", "^", "$ ")  # native stack traces, Python's markers
 _DISK_SIGNS = ("database or disk is full", "No space left on device")
 
 
@@ -112,24 +116,38 @@ def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> None
 
 
 def _verdict(step: str, returncode: int, log: str, request: Request) -> StageFailure | StepCrashed:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if not line.startswith("@")), "no message")[:300]
+    sys.stderr.write(log[-LOG_TAIL:])  # the child's own words belong into the attempt's log
     killed = -returncode if returncode < 0 else 0
+    limit = request.memory_limit_mib
+    signs = _MEMORY_SIGNS + (_LIMIT_SIGNS if limit else ())
     if any(sign in log for sign in _DISK_SIGNS):
         return StageFailure(
             FailureCode.DISK_FULL,
             f"no space left on the host during SfM ({step})",
             advice="Free space on the host or move its work_dir, then retry the job.",
         )
-    if killed == signal.SIGKILL or any(sign in log for sign in _MEMORY_SIGNS):
-        limit = request.memory_limit_mib
+    if killed == signal.SIGKILL or any(sign in log for sign in signs):
         bound = f"its limit of {limit} MiB" if limit else "the host's memory"
         return StageFailure(
             FailureCode.OUT_OF_MEMORY,
-            f"SfM ({step}) ran out of memory, within {bound}",
+            f"SfM ({step}) did not fit into {bound}",
             advice="Lower sfm.max_features or sfm.threads, or use a host with more memory.",
             evidence={"memory_limit_mib": limit, "threads": request.threads},
         )
+    if "ModuleNotFoundError" in log:
+        return StageFailure(
+            FailureCode.TOOL_MISSING,
+            f"SfM ({step}) cannot start: {_gist(log)}",
+            advice="Install the agent's stage dependencies on the host (cosma worker bootstrap).",
+        )
     if killed:
-        return StepCrashed(step, f"{step} was ended by {signal.Signals(killed).name}: {last}")
-    return StepCrashed(step, f"{step} ended with exit {returncode}: {last}")
+        return StepCrashed(step, f"{step} was ended by {signal.Signals(killed).name}: {_gist(log)}")
+    return StepCrashed(step, f"{step} ended with exit {returncode}: {_gist(log)}")
+
+
+def _gist(log: str) -> str:
+    """The one line of a crash that says why."""
+    lines = [line.strip() for line in log.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_NOISE)]
+    native = [line for line in lines if "what():" in line or "Check failed" in line]
+    return (native or lines or ["no message"])[-1][:300]

@@ -1,0 +1,291 @@
+"""ColmapReconstruction on real pictures: what registers, what is refused and why, what survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from stitch.sidecar import Sidecar
+from worker_agent.protocol import AttemptSpec, FailureCode
+from worker_agent.stages import frames, manifest, metadata, sfm, validate
+from worker_agent.stages.api import Artifacts, Reporter, StageFailure
+from worker_agent.stages.sfm_mapping import Request
+from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
+
+WIDTH, HEIGHT, FOCAL = 480, 270, 300.0
+SFM: dict[str, Any] = {
+    "camera_model": "auto",
+    "camera_params": None,
+    "max_features": 800,
+    "max_image_size": 1000,
+    "overlap": 5,
+    "seed": 0,
+    "threads": 1,
+    "min_registered_share": 0.8,
+    "max_reprojection_px": 2.0,
+    "memory_limit_mib": None,
+}
+
+
+def reconstruct(run_dir: Path, fps: float = 5.0, **settings: Any) -> Artifacts:
+    """All stages up to SfM on whatever lies in `input/`."""
+    names = sorted(path.name for path in (run_dir / "input").iterdir())
+    spec = AttemptSpec(
+        protocol=1,
+        epoch=1,
+        acquisition="survey",
+        job="survey-a1",
+        attempt=1,
+        stage="",
+        run_dir=str(run_dir),
+        config={
+            "frames": {"fps": fps, "width": 640, "height": None, "min_frames": 8},
+            "sfm": SFM | settings,
+        },
+        inputs={"clips": [{"name": n, "order": i} for i, n in enumerate(names)], "segment": "a1"},
+    )
+    events = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        for stage in (validate, frames, metadata, manifest, sfm):
+            made = stage.main(spec, Reporter(events, 1, interval_s=0.0))
+    finally:
+        os.close(events)
+    return made
+
+
+def film(target: Path, pictures: list[Image.Image], rate: int = 5) -> None:
+    target.parent.mkdir(parents=True)
+    command = ["ffmpeg", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{WIDTH}x{HEIGHT}", "-r", str(rate), "-i", "pipe:0", "-threads", "1"]
+    data = b"".join(picture.tobytes() for picture in pictures)
+    command += ["-preset", "veryfast", "-crf", "16", "-pix_fmt", "yuv420p", str(target)]
+    subprocess.run(command, input=data, check=True)
+
+
+def gravel(count: int, step: float) -> tuple[list[Image.Image], np.ndarray[Any, Any]]:
+    """`count` views of stones at depths 1.5 to 2.5, the camera moving `step` along x (and a little
+    along y and z) between them; and its centres."""
+    rng = np.random.default_rng(3)
+    number = 2600
+    stones = np.column_stack(
+        [
+            rng.uniform(-2.2, 2.2 + count * 0.12, number),
+            rng.uniform(-1.5, 1.5, number),
+            rng.uniform(1.5, 2.5, number),
+        ]
+    )
+    size = rng.uniform(0.008, 0.05, number)
+    shade = rng.integers(20, 235, (number, 3))
+    order = np.argsort(-stones[:, 2])
+    centres = np.array(
+        [[step * i, 0.6 * step * np.sin(0.9 * i), 0.3 * step * i % 0.1] for i in range(count)]
+    )
+    pictures = []
+    for centre in centres:
+        picture = Image.new("RGB", (WIDTH, HEIGHT), (96, 110, 104))
+        draw = ImageDraw.Draw(picture)
+        for k in order:
+            x, y, z = stones[k] - centre
+            u, v, r = FOCAL * x / z + WIDTH / 2, FOCAL * y / z + HEIGHT / 2, FOCAL * size[k] / z
+            if -9 < u < WIDTH + 9 and -9 < v < HEIGHT + 9:
+                draw.ellipse((u - r, v - r, u + r, v + r), fill=tuple(int(c) for c in shade[k]))
+        pictures.append(picture.filter(ImageFilter.GaussianBlur(0.7)))
+    return pictures, centres
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifacts, np.ndarray[Any, Any]]:
+    run_dir = tmp_path_factory.mktemp("run")
+    pictures, centres = gravel(14, 0.12)
+    film(run_dir / "input" / "GX010001.MP4", pictures)
+    return run_dir, reconstruct(run_dir), centres
+
+
+Done = tuple[Path, Artifacts, np.ndarray[Any, Any]]
+
+
+def test_a_moving_camera_is_registered_where_it_was(done: Done) -> None:
+    run_dir, made, centres = done
+    facts = json.loads((run_dir / "output" / "sfm.json").read_text())
+    assert facts["registered"] == facts["frames"] == 14
+    assert facts["registered_share"] == 1.0
+    assert facts["reprojection_px"] < 1.0
+    assert facts["mapper"] == "global, sequential pairs"
+    assert facts["gravity_spread_deg"] is None
+    assert made.completed["colmap_points"] == facts["points"]
+    model = pycolmap.Reconstruction(str(run_dir / "sfm" / "model"))
+    found = np.array(
+        [i.projection_center() for i in sorted(model.images.values(), key=lambda i: i.name)]
+    )
+    # Similarity to the truth (Umeyama, by singular values): residual against the path's length.
+    a, b = found - found.mean(0), centres - centres.mean(0)
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.diag([1.0, 1.0, np.linalg.det(u @ vt)])
+    scale = np.trace(np.diag(s) @ sign) / (a**2).sum()
+    rest = b - scale * a @ (u @ sign @ vt).T
+    assert np.sqrt((rest**2).sum(1).mean()) < 0.01 * np.linalg.norm(centres[-1] - centres[0])
+
+
+def test_the_model_is_coloured_and_its_sidecar_agrees(done: Done) -> None:
+    run_dir, made, _ = done
+    model = pycolmap.Reconstruction(str(run_dir / "sfm" / "model"))
+    colours = np.array([point.color for point in model.points3D.values()])
+    assert colours.std() > 10
+    sidecar = Sidecar.load(run_dir / "output" / "registration.npz")
+    assert len(sidecar.keyframe_names) == 14
+    assert sidecar.keyframe_time_s == pytest.approx([0.2 * i for i in range(14)])
+    assert sidecar.quality["registered"] == 14
+    kinds = {item.kind for item in made.files}
+    assert kinds == {"sfm_report", "registration", "sfm_model"}
+    assert not (run_dir / "sfm" / "work").exists()
+
+
+def test_progress_is_told_and_never_goes_back(done: Done) -> None:
+    lines = [json.loads(line) for line in (done[0] / "events.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["kind"] == "progress"]
+    messages = " ".join(line["message"] for line in told)
+    assert "frames registered" in messages
+    last = next(i for i in reversed(range(len(told))) if "of 14 frames" in told[i]["message"])
+    first = next(i for i, line in enumerate(told) if line["message"].startswith("features of"))
+    shares = [line["fraction"] for line in told[first : last + 1]]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_features_of_an_earlier_attempt_are_used_again_unless_made_otherwise(done: Done) -> None:
+    run_dir, _, _ = done
+    database = run_dir / "sfm" / "database.db"
+    before = database.stat().st_ino
+    again = reconstruct(run_dir, min_registered_share=0.9)
+    assert database.stat().st_ino == before
+    assert again.metrics["registered"] == 14
+    reconstruct(run_dir, max_features=700)
+    with pycolmap.Database.open(str(database)) as link:
+        most = max(len(link.read_keypoints(i.image_id)) for i in link.read_all_images())
+    assert most <= 700
+
+
+def refused(run_dir: Path, **settings: Any) -> StageFailure:
+    with pytest.raises(StageFailure) as caught:
+        reconstruct(run_dir, **settings)
+    assert "\n" not in caught.value.message
+    assert caught.value.advice
+    return caught.value
+
+
+def test_a_still_camera_has_no_parallax(tmp_path: Path) -> None:
+    film(tmp_path / "input" / "a.mp4", gravel(1, 0.0)[0] * 10)
+    failure = refused(tmp_path)
+    assert failure.reason is FailureCode.NO_PARALLAX
+    assert "does not move" in failure.message
+
+
+def test_a_camera_that_only_turns_has_no_parallax(tmp_path: Path) -> None:
+    picture = gravel(1, 0.0)[0][0]
+    turned = [picture.rotate(4 * i, resample=Image.Resampling.BICUBIC) for i in range(10)]
+    film(tmp_path / "input" / "a.mp4", turned)
+    failure = refused(tmp_path)
+    assert failure.reason is FailureCode.NO_PARALLAX
+    assert "one plane" in failure.message
+
+
+def test_pictures_of_different_places_do_not_register(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    noise = [
+        Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).filter(
+            ImageFilter.GaussianBlur(2)
+        )
+        for _ in range(8)
+    ]
+    film(tmp_path / "input" / "a.mp4", noise)
+    failure = refused(tmp_path)
+    assert failure.reason is FailureCode.REGISTRATION_FAILED
+    assert failure.evidence["verified_pairs"] == 0
+
+
+def test_frames_without_features_are_unusable(tmp_path: Path) -> None:
+    blurred = [p.filter(ImageFilter.GaussianBlur(25)) for p in gravel(8, 0.12)[0]]
+    ramp = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
+    film(tmp_path / "input" / "a.mp4", [Image.blend(p, ramp, 0.7) for p in blurred])
+    assert refused(tmp_path).reason is FailureCode.FRAMES_UNUSABLE
+
+
+def request(done: Done, tmp_path: Path, **changes: Any) -> Request:
+    run_dir = done[0]
+    facts = json.loads((run_dir / "output" / "manifest.json").read_text())
+    values: dict[str, Any] = {
+        "database": str(tmp_path / "database.db"),
+        "images": str(run_dir / "frames"),
+        "work": str(tmp_path / "work"),
+        "answer": str(tmp_path / "work" / "answer.json"),
+        "names": [row["name"] for row in facts["frames"]],
+        "camera": facts["camera"],
+        "max_features": 300,
+        "max_image_size": 480,
+        "overlap": 3,
+        "seed": 0,
+        "threads": 1,
+        "memory_limit_mib": None,
+    }
+    return Request(**(values | changes))
+
+
+def no_tick(_: int) -> None:
+    pass
+
+
+def test_a_native_abort_ends_in_one_line_and_not_the_stage(done: Done, tmp_path: Path) -> None:
+    def abort_child(_: int) -> None:
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = entry.read_text().rpartition(")")[2].split()
+                command = entry.with_name("cmdline").read_bytes()
+            except OSError:  # it ended while we looked
+                continue
+            if int(fields[1]) == os.getpid() and b"sfm_mapping" in command:
+                os.kill(int(entry.parent.name), signal.SIGABRT)
+
+    with pytest.raises(StepCrashed, match="extract was ended by SIGABRT"):
+        run_step("extract", request(done, tmp_path), abort_child)
+
+
+def test_an_exception_of_the_library_is_told_in_its_own_words(done: Done, tmp_path: Path) -> None:
+    with pytest.raises(StepCrashed, match="extract ended with exit 1") as caught:
+        run_step("extract", request(done, tmp_path, images=str(tmp_path / "none")), no_tick)
+    assert "Traceback" not in caught.value.message
+
+
+def test_a_memory_limit_is_kept_and_named(done: Done, tmp_path: Path) -> None:
+    with pytest.raises(StageFailure) as caught:
+        run_step("extract", request(done, tmp_path, memory_limit_mib=300), no_tick)
+    assert caught.value.reason is FailureCode.OUT_OF_MEMORY
+    assert "300 MiB" in caught.value.message
+
+
+def test_counts_follow_the_database(done: Done, tmp_path: Path) -> None:
+    assert counts(tmp_path / "none.db") == (0, 0)
+    images, pairs = counts(done[0] / "sfm" / "database.db")
+    assert images == 14
+    # Distances 1, 2, 4 and 8, as the library lays them out: what progress is measured against.
+    assert pairs == sfm.sequential_pairs(14, SFM["overlap"]) == 13 + 12 + 10 + 6
+
+
+@pytest.mark.slow
+def test_the_reef_registers_whole(tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "input").mkdir()
+    source = real_data / "gopro_reef_hero10" / "reef_clip.mp4"
+    (tmp_path / "input" / "GX010042.MP4").write_bytes(source.read_bytes())
+    reconstruct(tmp_path, max_features=1500, overlap=6)
+    facts = json.loads((tmp_path / "output" / "sfm.json").read_text())
+    assert facts["registered"] == facts["frames"] == 36
+    assert facts["reprojection_px"] < 0.7
+    assert facts["gravity_spread_deg"] < 1.0
