@@ -22,6 +22,7 @@ from dispatcher.core.model import (
     Job,
     JobKind,
     Reason,
+    ReclaimFailed,
     ResultsCollected,
     TransferFailed,
 )
@@ -32,10 +33,11 @@ from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.session import HostSession
 from dispatcher.store.base import Store
-from worker_agent.protocol import AttemptRef, FetchRequest
+from worker_agent.protocol import AttemptRef, FetchRequest, ReclaimReport
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
+RECLAIM_TRIES = 10  # about two minutes; then again at the next start
 FRAMES_PROOF = "frames/frames.json"
 
 
@@ -122,41 +124,39 @@ class Effects:
         """Source videos go once every frame is verified on the host; a cancelled job's and a
         stitch's inputs are copies of what lies elsewhere."""
         delay = RETRY_FIRST_S
-        while True:
+        for _ in range(RECLAIM_TRIES):
             try:
-                executor = self.fleet.executor(host)
-                run_dir = await self.specs.run_dir(job, executor)
-                inputs = await self.specs.inputs(job)
-                from_frames = job.kind is JobKind.RECONSTRUCT and job.attempt > 0
-                proven = from_frames and await self.specs.frames_done(job)
-                report = await executor.reclaim(
-                    run_dir,
-                    [item.path for item in inputs],
-                    epoch=self.epoch,
-                    verified_by=FRAMES_PROOF if proven else None,
-                    trim=(await self.specs.config(job))["reclaim"]["fstrim"],
-                    expected_sha256={} if proven else await self._proofs(inputs),
-                )
-            except TransportError:
+                report = await self._reclaim(job, self.fleet.executor(host), host)
+            except TransportError as error:
+                why = error.line
                 await asyncio.sleep(delay)
                 delay = min(RETRY_MOST_S, delay * 2)
-                continue
             except HostError as error:
-                await self.store.record_event(
-                    "inputs_not_reclaimed", job=job.id, host=host,
-                    payload={"why": error.line}, stimulus=stimulus,
-                )  # fmt: skip
+                why = error.line
+                break
+            else:
                 return InputsReclaimed(
-                    at=self.clock.now(), stimulus=stimulus, removed_bytes=0, trimmed_bytes=None,
-                    note=error.line,
-                )  # fmt: skip
-            return InputsReclaimed(
-                at=self.clock.now(),
-                stimulus=stimulus,
-                removed_bytes=report.removed_bytes,
-                trimmed_bytes=report.trimmed_bytes,
-                note=f"{report.trim_note}; {report.remaining_input_bytes} bytes of input left",
-            )
+                    at=self.clock.now(),
+                    stimulus=stimulus,
+                    host=host,
+                    removed_bytes=report.removed_bytes,
+                    trimmed_bytes=report.trimmed_bytes,
+                    note=f"{report.trim_note}; {report.remaining_input_bytes} bytes of input left",
+                )
+        return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=why)
+
+    async def _reclaim(self, job: Job, executor: Executor, host: str) -> ReclaimReport:
+        run_dir = await self.specs.run_dir(job, executor)
+        inputs = await self.specs.inputs(job)
+        proven = job.kind is JobKind.RECONSTRUCT and await self.specs.frames_done(job, host)
+        return await executor.reclaim(
+            run_dir,
+            [item.path for item in inputs],
+            epoch=self.epoch,
+            verified_by=FRAMES_PROOF if proven else None,
+            trim=(await self.specs.config(job))["reclaim"]["fstrim"],
+            expected_sha256={} if proven else await self._proofs(inputs),
+        )
 
     async def collect_results(self, job: Job, host: str, stimulus: str) -> Event:
         """Copy the small and the final results here, verified by hash."""

@@ -74,12 +74,12 @@ class JobSpecs:
             for clip in segment.clips
         ]
 
-    async def frames_done(self, job: Job) -> bool:
-        """Whether the frames were extracted and verified on the job's present host."""
+    async def frames_done(self, job: Job, host: str) -> bool:
+        """Whether the job's frames were extracted and verified on `host`."""
         return any(
             attempt.stage is Stage.FRAME_EXTRACTION
             and attempt.state == "succeeded"
-            and attempt.host == job.host
+            and attempt.host == host
             for attempt in await self.store.attempts(job.id)
         )
 

@@ -44,6 +44,7 @@ class Pace:
 
     tick_s: float = 0.5  # at most this long without a look at what time alone changes
     poll_s: float = 1.0  # new jobs, requests of other processes, the inventory file
+    settle_s: float = 5.0  # at the start: for hosts to answer before the first decision
     probe_s: float = 10.0
     probe_timeout_s: float = 30.0
     heartbeat_s: float = 5.0
@@ -76,10 +77,12 @@ class Dispatcher:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _busy: set[asyncio.Task[None]] = field(default_factory=set)  # effects that will post an event
     _services: set[asyncio.Task[None]] = field(default_factory=set)
+    _copies: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _timers: _Timers = field(default_factory=_Timers)
     _probes: Counter[str] = field(default_factory=Counter)
     _plans: int = 0
+    _settled_at: float = 0.0
     _defect: BaseException | None = None
     _stopping: bool = False
     _undecided: bool = True
@@ -96,6 +99,7 @@ class Dispatcher:
     async def run(self) -> dict[str, Job]:
         """Until `stop`, or with `once` until nothing is left to do. Returns all jobs it knows."""
         try:
+            self._settled_at = self.clock.monotonic() + self.pace.settle_s
             self._open_sessions()
             await self._load(restart=True)
             while not self._stopping:
@@ -125,7 +129,7 @@ class Dispatcher:
             await asyncio.wait_for(self._wake.wait(), self.pace.tick_s)
         except TimeoutError:
             # Backoffs and stale probes run out without anybody saying so.
-            self._undecided = bool(self._waiting)
+            self._undecided = self._undecided or bool(self._waiting)
 
     async def _periodic(self) -> None:
         now = self.clock.monotonic()
@@ -218,6 +222,8 @@ class Dispatcher:
     async def _transition(self, before: Job, event: Event) -> None:
         after, effects = step(before, event)
         applied = await self.store.apply(before, after, event)
+        if isinstance(event, m.CancelRequested) and after.id in self._copies:
+            self._copies.pop(after.id).cancel()
         self._jobs[after.id] = applied.job
         self._undecided = True
         tell(before, applied.job, event)
@@ -227,7 +233,7 @@ class Dispatcher:
     def _perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
         match effect:
             case m.TransferInputs():
-                self._spawn(job, self.effects.transfer_inputs(job, effect.host, stimulus))
+                self._copy(job, self.effects.transfer_inputs(job, effect.host, stimulus))
             case m.StartAttempt():
                 self._spawn(job, self.effects.start_attempt(job, stimulus))
             case m.FollowAttempt():
@@ -237,7 +243,7 @@ class Dispatcher:
             case m.ReclaimInputs():
                 self._spawn(job, self.effects.reclaim_inputs(job, effect.host, stimulus))
             case m.CollectResults():
-                self._spawn(job, self.effects.collect_results(job, effect.host, stimulus))
+                self._copy(job, self.effects.collect_results(job, effect.host, stimulus))
             case m.PlanStitches():
                 self._serve(self._plan(effect.acquisition))
             case _:
@@ -254,6 +260,11 @@ class Dispatcher:
     # --- decisions ---
 
     async def _decide(self) -> None:
+        if self.clock.monotonic() < self._settled_at and any(
+            not self._probes[state.host.name] for state in self.fleet.states
+        ):
+            self._undecided = True  # else the first host to answer would take all it can hold
+            return
         decision = place(
             self._jobs.values(),
             self.fleet.host_views(),
@@ -306,7 +317,11 @@ class Dispatcher:
 
     # --- tasks ---
 
-    def _spawn(self, job: Job, work: Coroutine[Any, Any, Event]) -> None:
+    def _copy(self, job: Job, work: Coroutine[Any, Any, Event]) -> None:
+        """A transfer is the one effect that a cancel ends here instead of on the host."""
+        self._copies[job.id] = self._spawn(job, work)
+
+    def _spawn(self, job: Job, work: Coroutine[Any, Any, Event]) -> asyncio.Task[None]:
         """One effect, one event; a delayed effect waits for its job's `not_before`."""
 
         async def perform() -> None:
@@ -316,6 +331,7 @@ class Dispatcher:
         task = asyncio.create_task(perform(), name=f"effect of {job.id}")
         self._busy.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _serve(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -183,7 +183,7 @@ class HostSession:
                     at=self._clock.now(),
                     stimulus=watched.stimulus,
                     attempt=watched.attempt,
-                    reason=Reason.LEASE_EXPIRED,
+                    reason=Reason.HOST_UNREACHABLE,
                     message=f"{watched.stage} on {self._host}: the host has been silent for longer "
                     f"than the lease of {watched.lease_s:.0f} s",
                 ),

@@ -11,6 +11,7 @@ from dispatcher.core.model import (
     InputsReclaimed,
     Job,
     JobState,
+    ReclaimFailed,
     StagePlaced,
 )
 
@@ -46,5 +47,7 @@ def _line(before: Job, after: Job, event: Event) -> str:
                 else "nothing trimmed"
             )
             return f"{event.removed_bytes} bytes of source removed, {trimmed} ({event.note})"
+        case ReclaimFailed():
+            return f"inputs not removed from {event.host}: {event.message}"
         case _:
             return ""

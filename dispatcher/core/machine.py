@@ -124,7 +124,7 @@ def _host_assigned(job: Job, event: Any) -> Outcome:
         inputs_on_host=False,
         not_before=0.0,
     )
-    return moved, (m.TransferInputs(job=job.id, host=event.host),)
+    return moved, (*_leave_behind(job), m.TransferInputs(job=job.id, host=event.host))
 
 
 def _inputs_ready(job: Job, _event: Any) -> Outcome:
@@ -193,8 +193,14 @@ def _attempt_failed(job: Job, event: Any) -> Outcome:
 # --- inputs and results ---
 
 
-def _inputs_reclaimed(job: Job, _event: Any) -> Outcome:
-    return dataclasses.replace(job, inputs_on_host=False), ()
+def _inputs_reclaimed(job: Job, event: Any) -> Outcome:
+    # A late reply of a host the job has left says nothing about its present one.
+    gone = event.host == job.host
+    return dataclasses.replace(job, inputs_on_host=job.inputs_on_host and not gone), ()
+
+
+def _reclaim_failed(job: Job, _event: Any) -> Outcome:
+    return job, ()
 
 
 def _results_collected(job: Job, _event: Any) -> Outcome:
@@ -282,6 +288,14 @@ def _priority_changed(job: Job, event: Any) -> Outcome:
 
 # --- shared endings ---
 
+
+def _leave_behind(job: Job) -> tuple[Effect, ...]:
+    """Source bytes on a host the job leaves are of no more use there."""
+    if job.inputs_on_host and job.host is not None:
+        return (m.ReclaimInputs(job=job.id, host=job.host),)
+    return ()
+
+
 _NO_REASON: Final[dict[str, Any]] = {"reason": None, "message": "", "advice": ""}
 
 
@@ -318,7 +332,7 @@ def _after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...
         inputs_on_host=False,
         avoid_hosts=avoid,
     )
-    return elsewhere, ()
+    return elsewhere, _leave_behind(job)
 
 
 def _settle_bad(job: Job, event: Any, state: JobState, decision: Decision) -> Outcome:
@@ -383,6 +397,7 @@ TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     (Step.REST, m.CancelRequested): _cancel_held,
     (Step.REST, m.ReleaseRequested): _released,
     **{(at, m.InputsReclaimed): _inputs_reclaimed for at in Step},
+    **{(at, m.ReclaimFailed): _reclaim_failed for at in Step},
     **{(at, m.PriorityChanged): _priority_changed for at in Step},
 }
 

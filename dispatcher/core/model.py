@@ -199,7 +199,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuView:
-    """One device as placement sees it. Own use is listed by attempt, so it is never counted twice."""
+    """One device as placement sees it; own use is by attempt, so that it is counted once."""
 
     uuid: str
     name: str
@@ -300,9 +300,18 @@ class TransferFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputsReclaimed(Event):
+    host: str
     removed_bytes: int
     trimmed_bytes: int | None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimFailed(Event):
+    """The inputs still lie on `host`; tried again at the next start."""
+
+    host: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ RULES: dict[Reason, Rule] = {
     ),
     Reason.AGENT_FAILED: Rule(Layer.HOST, _RETRY, "run cosma worker probe", 5, 5.0, 1),
     Reason.LEASE_EXPIRED: Rule(
-        Layer.HOST, _RETRY, "the link to the host was down too long", 5, 5.0, elsewhere_after=0
+        Layer.HOST, _RETRY, "the link to the host was down too long", 5, 5.0, elsewhere_after=2
     ),
     Reason.TOOL_MISSING: Rule(Layer.HOST, _RETRY, "run cosma worker bootstrap", 5, 5.0, 0),
     # Code: once may be chance, twice is a defect.

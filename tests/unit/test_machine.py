@@ -133,8 +133,12 @@ class Shell(RuleBasedStateMachine):
                 self.feed(m.AttemptFailed(at=at, attempt=n, reason=reason, message="x"))
             case m.CancelAttempt():
                 self.feed(m.CancelConfirmed(at=at))
-            case m.ReclaimInputs():
-                self.feed(m.InputsReclaimed(at=at, removed_bytes=1, trimmed_bytes=None))
+            case m.ReclaimInputs(host=host) if good:
+                self.feed(
+                    m.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None)
+                )
+            case m.ReclaimInputs(host=host):
+                self.feed(m.ReclaimFailed(at=at, host=host, message="x"))
 
     @rule()
     def restart(self) -> None:
@@ -205,7 +209,8 @@ def test_the_straight_way_to_done(kind: JobKind) -> None:
         job, effects = step(job, m.AttemptSucceeded(at=0.0, attempt=number))
         if any(isinstance(e, m.ReclaimInputs) for e in effects):
             seen.append(stage)
-            job, _ = step(job, m.InputsReclaimed(at=0.0, removed_bytes=9, trimmed_bytes=9))
+            done = m.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=9)
+            job, _ = step(job, done)
     assert effects[0] == m.CollectResults(job=job.id, host="h")
     job, effects = step(job, m.ResultsCollected(at=0.0))
     assert (job.state, job.stage, job.inputs_on_host) == (JobState.DONE, Stage.COMPLETED, False)
@@ -272,7 +277,8 @@ def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> No
     moved, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
     assert (moved.state, moved.host, moved.stage) == (JobState.QUEUED, None, Stage.VALIDATION)
     assert moved.avoid_hosts == ("h",) and "code" not in moved.retries
-    assert not moved.inputs_on_host and effects == ()
+    assert not moved.inputs_on_host
+    assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
 
 
 def test_out_of_memory_asks_for_half_as_much_again_three_times() -> None:
@@ -371,3 +377,12 @@ def test_recovery_issues_again_what_was_under_way() -> None:
     extracting = at_run(Stage.FRAME_EXTRACTION)
     assert recover(extracting) == (m.FollowAttempt(job=extracting.id, attempt=1),)
     assert recover(new_job()) == ()
+
+
+def test_a_late_reply_of_the_host_it_left_says_nothing_about_the_new_one() -> None:
+    job = at_run(Stage.VALIDATION)
+    job, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
+    assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
+    job = drive(job, [m.HostAssigned(at=0.0, host="new"), m.InputsReady(at=0.0)])
+    late = m.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
+    assert drive(job, [late]).inputs_on_host
