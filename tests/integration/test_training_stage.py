@@ -7,6 +7,7 @@ COLMAP model are written as FrameExtraction and ColmapReconstruction leave them.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -209,14 +210,24 @@ def test_a_killed_training_resumes_to_bit_identical_gaussians(source: Path, tmp_
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
 
 
-def test_another_configuration_does_not_resume(source: Path, tmp_path: Path) -> None:
+def test_another_configuration_does_not_resume(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = linked(source, tmp_path / "run")
-    train.main(spec_for(run_dir, steps=20), Events(tmp_path / "first").reporter)
+    with monkeypatch.context() as patched:
+
+        def full(*arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr(train, "write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            train.main(spec_for(run_dir, steps=20), Events(tmp_path / "first").reporter)
     events = Events(tmp_path / "second")
     train.main(spec_for(run_dir, steps=30), events.reporter)
     assert "starts anew" in events.of_kind("warning")[0]["message"]
     report = json.loads((run_dir / "output" / "training.json").read_text())
     assert (report["steps"], report["resumed_from_step"]) == (30, 0)
+    assert [path.name for path in (run_dir / "train").iterdir()] == ["gaussians.npz"]
 
 
 def test_frames_are_undistorted_onto_the_pinhole_camera(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ _DRIVER_FULL = "CUDA error: out of memory"
 
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
-    """Reads frames/ and sfm/model/; writes the four files above.
+    """Reads frames/ and sfm/model/; writes the files named above; the checkpoint is
+    removed at the end.
 
     Raises StageFailure: TOOL_MISSING, CONFIG_INVALID, REGISTRATION_WEAK (a model that cannot be
     trained on), TRAINING_DIVERGED, GPU_OUT_OF_MEMORY.
@@ -124,12 +125,15 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             "resumed_from_step": result.resumed_from,
         },
     )
+    files = (
+        artifact(root, root / GAUSSIANS, "gaussians"),
+        artifact(root, root / REPORT, "training_report"),
+        artifact(root, root / PREVIEW, "preview"),
+    )
+    # Three times the size of the result, and of no use once that is on the disk.
+    (root / CHECKPOINT).unlink(missing_ok=True)
     return Artifacts(
-        files=(
-            artifact(root, root / GAUSSIANS, "gaussians"),
-            artifact(root, root / REPORT, "training_report"),
-            artifact(root, root / PREVIEW, "preview"),
-        ),
+        files=files,
         metrics=numbers,
         completed={"gaussian_count": result.gaussians},
     )

@@ -18,6 +18,7 @@ F64 = npt.NDArray[np.float64]
 
 MIN_VIEWS = 3
 MIN_POINTS = 16
+MIN_PIXELS = 16  # of the shorter side
 
 
 class DatasetUnusable(ValueError):
@@ -109,6 +110,8 @@ def load_dataset(frames: Path, model: Path, *, width: int, test_every: int) -> D
         size = (pixels.shape[1], pixels.shape[0])
         images.append(pixels)
         intrinsics.append(matrix)
+    if size is None or min(size) < MIN_PIXELS:
+        raise DatasetUnusable(f"{frames}: images of {size} pixels are too small to train on")
     viewmats = poses.copy()
     centre = np.asarray(normalisation.centre)
     viewmats[:, :3, 3] = normalisation.scale * (poses[:, :3, 3] + poses[:, :3, :3] @ centre)

@@ -21,7 +21,7 @@ class Schedule:
     cap: int
     sh_degree: int
     initial: int  # gaussians at the start
-    coarse_share: float = 0.3  # of the steps, rendered at half resolution
+    coarse_share: float = 0.0  # of the steps, rendered at half resolution
     refine_from: float = 0.1  # shares of the steps between which gaussians are added
     refine_until: float = 0.7
 

@@ -29,6 +29,8 @@ from worker_agent.training.ssim import ssim
 from worker_agent.training.strategy import BudgetStrategy
 
 _REPORT_EVERY = 10
+_COARSE_SHARE = 0.3  # of the steps, when the images are large enough to be halved
+_COARSE_MIN_PIXELS = 64
 _INITIAL_SHARE = 0.5  # of the cap, when the SfM model has fewer points
 
 
@@ -82,6 +84,7 @@ class Trainer:
             cap=settings.cap,
             sh_degree=settings.sh_degree,
             initial=initial,
+            coarse_share=_COARSE_SHARE if min(dataset.size) >= _COARSE_MIN_PIXELS else 0.0,
         )
         parameters = initial_gaussians(
             dataset.points,
