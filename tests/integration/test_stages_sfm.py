@@ -243,6 +243,26 @@ def no_tick(_: int) -> None:
     pass
 
 
+def test_images_that_do_not_count_are_taken_out_of_the_model(done: Done, tmp_path: Path) -> None:
+    whole = done[0] / "sfm" / "model"
+    ordered = request(
+        done,
+        tmp_path,
+        database=str(done[0] / "sfm" / "database.db"),
+        accepted=str(whole),
+        drop=["f000003.jpg"],
+        manifest=str(done[0] / "output" / "manifest.json"),
+        model=str(tmp_path / "model"),
+        registration=str(tmp_path / "registration.npz"),
+        quality={"registered": 13},
+    )
+    assert run_step("finish", ordered, no_tick)["registered"] == 13
+    model = pycolmap.Reconstruction(str(tmp_path / "model"))
+    assert sorted(i.name for i in model.images.values() if not i.has_pose) in ([], ["f000003.jpg"])
+    assert model.num_reg_images() == 13
+    assert "f000003.jpg" not in Sidecar.load(tmp_path / "registration.npz").keyframe_names
+
+
 def test_a_native_abort_ends_in_one_line_and_not_the_stage(done: Done, tmp_path: Path) -> None:
     def abort_child(_: int) -> None:
         for entry in Path("/proc").glob("[0-9]*/stat"):

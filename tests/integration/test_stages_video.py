@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -258,6 +259,21 @@ def test_clips_of_different_size_are_not_one_segment(run: Run, clip: Path, tmp_p
     failure = refused(run, validate)
     assert failure.reason is FailureCode.CONFIG_INVALID
     assert "b.mp4 320x240" in failure.message
+
+
+def test_a_recording_with_a_gap_is_kept_with_a_warning(
+    run: Run, clip: Path, tmp_path: Path
+) -> None:
+    gap = tmp_path / "gap.mp4"
+    pause = "select=lt(t\\,1.5)+gt(t\\,2.8)"
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(clip), "-vf", pause, "-threads", "1"]
+    subprocess.run([*command, "-vsync", "passthrough", str(gap)], check=True)
+    run.add("gap.mp4", gap.read_bytes()).do(validate, frames, fps=10.0)
+    times = [f["time_s"] for f in run.json("frames/frames.json")["frames"]]
+    assert not [t for t in times if 1.5 <= t <= 2.8]
+    assert max(b - a for a, b in itertools.pairwise(times)) == pytest.approx(1.4, abs=0.1)
+    (warning,) = [e for e in run.events() if e["kind"] == "warning"]
+    assert "gap.mp4: 27 frames where" in warning["message"]
 
 
 def test_inputs_that_went_missing_are_named(run: Run, clip: Path) -> None:

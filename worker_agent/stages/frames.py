@@ -31,7 +31,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
-from worker_agent.stages.decoding import decode_clip
+from worker_agent.stages.decoding import decode_clip, expected_pictures
 from worker_agent.stages.ffprobe import (
     ClipFacts,
     ffmpeg_path,
@@ -44,6 +44,7 @@ __all__ = ["Frame", "frame_size", "main"]
 
 FLAT_STD = 3.0  # grey levels of 255: below it a frame has no texture at all
 MAX_FLAT_SHARE = 0.5
+MIN_EXPECTED_SHARE = 0.9  # below it the recording has gaps: told, but no fault of the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,14 @@ def _extract(
             report.warning(
                 f"clip {name}: {pictures.damaged} damaged pictures were concealed",
                 damaged=pictures.damaged,
+            )
+        expected = expected_pictures(clip, fps)
+        if len(pictures.files) < MIN_EXPECTED_SHARE * expected:
+            report.warning(
+                f"clip {name}: {len(pictures.files)} frames where {expected} were expected: "
+                "the recording has gaps",
+                frames=len(pictures.files),
+                expected=expected,
             )
         for time_s, picture in pictures.files:
             target = work / f"f{len(frames) + 1:06d}.jpg"
