@@ -22,7 +22,7 @@ SHORT = {
     "sfm": {"camera_model": "SIMPLE_RADIAL", "threads": 1},
     "train": {
         "checkpoint_every_s": 1.0,
-        "cpu": {"width": 160, "steps": 150, "cap": 6000, "threads": 1},
+        "cpu": {"width": 160, "steps": 400, "cap": 6000, "threads": 1},
     },
 }
 EVENT_WAIT_S = 180.0

@@ -85,25 +85,25 @@ def test_a_repaired_clip_is_released_by_the_command_that_was_named(
 
 
 def test_a_wrong_host_key_and_a_dead_host_leave_the_work_to_the_third(
-    cosma: Cosma, farm: EmbeddedHosts, footage: Path
+    tmp_path: Path, footage: Path
 ) -> None:
-    text = farm.inventory.read_text()
-    keys = [host.host_key for host in farm.hosts]
-    wrong = text.replace(keys[0], "\0").replace(keys[1], keys[0]).replace("\0", keys[1])
-    # host-1 now claims the key of host-2 and the other way round; host-3 is host-1, rightly known.
-    right = text[text.index("- name: host-1") : text.index("- name: host-2")]
-    farm.inventory.write_text(wrong + right.replace("host-1\n", "host-3\n", 1))
-    farm.stop_host("host-2")
+    with EmbeddedHosts(3, tmp_path / "three") as farm:
+        keys = [host.host_key for host in farm.hosts]
+        text = farm.inventory.read_text()
+        farm.inventory.write_text(text.replace(keys[0], keys[1], 1))
+        farm.stop_host("host-2")
+        cosma = Cosma(tmp_path, farm.inventory)
 
-    segment = footage / "auv-a" / "C3441325000001" / "a1"
-    cosma.ingest(segment, "alone")
-    done = cosma.run("dispatch", "--once")
-    assert done.returncode == 0, done.stderr
-    (row,) = cosma.jobs().values()
-    assert (row["state"], row["host"]) == ("done", "host-3")
-    hosts = {row["host"]: row["state"] for row in cosma.json("top")["gpus"]}
-    assert hosts["host-1"] == "host_key_mismatch"
-    assert hosts["host-2"] == "host_unreachable"
+        segment = footage / "auv-a" / "C3441325000001" / "a1"
+        cosma.ingest(segment, "alone")
+        done = cosma.run("dispatch", "--once")
+        assert done.returncode == 0, done.stderr
+        (row,) = cosma.jobs().values()
+        assert (row["state"], row["host"]) == ("done", "host-3")
+        hosts = {row["host"]: row["state"] for row in cosma.json("top")["gpus"]}
+        assert hosts["host-1"] == "host_key_mismatch"
+        assert hosts["host-2"] == "host_unreachable"
+        farm.power_off()
 
 
 def test_with_no_host_left_the_job_says_so_and_the_exit_code_too(
