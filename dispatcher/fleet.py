@@ -214,6 +214,11 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
 
 def not_ready(host: InventoryHost, facts: HostFacts) -> str:
     """Why stages cannot run there, in one line with the fix; "" when they can."""
+    if facts.stage_python in facts.stage_missing:
+        return (
+            f"{host.name}: there is no {facts.stage_python}. Run `cosma worker bootstrap "
+            f"{host.name}`, or correct its stage_python in the inventory"
+        )
     if facts.stage_missing:
         names = ", ".join(facts.stage_missing)
         return (
