@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _REFERENCE_STEPS = 30_000
-_MEANS_RATE = 1.6e-4  # of the median view depth, at the reference length (3DGS)
+_MEANS_RATE = 3.2e-4  # of the median view depth, at the reference length
 _MEANS_DECAY = 0.01  # the rate of the means falls to this share of its start
 _RATES = {"scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 1.25e-4}
 
