@@ -36,6 +36,9 @@ def cpu_backend(threads: int) -> Backend:
     from worker_agent.training.rasterize_cpu import rasterization
 
     torch.set_num_threads(1)
+    # The other layers wait for work by spinning, which nearly doubles the CPU time on a host that
+    # also extracts frames. Only one thread of this process ever calls the kernels.
+    numba.config.THREADING_LAYER = "workqueue"
     used = max(1, min(threads, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(used)
     return Backend("cpu", torch.device("cpu"), f"CPU, {used} threads", rasterization)
