@@ -134,9 +134,7 @@ class Shell(RuleBasedStateMachine):
             case m.CancelAttempt():
                 self.feed(m.CancelConfirmed(at=at))
             case m.ReclaimInputs(host=host) if good:
-                self.feed(
-                    m.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None)
-                )
+                self.feed(m.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None))
             case m.ReclaimInputs(host=host):
                 self.feed(m.ReclaimFailed(at=at, host=host, message="x"))
 

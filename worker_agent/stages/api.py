@@ -20,7 +20,7 @@ from worker_agent.protocol import Artifact, AttemptSpec, FailureCode
 __all__ = ["Artifacts", "AttemptSpec", "Reporter", "StageFailure", "artifact", "write_json"]
 
 
-class StageFailure(Exception):  # noqa: N818 - a verdict of the stage, not a programming error
+class StageFailure(Exception):
     """The stage ends here, with a code the dispatcher can decide on.
 
     `message` is one line: what, where, why. `advice` says what the operator can do.

@@ -33,7 +33,7 @@ RECONSTRUCT: Mapping[str, StageEntry] = {
     "MetadataExtraction": StageEntry("metadata", (), (_FFMPEG,)),
     "ManifestGeneration": StageEntry("manifest", ("frames", "sfm"), ()),
     "ColmapReconstruction": StageEntry("sfm", ("sfm",), ("pycolmap",)),
-    "Training": StageEntry("train", ("train",), ("torch", "gsplat")),
+    "Training": StageEntry("train", ("train",), ("torch", "gsplat", "numba", "pycolmap")),
     "PlyExport": StageEntry("export_ply"),
     "SplatExport": StageEntry("export_splat"),
 }
