@@ -1,6 +1,5 @@
 """The SSH executor with the real agent behind a real sshd: verbs, transfers, lost links."""
 
-# ruff: noqa: ASYNC240 - local files of a test, a few bytes each
 from __future__ import annotations
 
 import asyncio
