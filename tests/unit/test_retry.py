@@ -78,7 +78,7 @@ def test_transport_has_five_tries_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "reason",
-    [Reason.HOST_KEY_MISMATCH, Reason.HOST_AUTH_FAILED, Reason.DISK_FULL, Reason.LEASE_EXPIRED],
+    [Reason.HOST_KEY_MISMATCH, Reason.HOST_AUTH_FAILED, Reason.DISK_FULL, Reason.HOST_UNREACHABLE],
 )
 def test_an_unusable_host_is_left_at_once(reason: Reason) -> None:
     assert decide(JOB, reason).elsewhere
@@ -99,3 +99,8 @@ def test_out_of_memory_escalates_what_was_promised() -> None:
     # A stage without a device has no memory promise that could be raised.
     plain = decide(JOB, Reason.OUT_OF_MEMORY)
     assert (plain.verdict, plain.need_mib) == (Verdict.RETRY, None)
+
+
+def test_a_lease_that_ran_out_on_the_host_says_nothing_against_the_host() -> None:
+    """The link or the dispatcher was away; the work done so far lies there."""
+    assert not decide(JOB, Reason.LEASE_EXPIRED).elsewhere
