@@ -288,7 +288,8 @@ class _Ledger:
 
 
 def _choose_host(job: Job, ledgers: dict[str, _Ledger]) -> _Ledger | Waiting:
-    """The host with the most free device memory, then the fewest jobs, then the first by name.
+    """A host with an idle device before one where the job must queue; among equals the one with
+    the most free device memory, then the fewest jobs, then the first by name.
 
     A host that failed this job is taken only when no other could ever take it.
     """
@@ -304,7 +305,7 @@ def _choose_host(job: Job, ledgers: dict[str, _Ledger]) -> _Ledger | Waiting:
         if job.avoid_hosts
         else []
     )
-    best: tuple[int, int, str] | None = None
+    best: tuple[int, int, int, str] | None = None
     for name, ledger in ledgers.items():
         refusal = ledger.refuse(job)
         if refusal is None and others and name in job.avoid_hosts:
@@ -313,11 +314,12 @@ def _choose_host(job: Job, ledgers: dict[str, _Ledger]) -> _Ledger | Waiting:
             refusals[name] = refusal
             continue
         roomiest = max(ledger.free_mib(gpu) for gpu in ledger.host.gpus if _holds(ledger, gpu, job))
-        rank = (-roomiest, ledger.residents, name)
+        ahead = ledger.residents // len(ledger.host.gpus)  # jobs before it on each device
+        rank = (ahead, -roomiest, ledger.residents, name)
         if best is None or rank < best:
             best = rank
     if best is not None:
-        return ledgers[best[2]]
+        return ledgers[best[-1]]
     if not ledgers:
         return Waiting(
             job=job.id,

@@ -283,6 +283,12 @@ def test_new_jobs_go_where_most_memory_is_free_net_of_promises() -> None:
     assert decision.assignments == (("j", "gpu-b"),)
 
 
+def test_an_idle_device_comes_before_the_one_with_more_memory() -> None:
+    farm = [host("big", gpu("GPU-1", total=24000)), host("small", gpu("GPU-2", total=12000))]
+    decision = place([job("a"), job("b"), job("c")], farm, [], Policy(), 0.0)
+    assert dict(decision.assignments) == {"a": "big", "b": "small", "c": "big"}
+
+
 def test_a_host_takes_one_job_more_than_it_has_gpus() -> None:
     decision = place([job(f"j{n}") for n in range(4)], [host()], [], POLICY, NOW)
     assert [name for name, _ in decision.assignments] == ["j0", "j1"]
