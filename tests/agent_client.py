@@ -97,7 +97,7 @@ class AgentClient:
         for item in list_attempts(self.work_dir):
             if item.state is AttemptState.RUNNING:
                 request = CancelRequest(
-                    epoch=1 << 30, run_dir=item.run_dir, attempt=item.attempt, grace_s=0.0
+                    epoch=1 << 62, run_dir=item.run_dir, attempt=item.attempt, grace_s=0.0
                 )
                 self.call("cancel", request)
 

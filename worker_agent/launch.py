@@ -33,7 +33,8 @@ _LOCK_RETRY_S = 0.02
 def start(spec: AttemptSpec) -> StartReply:
     """Start the attempt, or say how far it is when it had been started before.
 
-    Raises RefusedError: stale_epoch (a newer dispatcher, or a later attempt, has been here),
+    Raises RefusedError: stale_epoch (a newer dispatcher has been here), stale_attempt (a later
+    attempt has),
     busy (another attempt of the job runs), cancelled (the attempt was cancelled before).
     """
     if spec.protocol != PROTOCOL_VERSION:
@@ -102,7 +103,7 @@ def _admit(files: AttemptFiles) -> None:
     latest = max(attempts.attempts_of(files.run_dir), default=0)
     if latest > files.attempt:
         raise RefusedError(
-            "stale_epoch",
+            "stale_attempt",
             f"{files.run_dir}: attempt {latest} has been started, {files.attempt} is too late",
         )
     for pid in processes.pids():

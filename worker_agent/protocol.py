@@ -23,6 +23,8 @@ EXIT_FAILED = 1  # the verb could not do it; stdout holds one Refusal
 EXIT_USAGE = 2
 EXIT_REFUSED = 3  # the verb will not do it (fenced, busy, unknown); stdout holds one Refusal
 
+STALE_EPOCH = "stale_epoch"  # Refusal.error: a newer dispatcher commands this host
+
 
 class ProtocolError(ValueError):
     """A message does not have the agreed shape; the text names the field."""
@@ -51,6 +53,7 @@ class FailureCode(StrEnum):
     TRANSFER_CORRUPT = "transfer_corrupt"
     TOOL_MISSING = "tool_missing"
     CONFIG_INVALID = "config_invalid"
+    GPU_FAULT = "gpu_fault"
     STAGE_CRASHED = "stage_crashed"
     STAGE_SIGNALLED = "stage_signalled"
     STAGE_TIMEOUT = "stage_timeout"
@@ -140,7 +143,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 class Refusal(Message):
     """What a verb prints when it did not do what was asked."""
 
-    error: str  # a FailureCode, or: stale_epoch, busy, unknown_attempt, bad_request, agent_failed
+    # A FailureCode, or: stale_epoch, stale_attempt, busy, bad_request, agent_failed
+    error: str
     message: str  # one line: what, where, why, what to do
 
 
@@ -208,7 +212,8 @@ class ExitRecord(Message):
     stage: str
     returncode: int | None
     signal: int | None
-    cause: str  # exited | signalled | lease_expired | cancelled | timeout | spawn_failed
+    # exited | signalled | oom_killed | lease_expired | cancelled | timeout | spawn_failed
+    cause: str
     outcome: StageOutcome | None
     started_at: float
     ended_at: float
@@ -301,6 +306,30 @@ class CancelRequest(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRequest(Message):
     work_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestRequest(Message):
+    work_dir: str
+    stage_python: str | None = None
+    gpu: str | None = None  # UUID of the device the training step runs on
+    gpu_kind: str = "cpu"  # "cuda" | "cpu"
+    stages: bool = False  # also what the stages need: decode, SIFT, one training step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestCheck(Message):
+    name: str
+    ok: bool
+    seconds: float
+    message: str = ""  # one line: what is wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestReport(Message):
+    ok: bool
+    python: str
+    checks: tuple[SelftestCheck, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,7 @@ class Reason(StrEnum):
     TRANSFER_CORRUPT = "transfer_corrupt"
     TOOL_MISSING = "tool_missing"
     CONFIG_INVALID = "config_invalid"
+    GPU_FAULT = "gpu_fault"
     STAGE_CRASHED = "stage_crashed"
     STAGE_SIGNALLED = "stage_signalled"
     STAGE_TIMEOUT = "stage_timeout"

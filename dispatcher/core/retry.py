@@ -70,6 +70,9 @@ RULES: dict[Reason, Rule] = {
     Reason.GPU_OUT_OF_MEMORY: Rule(
         Layer.GPU, Verdict.ESCALATE, "needs a GPU with more memory, or a lower train cap", 3, 1.0
     ),
+    Reason.GPU_FAULT: Rule(
+        Layer.GPU, _RETRY, "the GPU reports faults: test or replace it", 3, 5.0, elsewhere_after=0
+    ),
     Reason.OUT_OF_MEMORY: Rule(
         Layer.RESOURCE, Verdict.ESCALATE, "needs a host with more memory", 3, 1.0
     ),

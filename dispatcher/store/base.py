@@ -60,7 +60,10 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
     async def new_epoch(self, *, host: str, pid: int, at: float) -> int:
-        """A number greater than any handed out before: hosts refuse a dispatcher with a lower."""
+        """A number greater than any handed out before: hosts refuse a dispatcher with a lower.
+
+        `at` (Unix seconds) sets its floor, so that it also orders dispatchers of two databases.
+        """
         ...
 
     # --- what is to be done ---

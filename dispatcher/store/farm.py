@@ -13,6 +13,8 @@ from dispatcher.store.rows import Gpu, Host, Request, Run, Stitch
 
 
 def new_epoch(db: Database, host: str, pid: int, at: float) -> int:
+    """At least the start's Unix microsecond, so that of two dispatchers with a database each the
+    younger outranks the older; one more than the last where this machine's clock went back."""
     return db.insert("insert_dispatcher", host=host, pid=pid, started_at=at)
 
 

@@ -91,6 +91,19 @@ async def test_jobs_come_back_as_they_were(store: Store) -> None:
     assert await store.job("nobody") is None
 
 
+async def test_epochs_order_the_dispatchers_of_two_databases(
+    store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = await SqliteStore.open(tmp_path_factory.mktemp("other") / "cosma.db")
+    first = await store.new_epoch(host="a", pid=1, at=1_700_000_000.0)
+    second = await other.new_epoch(host="b", pid=1, at=1_700_000_000.5)
+    third = await store.new_epoch(host="a", pid=2, at=1_700_000_001.0)
+    assert first < second < third
+    # The clock of a host went back: a restart still outranks the dispatcher before it.
+    assert await store.new_epoch(host="a", pid=3, at=1_600_000_000.0) == third + 1
+    await other.close()
+
+
 # --- transitions ---
 
 

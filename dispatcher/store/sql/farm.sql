@@ -62,4 +62,6 @@ WHERE (:id IS NULL OR id = :id) AND (:state IS NULL OR state = :state) ORDER BY 
 UPDATE requests SET state = :state, answer = :answer, finished_at = :finished_at WHERE id = :id;
 
 -- name: insert_dispatcher
-INSERT INTO dispatchers (host, pid, started_at) VALUES (:host, :pid, :started_at);
+INSERT INTO dispatchers (epoch, host, pid, started_at)
+SELECT MAX(COALESCE(MAX(epoch), 0) + 1, CAST(:started_at * 1000000 AS INTEGER)), :host, :pid, :started_at
+FROM dispatchers;
