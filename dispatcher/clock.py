@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -16,6 +17,10 @@ class Clock(Protocol):
         """Seconds that never jump: for durations, never for what is written down."""
         ...
 
+    def boot(self) -> str:
+        """Within one boot of the machine, `monotonic` of all processes is the same clock."""
+        ...
+
 
 class SystemClock:
     def now(self) -> float:
@@ -24,6 +29,9 @@ class SystemClock:
     def monotonic(self) -> float:
         return time.monotonic()
 
+    def boot(self) -> str:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
 
 @dataclass(slots=True)
 class ManualClock:
@@ -31,12 +39,16 @@ class ManualClock:
 
     wall: float = 1_700_000_000.0
     steady: float = 0.0
+    machine_boot: str = "boot-1"
 
     def now(self) -> float:
         return self.wall
 
     def monotonic(self) -> float:
         return self.steady
+
+    def boot(self) -> str:
+        return self.machine_boot
 
     def advance(self, seconds: float) -> None:
         self.wall += seconds

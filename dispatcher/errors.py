@@ -72,6 +72,10 @@ class DispatcherLocked(CosmaError):
     exit_code = ExitCode.LOCKED
 
 
+class TakenOver(DispatcherLocked):
+    """A newer dispatcher commands a host or the database: this one must leave all work alone."""
+
+
 class NoHost(CosmaError):
     """No host can be used."""
 

@@ -184,7 +184,13 @@ class Fleet:
 
 def _connection(host: InventoryHost) -> InventoryHost:
     """The host without what an executor does not depend on."""
-    plain = {"labels": (), "cordoned": False, "vram_headroom_mib": 0, "gpus": "auto"}
+    plain = {
+        "labels": (),
+        "cordoned": False,
+        "vram_headroom_mib": 0,
+        "gpus": "auto",
+        "requeue": "auto",
+    }
     kept = InventoryHost(name=host.name, address=host.address)
     return host.model_copy(update={**plain, "max_parallel": kept.max_parallel, "disk": kept.disk})
 

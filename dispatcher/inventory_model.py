@@ -61,6 +61,8 @@ class HostOptions(_Frozen):
     max_parallel: MaxParallel = MaxParallel()
     disk: Disk = Disk()
     cordoned: bool = False
+    # manual: its attempts have no lease, and only the operator gives them up when it is silent.
+    requeue: Literal["auto", "manual"] = "auto"
 
     @field_validator("identity_file", mode="after")
     @classmethod

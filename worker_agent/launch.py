@@ -34,8 +34,7 @@ def start(spec: AttemptSpec) -> StartReply:
     """Start the attempt, or say how far it is when it had been started before.
 
     Raises RefusedError: stale_epoch (a newer dispatcher has been here), stale_attempt (a later
-    attempt has),
-    busy (another attempt of the job runs), cancelled (the attempt was cancelled before).
+    attempt has), busy (another attempt of the job runs), cancelled (it was cancelled before).
     """
     if spec.protocol != PROTOCOL_VERSION:
         raise RefusedError(

@@ -166,7 +166,8 @@ class AttemptSpec(Message):
     stage: str
     run_dir: str
     stage_python: str | None = None  # interpreter with the stage dependencies; None: probe's choice
-    lease_s: float = 1800.0  # the supervisor ends the stage this long after the last renewal
+    # The supervisor ends the stage this long after the last renewal; 0: never by itself.
+    lease_s: float = 1800.0
     timeout_s: float | None = None
     gpu: str | None = None  # GPU UUID, or the CPU device's id (see GpuFacts.kind)
     gpu_kind: str = "cpu"  # "cuda" | "cpu"

@@ -7,6 +7,8 @@ an answer may have arrived.
 
 from __future__ import annotations
 
+import math
+
 from dispatcher.core.model import Stage
 
 KILL_GRACE_S = 10.0  # between TERM and KILL on the host, with room for a slow machine
@@ -38,11 +40,24 @@ def renew_at(last_renewal_attempted: float, lease_s: float) -> float:
 
 
 def renew_due(last_renewal_attempted: float, lease_s: float, now: float) -> bool:
-    return now >= renew_at(last_renewal_attempted, lease_s)
+    """Never for an attempt without a lease (`lease_s` 0)."""
+    return lease_s > 0 and now >= renew_at(last_renewal_attempted, lease_s)
+
+
+def last_attempted(now: float, stored: float | None, *, same_boot: bool) -> float:
+    """Monotonic time no renewal can have arrived after, as a restarted dispatcher knows it.
+
+    `stored` is what the one before wrote down: its clock is this one's only within one boot of
+    the machine. Else one may have arrived this moment, for all that is known.
+    """
+    return stored if same_boot and stored is not None else now
 
 
 def may_requeue_at(
     last_renewal_attempted: float, lease_s: float, grace_s: float = KILL_GRACE_S + MARGIN_S
 ) -> float:
-    """Monotonic time from which an attempt on a silent host is certainly dead."""
+    """Monotonic time from which an attempt on a silent host is certainly dead; without a lease
+    (`lease_s` 0) no silence ever proves that."""
+    if lease_s <= 0:
+        return math.inf
     return last_renewal_attempted + lease_s + grace_s

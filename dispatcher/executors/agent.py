@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dispatcher.agent_bundle import AgentBundle
-from dispatcher.errors import AgentBroken, AgentRefusal
+from dispatcher.errors import AgentBroken, AgentRefusal, TakenOver
 from dispatcher.transport.base import Completed, Stream, Transport
 from worker_agent.protocol import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_REFUSED,
     EXIT_USAGE,
+    STALE_EPOCH,
     Message,
     ProtocolError,
     Refusal,
@@ -177,7 +178,7 @@ class AgentLink:
         raise self._broken(verb, f"unexpected reply {line[:100]!r}")
 
     def check(self, verb: str, done: Completed) -> None:
-        """Raises AgentRefusal or AgentBroken unless the verb ended well."""
+        """Raises AgentRefusal, AgentBroken or TakenOver unless the verb ended well."""
         if done.returncode == EXIT_OK:
             return
         lines = [line for line in done.stdout.splitlines() if line.strip()]
@@ -187,6 +188,11 @@ class AgentLink:
             except ProtocolError:
                 pass
             else:
+                if refusal.error == STALE_EPOCH:
+                    raise TakenOver(
+                        "another dispatcher took over", where=self.name, why=refusal.message,
+                        fix="Leave the work to that one",
+                    )  # fmt: skip
                 raise AgentRefusal(refusal, where=self.name)
         raise self._broken(verb, _tail(done))
 

@@ -39,7 +39,8 @@ class Follower(Protocol):
 
 class Executor(Protocol):
     """Every method raises TransportError (link), AgentRefusal (the agent said no) or AgentBroken
-    (it could not run); transfers also raise TransferError. All of them can be repeated."""
+    (it could not run); transfers also raise TransferError. All of them can be repeated. TakenOver,
+    which is no HostError, says that the host obeys a newer dispatcher."""
 
     async def probe(self, timeout_s: float = 30.0) -> HostFacts: ...
 
