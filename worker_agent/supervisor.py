@@ -5,20 +5,23 @@ The supervisor holds the run lock, so the attempt counts as running until exit.j
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import resource
 import signal
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from worker_agent import attempts, clock, interpreter, processes
-from worker_agent.attempts import COOKIE, AttemptFiles
+from worker_agent.attempts import COOKIE, SUPERVISOR, AttemptFiles
+from worker_agent.durable import drop_torn_line, write_json
 from worker_agent.paths import work_directory
+from worker_agent.processes import Scope
 from worker_agent.protocol import AttemptSpec, ExitRecord, FailureCode, StageOutcome
 from worker_agent.refusal import is_disk_full
-from worker_agent.stages.api import Reporter, write_json
+from worker_agent.reserve import drop_reserves
+from worker_agent.stages.api import Reporter
 from worker_agent.vram import VramSampler
 
 GRACE_S = 5.0  # between TERM and KILL
@@ -42,7 +45,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     _adopt_orphans()
     events = os.open(files.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    reporter = Reporter(events, spec.attempt)
+    reporter = Reporter(events, spec.attempt, reserve=files.reserve("events"))
     began, began_wall = clock.boottime(), clock.wall()
     python = interpreter.choose(spec.stage_python, work_directory(files.run_dir))
     try:
@@ -50,7 +53,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     except (OSError, subprocess.SubprocessError) as error:
         message = f"cannot run the stage with {python}: {error}"
         _tell(reporter, "exited", cause="spawn_failed", message=message)
-        _write_exit(
+        attempts.write_exit(
             files,
             _record(
                 files, spec, "spawn_failed", began, began_wall, outcome=_spawn_outcome(message)
@@ -58,15 +61,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         )
         os.close(ready)
         return
-    stat = processes.stat_of(stage.pid)
-    _note_processes(
-        files,
-        {
-            "supervisor": os.getpid(),
-            "stage": stage.pid,
-            "stage_start_ticks": None if stat is None else stat.start_ticks,
-        },
-    )
+    _note_processes(files, {"supervisor": os.getpid(), "stage": stage.pid})
     _tell(reporter, "started", pid=stage.pid, stage=spec.stage)
     os.close(ready)
 
@@ -76,17 +71,19 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     # Not yet reaped: its pid, and with it the group's id, cannot belong to anybody else.
     processes.kill_group(stage.pid, signal.SIGKILL)
     mine = os.getpid()
-    escaped = processes.sweep(files.cookie, but=mine, parent=mine)
+    scope = Scope(files.run_dir, files.attempt)
+    escaped = processes.sweep(scope, but=(mine,), parent=mine)
     _, wait_status, usage = os.wait4(stage.pid, 0)
     returncode = os.waitstatus_to_exitcode(wait_status)
     stage.returncode = returncode
     if cause == "exited" and returncode < 0:
         cause = "signalled"
     number = -returncode if returncode < 0 else None
+    drop_torn_line(files.events)
     if escaped and cause == "exited":
         _tell(reporter, "warning", message=f"{escaped} processes outlived their stage: killed")
     _tell(reporter, "exited", cause=cause, returncode=None if number else returncode, signal=number)
-    os.fsync(events)
+    _flush(events)
     record = _record(
         files,
         spec,
@@ -99,7 +96,17 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         usage=usage,
         peak_vram_mib=peak_vram_mib,
     )
-    _write_exit(files, record)
+    attempts.write_exit(files, record)
+    drop_reserves(files)
+
+
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        # A file system that allocates late; the exit record has room of its own.
 
 
 def _tell(reporter: Reporter, kind: str, **payload: object) -> None:
@@ -111,13 +118,18 @@ def _tell(reporter: Reporter, kind: str, **payload: object) -> None:
         # A full disk must not cost the stage its supervisor: exit.json will say the same.
 
 
-def _note_processes(files: AttemptFiles, pids: dict[str, int | None]) -> None:
+def _note_processes(files: AttemptFiles, pids: dict[str, int]) -> None:
+    """With their start times: a pid alone may by now be somebody else's."""
+    known: dict[str, int | None] = {}
+    for name, pid in pids.items():
+        stat = processes.stat_of(pid)
+        known |= {name: pid, f"{name}_start_ticks": None if stat is None else stat.start_ticks}
     try:
-        write_json(files.processes, pids)
+        write_json(files.processes, known)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        # Only the reply to a repeated `start` reads it.
+        # Without it a `cancel` after our death only waits longer.
 
 
 def _adopt_orphans() -> None:
@@ -136,6 +148,7 @@ def _spawn(
     environment = {
         **os.environ,
         COOKIE: files.cookie,
+        SUPERVISOR: str(os.getpid()),
         "COSMA_EVENTS_FD": str(events),
         "CUDA_VISIBLE_DEVICES": (spec.gpu or "") if spec.gpu_kind == "cuda" else "",
         "PYTHONPATH": str(code),
@@ -170,7 +183,7 @@ def _watch(
     files: AttemptFiles, spec: AttemptSpec, pid: int, began: float, sampler: VramSampler | None
 ) -> str:
     """Until the stage has ended (it stays a zombie): why it did."""
-    lease_until = clock.boottime() + spec.lease_s
+    lease_until = clock.boottime() + spec.lease_s if spec.lease_s > 0 else math.inf
     stop: _Stop | None = None
     while True:
         received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, _TICK_S)
@@ -183,11 +196,12 @@ def _watch(
             if now >= stop.kill_at:
                 processes.kill_group(pid, signal.SIGKILL)
             continue
-        if received is not None and received.si_signo == signal.SIGTERM:
-            stop = _Stop("cancelled", now + GRACE_S)
-        elif files.cancel.exists():
+        if files.cancel.exists():
             request = attempts.read_json(files.cancel) or {}
             stop = _Stop("cancelled", now + float(request.get("grace_s", GRACE_S)))
+        elif received is not None and received.si_signo == signal.SIGTERM:
+            # Nobody cancelled: the host is being shut down, or somebody ends us by hand.
+            stop = _Stop("terminated", now + GRACE_S)
         elif spec.timeout_s is not None and now - began > spec.timeout_s:
             stop = _Stop("timeout", now + GRACE_S)
         elif now > lease_until:
@@ -253,19 +267,3 @@ def _spawn_outcome(message: str) -> StageOutcome:
         message=message,
         advice="install the stage environment on this host: cosma worker bootstrap",
     )
-
-
-def _write_exit(files: AttemptFiles, record: ExitRecord) -> None:
-    """Durable before the lock goes. On a full disk give back what the attempt no longer needs
-    and write the record without the stage's evidence."""
-    try:
-        write_json(files.exit, json.loads(record.to_json()))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        for path in (files.lease, files.processes, *files.directory.glob(".*.tmp")):
-            path.unlink(missing_ok=True)
-        outcome = record.outcome
-        if outcome is not None:
-            outcome = replace(outcome, evidence={}, metrics={})
-        write_json(files.exit, json.loads(replace(record, outcome=outcome).to_json()))
