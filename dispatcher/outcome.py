@@ -14,6 +14,10 @@ _CAUSES: dict[str, tuple[Reason, str]] = {
     ),
     "cancelled": (Reason.CANCELLED, "it was cancelled on the host"),
     "timeout": (Reason.STAGE_TIMEOUT, "it ran past its time limit"),
+    "oom_killed": (
+        Reason.OUT_OF_MEMORY,
+        "the kernel ended it because the host's memory was used up",
+    ),
     "spawn_failed": (Reason.TOOL_MISSING, "the stage's interpreter could not be started"),
 }
 
@@ -37,7 +41,8 @@ def event_of(status: AttemptStatus, *, host: str, stage: str, at: float, stimulu
             metrics=dict(outcome.metrics),
             resumed=outcome.resumed,
         )
-    if outcome is not None and outcome.reason is not None:
+    # A stage that is being ended may still blame its data: a decoder that was killed with it, say.
+    if outcome is not None and outcome.reason is not None and record.cause not in _CAUSES:
         return AttemptFailed(
             at=at,
             stimulus=stimulus,
@@ -62,9 +67,18 @@ def _cause(record: ExitRecord) -> tuple[Reason, str]:
     if record.cause in _CAUSES:
         return _CAUSES[record.cause]
     if record.signal is not None:
-        name = signal.Signals(record.signal).name
-        return Reason.STAGE_SIGNALLED, f"ended by {name} after {record.wall_s:.0f} s"
+        return (
+            Reason.STAGE_SIGNALLED,
+            f"ended by {_signal_name(record.signal)} after {record.wall_s:.0f} s",
+        )
     return Reason.STAGE_CRASHED, f"ended with exit code {record.returncode} and no result"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time signals have no names
+        return f"signal {number}"
 
 
 def _lost(

@@ -301,7 +301,7 @@ _NO_REASON: Final[dict[str, Any]] = {"reason": None, "message": "", "advice": ""
 
 def _after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...]) -> Outcome:
     """Apply the decision: go on at step `again` on this host, go elsewhere, or settle."""
-    decision = decide(job, event.reason)
+    decision = decide(job, event.reason, blame=getattr(event, "blame", None))
     if decision.verdict is m.Verdict.HOLD:
         return _settle_bad(job, event, JobState.HELD, decision)
     if decision.verdict is m.Verdict.FAIL:
@@ -311,6 +311,7 @@ def _after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...
         step=again,
         reservation=None,
         need_mib=decision.need_mib,
+        shrink=decision.shrink,
         retries={**job.retries, decision.layer.value: decision.retries_used + 1},
         not_before=event.at + decision.delay_s,
         reason=event.reason,

@@ -144,6 +144,9 @@ class Reason(StrEnum):
     GPU_BUSY = "gpu_busy"
     SLOT_BUSY = "slot_busy"
     HOST_CORDONED = "host_cordoned"
+    HOST_DRAINING = "host_draining"
+    HOST_QUARANTINED = "host_quarantined"
+    GPU_QUARANTINED = "gpu_quarantined"
     DISK_LOW = "disk_low"
     PROBE_STALE = "probe_stale"
     BACKOFF = "backoff"
@@ -195,7 +198,16 @@ class Job:
     message: str = ""
     advice: str = ""
     avoid_hosts: tuple[str, ...] = ()  # hosts that failed this job on a host or transport fault
+    shrink: int = 0  # steps down to a smaller plan, taken after running out of memory
     revision: int = 0  # of the stored row; the store's fence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """Failures made a host or a GPU suspect; nothing starts there before a self-test passed."""
+
+    line: str  # since when, why, until when, what lifts it
+    failed_test: bool = False  # proven unfit: what waits there goes elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +221,7 @@ class GpuView:
     free_mib: int
     own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> MiB used
     foreign_mib: int = 0
+    quarantine: Quarantine | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +232,10 @@ class HostView:
     reachable: bool
     unreachable_reason: Reason | None = None
     unreachable_message: str = ""
+    silent_s: float = 0.0  # unreachable for so long
     cordoned: bool = False
+    draining: bool = False  # what waits there goes elsewhere
+    quarantine: Quarantine | None = None
     ready: bool = True  # stage dependencies are there
     not_ready_message: str = ""
     gpus: tuple[GpuView, ...] = ()
@@ -288,6 +304,7 @@ class AttemptFailed(Event):
     message: str
     advice: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
+    blame: Layer | None = None  # HOST or GPU: the place is suspect, the job's budget stays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,15 +6,19 @@ data that cannot work is held at once instead of being tried again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
 
-from dispatcher.core.model import Job, Layer, Reason, Verdict
+from dispatcher.core.model import Job, JobKind, Layer, Reason, Stage, Step, Verdict
 
 MAX_DELAY_S = 900.0
 JITTER = 0.25  # a delay lies within +- this share of its nominal value
 OOM_FACTOR = 1.5
+SHRINK_STEPS = 2  # smaller plans of the training that are tried before a bigger GPU
+# Results lie on one host only: a collection outlasts a host that is away for half an hour.
+COLLECT_RETRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Decision:
     delay_s: float = 0.0
     elsewhere: bool = False
     need_mib: int | None = None  # the job's memory need from now on
+    shrink: int = 0  # steps down to a smaller plan from now on
     retries_used: int = 0  # in the layer, before this decision
     advice: str = ""
 
@@ -68,16 +73,26 @@ RULES: dict[Reason, Rule] = {
     Reason.STITCH_NO_INPUTS: Rule(Layer.DATA, _HOLD, "finish a segment of it first"),
     # Resources: another plan, or another place.
     Reason.GPU_OUT_OF_MEMORY: Rule(
-        Layer.GPU, Verdict.ESCALATE, "needs a GPU with more memory, or a lower train cap", 3, 1.0
-    ),
-    Reason.GPU_FAULT: Rule(
-        Layer.GPU, _RETRY, "the GPU reports faults: test or replace it", 3, 5.0, elsewhere_after=0
+        Layer.RESOURCE,
+        Verdict.ESCALATE,
+        "needs a GPU with more memory, or a lower train cap",
+        3,
+        1.0,
     ),
     Reason.OUT_OF_MEMORY: Rule(
-        Layer.RESOURCE, Verdict.ESCALATE, "needs a host with more memory", 3, 1.0
+        Layer.RESOURCE,
+        Verdict.ESCALATE,
+        "needs a host with more memory",
+        3,
+        10.0,
+        elsewhere_after=1,
     ),
     Reason.DISK_FULL: Rule(
         Layer.RESOURCE, _RETRY, "free disk space on the host", 3, 5.0, elsewhere_after=0
+    ),
+    # GPU: the device, not the work. Its breaker opens, so that a second try gets another one.
+    Reason.GPU_FAULT: Rule(
+        Layer.GPU, _RETRY, "the GPU reports faults: test or replace it", 3, 5.0, elsewhere_after=1
     ),
     # Transport: says nothing about the job.
     Reason.TRANSFER_FAILED: Rule(Layer.TRANSPORT, _RETRY, "check the link to the host", 5, 2.0),
@@ -87,10 +102,10 @@ RULES: dict[Reason, Rule] = {
     ),
     # Host: the machine, not the work.
     Reason.HOST_KEY_MISMATCH: Rule(
-        Layer.HOST, _RETRY, "compare the host key, then cosma worker add it again", 5, 0.0, 0
+        Layer.HOST, _RETRY, "compare the host key, then cosma worker add it again", 5, 5.0, 0
     ),
     Reason.HOST_AUTH_FAILED: Rule(
-        Layer.HOST, _RETRY, "check user and identity_file of the host", 5, 0.0, 0
+        Layer.HOST, _RETRY, "check user and identity_file of the host", 5, 5.0, 0
     ),
     Reason.HOST_REBOOTED: Rule(
         Layer.HOST, _RETRY, "find out why the host reboots", 5, 5.0, elsewhere_after=2
@@ -117,6 +132,9 @@ RULES: dict[Reason, Rule] = {
     Reason.GPU_BUSY: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.SLOT_BUSY: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.HOST_CORDONED: Rule(Layer.WAITING, _HOLD, "cosma worker resume a host"),
+    Reason.HOST_DRAINING: Rule(Layer.WAITING, _HOLD, "cosma worker resume a host"),
+    Reason.HOST_QUARANTINED: Rule(Layer.WAITING, _HOLD, _WAIT),
+    Reason.GPU_QUARANTINED: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.DISK_LOW: Rule(Layer.WAITING, _HOLD, "free disk space on a host"),
     Reason.PROBE_STALE: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.BACKOFF: Rule(Layer.WAITING, _HOLD, _WAIT),
@@ -135,18 +153,30 @@ def delay_s(job: str, layer: Layer, used: int, base_s: float) -> float:
     return nominal * (1.0 - JITTER + 2.0 * JITTER * unit)
 
 
-def decide(job: Job, reason: Reason) -> Decision:
-    """What follows when `job` met `reason` now. Never raises: every Reason has a rule."""
+def decide(job: Job, reason: Reason, *, blame: Layer | None = None) -> Decision:
+    """What follows when `job` met `reason` now. Never raises: every Reason has a rule.
+
+    `blame` HOST or GPU: a breaker holds the place responsible, so that the failure is counted in
+    that layer's budget and not in the job's own.
+    """
     rule = RULES[reason]
+    if blame is Layer.HOST:
+        rule = dataclasses.replace(RULES[Reason.AGENT_FAILED], elsewhere_after=0)
+    elif blame is Layer.GPU:
+        rule = RULES[Reason.GPU_FAULT]
     used = job.retries.get(rule.layer, 0)
     if rule.verdict in (Verdict.HOLD, Verdict.FAIL):
         return _settle(job, rule, rule.verdict, used)
-    if used >= rule.retries:
+    collecting = job.step is Step.COLLECT and rule.layer in (Layer.TRANSPORT, Layer.HOST)
+    if used >= (COLLECT_RETRIES if collecting else rule.retries):
         return _settle(job, rule, Verdict.HOLD, used)
-    verdict, need_mib = rule.verdict, job.need_mib
+    verdict, need_mib, shrink = rule.verdict, job.need_mib, job.shrink
     if verdict is Verdict.ESCALATE:
         promised = job.reservation.mib if job.reservation else 0
-        if promised:
+        trains = job.kind is JobKind.RECONSTRUCT and job.stage is Stage.TRAINING
+        if trains and shrink < SHRINK_STEPS:
+            shrink += 1
+        elif promised:
             need_mib = math.ceil(promised * OOM_FACTOR)
         else:
             verdict = Verdict.RETRY  # the stage holds no device memory that could be raised
@@ -154,8 +184,11 @@ def decide(job: Job, reason: Reason) -> Decision:
         verdict=verdict,
         layer=rule.layer,
         delay_s=delay_s(job.id, rule.layer, used, rule.base_delay_s),
-        elsewhere=rule.elsewhere_after is not None and used >= rule.elsewhere_after,
+        elsewhere=verdict is not Verdict.ESCALATE
+        and rule.elsewhere_after is not None
+        and used >= rule.elsewhere_after,
         need_mib=need_mib,
+        shrink=shrink,
         retries_used=used,
         advice=rule.advice.replace("JOB", job.id),
     )
@@ -166,6 +199,7 @@ def _settle(job: Job, rule: Rule, verdict: Verdict, used: int) -> Decision:
         verdict=verdict,
         layer=rule.layer,
         need_mib=job.need_mib,
+        shrink=job.shrink,
         retries_used=used,
         advice=rule.advice.replace("JOB", job.id),
     )

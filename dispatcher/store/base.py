@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Event, Job, JobState, Waiting
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (
@@ -222,7 +223,23 @@ class Store(Protocol):
         """Keeps the last facts when it brings none, and the cordon of a host that is known."""
         ...
 
-    async def set_cordoned(self, host: str, cordoned: bool) -> None: ...
+    async def set_cordoned(self, host: str, cordoned: bool, *, draining: bool = False) -> None:
+        """The operator's word; `draining` means something for a cordoned host only."""
+        ...
+
+    async def cordons(self) -> dict[str, bool]:
+        """Cordoned hosts; True for those that are to be drained."""
+        ...
+
+    async def save_breaker(self, breaker: Breaker) -> None: ...
+
+    async def breakers(self) -> dict[str, Breaker]:
+        """By host name or GPU UUID."""
+        ...
+
+    async def reset_breakers(self, host: str) -> int:
+        """Forget those of a host and of its GPUs; how many there were."""
+        ...
 
     async def hosts(self) -> list[Host]: ...
 

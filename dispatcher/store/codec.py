@@ -7,6 +7,7 @@ import json
 import sqlite3
 from typing import Any
 
+from dispatcher.core.breaker import Breaker, Failure, Position
 from dispatcher.core.model import (
     Event,
     Job,
@@ -143,8 +144,23 @@ def event_of(row: sqlite3.Row) -> EventRow:
 
 def host_of(row: sqlite3.Row) -> Host:
     values = _plain(row, "facts")
-    values["cordoned"] = bool(values["cordoned"])
+    values.update(cordoned=bool(values["cordoned"]), draining=bool(values["draining"]))
     return Host(**values)
+
+
+def breaker_values(breaker: Breaker) -> dict[str, Any]:
+    values = {f.name: getattr(breaker, f.name) for f in dataclasses.fields(breaker)}
+    values["failures"] = to_json([dataclasses.asdict(failure) for failure in breaker.failures])
+    return values
+
+
+def breaker_of(row: sqlite3.Row) -> Breaker:
+    values = _plain(row, "failures")
+    values.update(
+        position=Position(values["position"]),
+        failures=tuple(Failure(**failure) for failure in values["failures"]),
+    )
+    return Breaker(**values)
 
 
 def gpu_of(row: sqlite3.Row) -> Gpu:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Job, JobState
 from dispatcher.store import codec
 from dispatcher.store.base import StoreError
@@ -49,8 +50,25 @@ def upsert_host(db: Database, host: Host) -> None:
         )
 
 
-def set_cordoned(db: Database, name: str, cordoned: bool, at: float) -> None:
-    db.change("cordon_host", name=name, cordoned=cordoned, updated_at=at)
+def set_cordoned(db: Database, name: str, cordoned: bool, draining: bool, at: float) -> None:
+    db.change("cordon_host", name=name, cordoned=cordoned, draining=draining, updated_at=at)
+
+
+def cordons(db: Database) -> dict[str, bool]:
+    return {row["name"]: bool(row["draining"]) for row in db.rows("select_cordons")}
+
+
+def save_breaker(db: Database, breaker: Breaker) -> None:
+    db.change("save_breaker", **codec.breaker_values(breaker))
+
+
+def breakers(db: Database) -> dict[str, Breaker]:
+    found = (codec.breaker_of(row) for row in db.rows("select_breakers"))
+    return {breaker.key: breaker for breaker in found}
+
+
+def reset_breakers(db: Database, host: str) -> int:
+    return db.change("delete_breakers", host=host)
 
 
 def hosts(db: Database) -> list[Host]:

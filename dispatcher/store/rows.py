@@ -143,6 +143,7 @@ class Host:
     probed_at: float | None  # when those facts arrived
     updated_at: float
     cordoned: bool = False  # by the operator, beside the inventory's own flag
+    draining: bool = False  # a cordoned host that is also to be emptied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dispatcher.clock import Clock, SystemClock
+from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Event, Job, JobState, Waiting
 from dispatcher.store import farm, jobs, streams
 from dispatcher.store.base import StoreError
@@ -265,8 +266,22 @@ class SqliteStore:
     async def upsert_host(self, host: Host) -> None:
         await self._writer.write(False, farm.upsert_host, host)
 
-    async def set_cordoned(self, host: str, cordoned: bool) -> None:
-        await self._writer.write(True, farm.set_cordoned, host, cordoned, self._clock.now())
+    async def set_cordoned(self, host: str, cordoned: bool, *, draining: bool = False) -> None:
+        await self._writer.write(
+            True, farm.set_cordoned, host, cordoned, draining, self._clock.now()
+        )
+
+    async def cordons(self) -> dict[str, bool]:
+        return await self._reader.read(farm.cordons)
+
+    async def save_breaker(self, breaker: Breaker) -> None:
+        await self._writer.write(True, farm.save_breaker, breaker)
+
+    async def breakers(self) -> dict[str, Breaker]:
+        return await self._reader.read(farm.breakers)
+
+    async def reset_breakers(self, host: str) -> int:
+        return await self._writer.write(True, farm.reset_breakers, host)
 
     async def hosts(self) -> list[Host]:
         return await self._reader.read(farm.hosts)

@@ -20,7 +20,7 @@ from dispatcher.core.machine import (
     recover,
     step,
 )
-from dispatcher.core.model import Job, JobKind, JobState, Reason, Stage, Step
+from dispatcher.core.model import Job, JobKind, JobState, Layer, Reason, Stage, Step
 
 FAILURES = [r for r in Reason if r is not Reason.BACKOFF]
 
@@ -86,11 +86,12 @@ class Shell(RuleBasedStateMachine):
         self.clock += 1.0
         return self.clock
 
-    @rule(host=st.sampled_from(["h1", "h2"]))
-    def decide(self, host: str) -> None:
+    @rule(host=st.sampled_from(["h1", "h2"]), move=st.integers(0, 5).map(lambda n: n == 0))
+    def decide(self, host: str, move: bool = False) -> None:
+        """`move`: its host is drained, so it goes to another one from wherever it waits."""
         if self.job.step is not Step.PLACE:
             return
-        if self.job.host is None:
+        if self.job.host is None or move:
             self.feed(m.HostAssigned(at=self.now(), host=host))
         else:
             self.feed(m.StagePlaced(at=self.now(), reservation=reservation(self.job)))
@@ -279,23 +280,33 @@ def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> No
     assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
 
 
-def test_out_of_memory_asks_for_half_as_much_again_three_times() -> None:
+@pytest.mark.parametrize("reason", [Reason.GPU_OUT_OF_MEMORY, Reason.OUT_OF_MEMORY])
+def test_training_out_of_memory_takes_smaller_plans_then_a_bigger_gpu(reason: Reason) -> None:
     job = at_run(Stage.TRAINING)
-    needs = []
+    plans = []
     for _ in range(3):
-        job, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
-        assert job.need_mib is not None and job.host == "h"
-        needs.append(job.need_mib)
-        promised = dataclasses.replace(reservation(job), mib=job.need_mib)
+        job, _ = step(job, failed(job, reason))
+        assert (job.step, job.host) == (Step.PLACE, "h")
+        plans.append((job.shrink, job.need_mib))
+        promised = dataclasses.replace(reservation(job), mib=job.need_mib or 1000)
         job = drive(job, [m.StagePlaced(at=0.0, reservation=promised)])
-    assert needs == [1500, 2250, 3375]
-    held, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
+    assert plans == [(1, None), (2, None), (2, 1500)]
+    held, _ = step(job, failed(job, reason))
+    assert held.state is JobState.HELD and f"cosma job retry {job.id}" in held.advice
+
+
+def test_a_suspect_host_pays_for_the_failure_and_the_job_goes_elsewhere() -> None:
+    job = at_run(Stage.COLMAP_RECONSTRUCTION, retries={"code": 1})
+    held, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert held.state is JobState.HELD
+    moved, _ = step(job, failed(job, Reason.STAGE_CRASHED, blame=Layer.HOST))
+    assert (moved.state, moved.host, moved.avoid_hosts) == (JobState.QUEUED, None, ("h",))
+    assert moved.retries == {"code": 1, "host": 1}
 
 
 def test_results_are_collected_from_the_host_that_has_them_or_not_at_all() -> None:
     job = new_job(host="h", stage=Stage.SPLAT_EXPORT, step=Step.COLLECT, state=JobState.RUNNING)
-    for tries in range(1, 6):
+    for tries in range(1, 11):
         job, effects = step(
             job, m.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x")
         )

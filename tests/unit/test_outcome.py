@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.core.model import AttemptFailed, AttemptSucceeded, Event, Reason
+from dispatcher.core.model import AttemptFailed, AttemptSucceeded, Event, Layer, Reason
 from dispatcher.core.retry import RULES
 from dispatcher.outcome import event_of
 from worker_agent.protocol import (
@@ -66,6 +66,8 @@ def test_every_failure_code_has_a_reason_and_a_rule(code: FailureCode) -> None:
         ({"cause": "lease_expired", "signal": 15}, Reason.LEASE_EXPIRED, "renewal"),
         ({"cause": "timeout", "signal": 9}, Reason.STAGE_TIMEOUT, "time limit"),
         ({"cause": "signalled", "signal": 11}, Reason.STAGE_SIGNALLED, "SIGSEGV"),
+        ({"cause": "signalled", "signal": 40}, Reason.STAGE_SIGNALLED, "signal 40"),
+        ({"cause": "oom_killed", "signal": 9}, Reason.OUT_OF_MEMORY, "memory"),
         ({"cause": "exited", "returncode": 0}, Reason.STAGE_CRASHED, "no result"),
     ],
 )
@@ -75,6 +77,17 @@ def test_no_result_is_never_success(changes: dict[str, Any], reason: Reason, say
     assert event.reason is reason
     assert says in event.message
     assert "gpu-a" in event.message
+
+
+@pytest.mark.parametrize("cause", ["lease_expired", "cancelled", "timeout", "oom_killed"])
+def test_a_stage_that_was_ended_does_not_blame_its_data(cause: str) -> None:
+    """The decoder dies with its stage, and the stage still says what it believes to be wrong."""
+    outcome = StageOutcome(ok=False, reason=FailureCode.DECODE_FAILED, message="ffmpeg died")
+    event = _event(_record(cause=cause, signal=15, outcome=outcome))
+    assert isinstance(event, AttemptFailed)
+    assert RULES[event.reason].layer is not Layer.DATA
+    done = _event(_record(cause=cause, signal=15))
+    assert isinstance(done, AttemptSucceeded), "what was finished before is never run again"
 
 
 def test_a_reboot_is_told_apart_from_processes_that_vanished() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.model import Job, JobKind, Layer, Reason, Reservation, Verdict
+from dispatcher.core.model import Job, JobKind, Layer, Reason, Reservation, Stage, Step, Verdict
 from dispatcher.core.retry import JITTER, MAX_DELAY_S, RULES, decide, delay_s, layer_of
 from worker_agent.protocol import FailureCode
 
@@ -90,15 +90,45 @@ def test_a_rebooted_host_keeps_its_job_until_it_reboots_again_and_again() -> Non
 
 
 def test_out_of_memory_escalates_what_was_promised() -> None:
-    promised = Reservation(job="j", attempt=1, host="h", slot="train", gpu="G", mib=6001)
-    job = dataclasses.replace(JOB, reservation=promised)
+    promised = Reservation(job="j", attempt=1, host="h", slot="stitch", gpu="G", mib=6001)
+    job = dataclasses.replace(JOB, kind=JobKind.STITCH, stage=Stage.STITCH, reservation=promised)
     decision = decide(job, Reason.GPU_OUT_OF_MEMORY)
-    assert (decision.verdict, decision.need_mib) == (Verdict.ESCALATE, 9002)
-    spent = dataclasses.replace(job, retries={"gpu": 3}, need_mib=20000)
+    assert (decision.verdict, decision.need_mib, decision.shrink) == (Verdict.ESCALATE, 9002, 0)
+    spent = dataclasses.replace(job, retries={"resource": 3}, need_mib=20000)
     assert decide(spent, Reason.GPU_OUT_OF_MEMORY).verdict is Verdict.HOLD
-    # A stage without a device has no memory promise that could be raised.
-    plain = decide(JOB, Reason.OUT_OF_MEMORY)
-    assert (plain.verdict, plain.need_mib) == (Verdict.RETRY, None)
+
+
+def test_a_stage_without_a_device_that_ran_out_of_memory_goes_elsewhere_the_second_time() -> None:
+    first = decide(JOB, Reason.OUT_OF_MEMORY)
+    assert (first.verdict, first.need_mib, first.elsewhere) == (Verdict.RETRY, None, False)
+    assert decide(with_retries(resource=1), Reason.OUT_OF_MEMORY).elsewhere
+
+
+def test_resource_gpu_and_code_have_budgets_of_their_own() -> None:
+    tired = with_retries(resource=3, code=1)
+    assert decide(tired, Reason.GPU_FAULT).verdict is Verdict.RETRY
+    assert decide(with_retries(gpu=3), Reason.GPU_FAULT).verdict is Verdict.HOLD
+    assert decide(with_retries(gpu=3), Reason.DISK_FULL).verdict is Verdict.RETRY
+
+
+def test_results_wait_longer_for_a_host_that_is_away() -> None:
+    job = dataclasses.replace(with_retries(transport=9), step=Step.COLLECT, host="h")
+    assert decide(job, Reason.HOST_UNREACHABLE).verdict is Verdict.RETRY
+    spent = dataclasses.replace(job, retries={"transport": 10})
+    assert decide(spent, Reason.HOST_UNREACHABLE).verdict is Verdict.HOLD
+    patience = sum(delay_s("j", Layer.TRANSPORT, n, 2.0) for n in range(10))
+    assert patience > 1200
+
+
+def test_blame_moves_a_failure_to_the_place_s_budget() -> None:
+    spent = with_retries(code=1)
+    assert decide(spent, Reason.STAGE_CRASHED).verdict is Verdict.HOLD
+    host = decide(spent, Reason.STAGE_CRASHED, blame=Layer.HOST)
+    assert (host.verdict, host.layer, host.elsewhere) == (Verdict.RETRY, Layer.HOST, True)
+    device = decide(spent, Reason.STAGE_CRASHED, blame=Layer.GPU)
+    assert (device.layer, device.elsewhere) == (Layer.GPU, False)
+    used = with_retries(host=5)
+    assert decide(used, Reason.STAGE_CRASHED, blame=Layer.HOST).verdict is Verdict.HOLD
 
 
 def test_a_lease_that_ran_out_on_the_host_says_nothing_against_the_host() -> None:

@@ -33,9 +33,28 @@ ON CONFLICT (name) DO UPDATE SET
     probed_at = COALESCE(excluded.probed_at, hosts.probed_at);
 
 -- name: cordon_host
-INSERT INTO hosts (name, state, message, facts, cordoned, probed_at, updated_at)
-VALUES (:name, 'unknown', 'not probed yet', NULL, :cordoned, NULL, :updated_at)
-ON CONFLICT (name) DO UPDATE SET cordoned = excluded.cordoned;
+INSERT INTO hosts (name, state, message, facts, cordoned, draining, probed_at, updated_at)
+VALUES (:name, 'unknown', 'not probed yet', NULL, :cordoned, :draining, NULL, :updated_at)
+ON CONFLICT (name) DO UPDATE SET cordoned = excluded.cordoned, draining = excluded.draining;
+
+-- name: select_cordons
+SELECT name, draining FROM hosts WHERE cordoned ORDER BY name;
+
+-- name: save_breaker
+INSERT INTO breakers (
+    key, host, gpu, position, why, failures, opened_at, until, trips, failed_tests
+) VALUES (
+    :key, :host, :gpu, :position, :why, :failures, :opened_at, :until, :trips, :failed_tests
+) ON CONFLICT (key) DO UPDATE SET
+    host = excluded.host, position = excluded.position, why = excluded.why,
+    failures = excluded.failures, opened_at = excluded.opened_at, until = excluded.until,
+    trips = excluded.trips, failed_tests = excluded.failed_tests;
+
+-- name: select_breakers
+SELECT * FROM breakers ORDER BY key;
+
+-- name: delete_breakers
+DELETE FROM breakers WHERE host = :host;
 
 -- name: select_hosts
 SELECT * FROM hosts ORDER BY name;

@@ -26,11 +26,11 @@ SELECT * FROM runs WHERE job = :job;
 INSERT INTO jobs (
     id, kind, acquisition, name, auv, created_at, state, step, stage, priority, host, attempt,
     inputs_on_host, need_mib, input_bytes, retries, not_before, reason, message, advice,
-    avoid_hosts, revision
+    avoid_hosts, shrink, revision
 ) VALUES (
     :id, :kind, :acquisition, :name, :auv, :created_at, :state, :step, :stage, :priority, :host,
     :attempt, :inputs_on_host, :need_mib, :input_bytes, :retries, :not_before, :reason, :message,
-    :advice, :avoid_hosts, :revision
+    :advice, :avoid_hosts, :shrink, :revision
 ) ON CONFLICT DO NOTHING;
 
 -- name: select_jobs
@@ -48,7 +48,8 @@ UPDATE jobs SET
     state = :state, step = :step, stage = :stage, priority = :priority, host = :host,
     attempt = :attempt, inputs_on_host = :inputs_on_host, need_mib = :need_mib,
     input_bytes = :input_bytes, retries = :retries, not_before = :not_before, reason = :reason,
-    message = :message, advice = :advice, avoid_hosts = :avoid_hosts, revision = revision + 1
+    message = :message, advice = :advice, avoid_hosts = :avoid_hosts, shrink = :shrink,
+    revision = revision + 1
 WHERE id = :id AND revision = :revision;
 
 -- name: upsert_progress
