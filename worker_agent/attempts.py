@@ -10,11 +10,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from worker_agent.clock import boot_id
+from worker_agent.durable import write_json
 from worker_agent.paths import run_directory
 from worker_agent.protocol import (
     AttemptRef,
@@ -25,8 +26,10 @@ from worker_agent.protocol import (
     ProtocolError,
     StageOutcome,
 )
+from worker_agent.refusal import is_disk_full
 
 COOKIE = "COSMA_ATTEMPT"
+SUPERVISOR = "COSMA_SUPERVISOR"  # in the stage's environment: the pid that should be its parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class AttemptFiles:
     @property
     def processes(self) -> Path:
         return self.directory / "processes.json"
+
+    def reserve(self, name: str) -> Path:
+        """The preallocated file for the record `name`: see worker_agent.reserve."""
+        return self.directory / f"reserve.{name}"
 
     @property
     def lock(self) -> Path:
@@ -169,8 +176,12 @@ def status(files: AttemptFiles) -> AttemptStatus:
 
 
 def _exit_record(files: AttemptFiles) -> ExitRecord | None:
+    """One that cannot be understood is as good as none: it must not spoil the answer for all."""
     value = read_json(files.exit)
-    return None if value is None else ExitRecord.from_dict(value)
+    try:
+        return None if value is None else ExitRecord.from_dict(value)
+    except ProtocolError:
+        return None
 
 
 def read_outcome(files: AttemptFiles) -> StageOutcome | None:
@@ -189,26 +200,72 @@ def _harvest(files: AttemptFiles, started: dict[str, Any]) -> ExitRecord | None:
     outcome = read_outcome(files)
     if outcome is None:
         return None
-    spec = AttemptSpec.from_dict(started.get("spec"))
-    began = float(started.get("time", 0.0))
+    returncode = 0 if outcome.ok else 1
     ended = files.result.stat().st_mtime
+    return _unsupervised(files, started, "exited", ended, outcome=outcome, returncode=returncode)
+
+
+def ended_record(files: AttemptFiles, cause: str, ended: float) -> ExitRecord | None:
+    """The exit record of an attempt that was killed while it had no supervisor; None when it was
+    never started."""
+    started = read_json(files.started)
+    if started is None:
+        return None
+    return _unsupervised(files, started, cause, ended, outcome=read_outcome(files), number=9)
+
+
+def _unsupervised(
+    files: AttemptFiles,
+    started: dict[str, Any],
+    cause: str,
+    ended: float,
+    *,
+    outcome: StageOutcome | None,
+    returncode: int | None = None,
+    number: int | None = None,
+) -> ExitRecord | None:
+    """What can be known of an attempt that nobody waited for: its own word on what it used."""
+    try:
+        spec = AttemptSpec.from_dict(started.get("spec"))
+    except ProtocolError:
+        return None
+    usage = (read_json(files.result) or {}).get("usage")
+    if not isinstance(usage, dict):
+        usage = {}
+    began = float(started.get("time", 0.0))
     return ExitRecord(
         attempt=files.attempt,
         stage=spec.stage,
-        returncode=0 if outcome.ok else 1,
-        signal=None,
-        cause="exited",
+        returncode=returncode,
+        signal=number,
+        cause=cause,
         outcome=outcome,
         started_at=began,
         ended_at=ended,
         wall_s=max(0.0, ended - began),
-        cpu_s=0.0,
-        peak_rss_mib=0.0,
+        cpu_s=float(usage.get("cpu_s", 0.0)),
+        peak_rss_mib=float(usage.get("peak_rss_mib", 0.0)),
         peak_vram_mib=None,
         events_bytes=_size(files.events),
         log_bytes=_size(files.log),
         boot_id=str(started.get("boot_id", "")),
     )
+
+
+def write_exit(files: AttemptFiles, record: ExitRecord) -> None:
+    """Durable before the lock goes, also on a full disk; there a record that is too long for its
+    reserve goes without the stage's evidence and metrics."""
+    reserve = files.reserve("exit")
+    try:
+        write_json(files.exit, json.loads(record.to_json()), reserve=reserve)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        outcome = record.outcome
+        if outcome is not None:
+            outcome = replace(outcome, evidence={}, metrics={})
+        short = replace(record, outcome=outcome)
+        write_json(files.exit, json.loads(short.to_json()), reserve=reserve)
 
 
 def attempts_of(run_dir: Path) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from worker_agent.attempts import AttemptFiles
 from worker_agent.disk import verify_frames
 from worker_agent.protocol import Artifact, AttemptSpec, ProtocolError, StageOutcome
 from worker_agent.refusal import RefusedError
@@ -139,7 +140,8 @@ class Checkpoint:
         self.stage_hashes[spec.stage] = digest
         self.artifacts[spec.stage] = made.files
         self.metrics[spec.stage] = made.metrics
-        write_json(self.run_dir / PATH, self.to_dict())
+        reserve = AttemptFiles(self.run_dir, spec.attempt).reserve("checkpoint")
+        write_json(self.run_dir / PATH, self.to_dict(), reserve=reserve)
 
     def to_dict(self) -> dict[str, Any]:
         """The public format, folders absolute, time in ISO 8601 UTC."""

@@ -6,8 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
-from worker_agent.refusal import RefusedError
-from worker_agent.stages.api import write_json
+from worker_agent.durable import overwrite_text, write_json
+from worker_agent.refusal import RefusedError, is_disk_full
 
 
 def state_directory(work_dir: Path) -> Path:
@@ -29,12 +29,23 @@ def check_epoch(work_dir: Path, epoch: int) -> None:
             raise RefusedError(
                 "stale_epoch",
                 f"{work_dir} obeys dispatcher epoch {seen}, this request has {epoch}: "
-                "a newer dispatcher has taken over, stop this one",
+                f"a newer dispatcher has taken over, stop this one (or, if that one is gone for "
+                f"good, remove {path} on the host)",
             )
         if epoch > seen:
-            write_json(path, epoch)
+            _remember(path, epoch)
     finally:
         os.close(descriptor)
+
+
+def _remember(path: Path, epoch: int) -> None:
+    try:
+        write_json(path, epoch)
+    except OSError as error:
+        if not is_disk_full(error) or not path.exists():
+            raise
+        # A full disk must not lock out whoever comes to free it.
+        overwrite_text(path, str(epoch))
 
 
 def _read(path: Path) -> int:

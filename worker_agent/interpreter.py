@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from worker_agent.durable import write_json
 from worker_agent.epoch import state_directory
-from worker_agent.stages.api import write_json
 
 # Module to import -> distribution to install, which is what an operator is told.
 MODULES = {

@@ -13,8 +13,10 @@ from typing import NoReturn
 
 from worker_agent import attempts, bundle, clock, processes, supervisor
 from worker_agent.attempts import AttemptFiles
+from worker_agent.durable import write_json
 from worker_agent.epoch import check_epoch
 from worker_agent.paths import work_directory
+from worker_agent.processes import Scope
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
     AttemptSpec,
@@ -22,12 +24,13 @@ from worker_agent.protocol import (
     StartReply,
 )
 from worker_agent.refusal import RefusedError
-from worker_agent.stages.api import write_json
+from worker_agent.reserve import drop_reserves, make_reserves
 from worker_agent.version import agent_hash
 
 # Readers hold the lock shared for microseconds; a supervisor lets go just after its exit.json.
 _LOCK_PATIENCE_S = 3.0
 _LOCK_RETRY_S = 0.02
+_HELD_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 
 def start(spec: AttemptSpec) -> StartReply:
@@ -53,10 +56,16 @@ def start(spec: AttemptSpec) -> StartReply:
     try:
         fresh = not files.started.exists()
         if fresh:
+            # First of all, so that a `cancel` from now on either is seen here or waits for us.
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{spec.attempt}\n".encode(), 0)
             _admit(files)
-            _record(files, spec, lock)
+            # Killed between the commitment and the fork, it would have started and never run.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
+            _record(files, spec)
             _detach(files, spec, lock, code)
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
         os.close(lock)
     return _reply(files, started=fresh)
 
@@ -105,16 +114,14 @@ def _admit(files: AttemptFiles) -> None:
             "stale_attempt",
             f"{files.run_dir}: attempt {latest} has been started, {files.attempt} is too late",
         )
-    for pid in processes.pids():
-        owner = processes.attempt_of(pid)
-        if owner is not None and owner[0] == str(files.run_dir) and pid != os.getpid():
-            processes.kill(pid, signal.SIGKILL)
+    processes.sweep(Scope(files.run_dir), but=(os.getpid(),))
+    for number in attempts.attempts_of(files.run_dir):
+        drop_reserves(AttemptFiles(files.run_dir, number))
 
 
-def _record(files: AttemptFiles, spec: AttemptSpec, lock: int) -> None:
+def _record(files: AttemptFiles, spec: AttemptSpec) -> None:
     """Everything durable before anything runs. started.json comes last: it is the commitment."""
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{spec.attempt}\n".encode(), 0)
+    make_reserves(files)
     body = json.loads(spec.to_json())
     write_json(files.run_dir / "spec.json", body)
     write_json(files.lease, {"until": clock.boottime() + spec.lease_s, "lease_s": spec.lease_s})

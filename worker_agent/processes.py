@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,16 +65,53 @@ def is_alive(pid: int, start_ticks: int) -> bool:
     return stat is not None and stat.start_ticks == start_ticks and stat.state not in "ZX"
 
 
-def members(cookie: str, *, but: int) -> list[int]:
-    """Live processes that carry the cookie, except `but`."""
-    found = []
-    for pid in pids():
-        if pid == but or cookie_of(pid) != cookie:
-            continue
-        stat = stat_of(pid)
-        if stat is not None and stat.state not in "ZX":
-            found.append(pid)
-    return found
+def log_of(pid: int) -> str | None:
+    """The file a process writes its output to, when it is an attempt's log by its name."""
+    for descriptor in ("1", "2"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH115 - runs often
+        except OSError:
+            continue  # gone, closed, or somebody else's process
+        if target.endswith("/log"):
+            return target
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose processes are meant: those of one attempt, or of all attempts of a run directory."""
+
+    run_dir: Path
+    attempt: int | None = None
+
+    def members(self, *, but: Collection[int] = ()) -> list[int]:
+        """Live processes that carry the cookie, or write to the attempt's log, except `but`.
+
+        The log finds what emptied its environment: few programs also change their output.
+        """
+        real = os.path.realpath(self.run_dir)
+        found = []
+        for pid in pids():
+            if pid in but or not (self._by_cookie(pid) or self._by_log(pid, real)):
+                continue
+            stat = stat_of(pid)
+            if stat is not None and stat.state not in "ZX":
+                found.append(pid)
+        return found
+
+    def _by_cookie(self, pid: int) -> bool:
+        owner = attempt_of(pid)
+        if owner is None or owner[0] != str(self.run_dir):
+            return False
+        return self.attempt is None or owner[1] == self.attempt
+
+    def _by_log(self, pid: int, real: str) -> bool:
+        log = log_of(pid)
+        if log is None:
+            return False
+        if self.attempt is not None:
+            return log == f"{real}/attempts/{self.attempt}/log"
+        return log.startswith(f"{real}/attempts/")
 
 
 def children_of(parent: int) -> list[int]:
@@ -103,17 +140,19 @@ def kill_group(group: int, number: signal.Signals) -> None:
         return
 
 
-def sweep(cookie: str, *, but: int, parent: int | None = None, patience_s: float = 5.0) -> int:
-    """Kill everything that carries the cookie, and every child of `parent`, until nothing is
-    left; returns how many were found.
+def sweep(
+    scope: Scope, *, but: Collection[int] = (), parent: int | None = None, patience_s: float = 5.0
+) -> int:
+    """Kill every member of `scope` and every child of `parent` until nothing is left; returns how
+    many were found.
 
-    Environment cookies find what left the process group (a double fork, its own session),
-    adoption what also left its environment.
+    The cookie and the log find what left the process group (a double fork, its own session),
+    adoption what also left its environment and its output.
     """
     found: set[int] = set()
     end = time.monotonic() + patience_s
     while remaining := {
-        *members(cookie, but=but),
+        *scope.members(but=but),
         *(children_of(parent) if parent is not None else ()),
     }:
         found.update(remaining)

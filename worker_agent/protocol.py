@@ -213,7 +213,8 @@ class ExitRecord(Message):
     stage: str
     returncode: int | None
     signal: int | None
-    # exited | signalled | oom_killed | lease_expired | cancelled | timeout | spawn_failed
+    # exited | signalled | oom_killed | lease_expired | cancelled | terminated (the supervisor was
+    # told to end: a shutdown) | timeout | spawn_failed
     cause: str
     outcome: StageOutcome | None
     started_at: float

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worker_agent import bundle, clock, processes
+from worker_agent.durable import write_json
 from worker_agent.epoch import state_directory
-from worker_agent.stages.api import write_json
 from worker_agent.version import interpreter
 
 

@@ -300,6 +300,6 @@ def test_fences(agent: AgentClient, blocks: Path) -> None:
     assert refused(agent, agent.spec(blocks, epoch=5, attempt=4, protocol=99)) == "bad_request"
     go(spec)
     agent.wait(spec)
-    assert refused(agent, agent.spec(blocks, epoch=5, attempt=2)) == "stale_epoch"
+    assert refused(agent, agent.spec(blocks, epoch=5, attempt=2)) == "stale_attempt"
     listed = agent.call("list", ListRequest(work_dir=str(agent.work_dir))).lines
     assert [(item["attempt"], item["state"]) for item in listed] == [(3, "finished")]

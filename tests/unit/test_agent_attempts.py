@@ -13,6 +13,7 @@ import pytest
 
 from worker_agent import attempts, clock
 from worker_agent.attempts import AttemptFiles, parse_cookie
+from worker_agent.durable import write_json
 from worker_agent.epoch import check_epoch
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
@@ -23,7 +24,6 @@ from worker_agent.protocol import (
     StageOutcome,
 )
 from worker_agent.refusal import RefusedError
-from worker_agent.stages.api import write_json
 
 
 @pytest.fixture

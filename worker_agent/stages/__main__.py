@@ -10,19 +10,24 @@ import faulthandler
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 import traceback
 import zlib  # noqa: F401 - before pycolmap, whose wheel exports a zlib of its own that aborts
+from dataclasses import replace
 from pathlib import Path
 
 from worker_agent.attempts import AttemptFiles
 from worker_agent.checkpoint import Checkpoint, previous_hash, stage_hash
 from worker_agent.protocol import AttemptSpec, FailureCode, StageOutcome
+from worker_agent.refusal import is_disk_full
 from worker_agent.stages import registry
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure, write_json
 from worker_agent.stages.failures import outcome_of
 from worker_agent.stages.lease_guard import guard
+
+_SELF = resource.RUSAGE_SELF
 
 
 def run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
@@ -32,7 +37,7 @@ def run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
         return _run(spec, report)
     except Exception as error:
         if not isinstance(error, StageFailure):
-            traceback.print_exc()
+            _say(traceback.format_exc())
         return outcome_of(error, spec.stage)
 
 
@@ -68,9 +73,37 @@ def _run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
 def _reporter(files: AttemptFiles) -> Reporter:
     inherited = os.environ.get("COSMA_EVENTS_FD")
     if inherited is not None:
-        return Reporter(int(inherited), files.attempt)
-    descriptor = os.open(files.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    return Reporter(descriptor, files.attempt)
+        descriptor = int(inherited)
+    else:
+        descriptor = os.open(files.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    return Reporter(descriptor, files.attempt, reserve=files.reserve("events"))
+
+
+def _say(text: str) -> None:
+    """To the log, which may be what has filled the disk: then the outcome must do."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+
+
+def _write_outcome(files: AttemptFiles, outcome: StageOutcome) -> None:
+    """With what the stage used, for when its supervisor is not there to measure it. One that is
+    too long for the reserve of a full disk goes without its evidence and metrics."""
+    own, children = (resource.getrusage(who) for who in (_SELF, resource.RUSAGE_CHILDREN))
+    usage = {
+        "cpu_s": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
+        "peak_rss_mib": round(max(own.ru_maxrss, children.ru_maxrss) / 1024, 1),
+    }
+    reserve = files.reserve("result")
+    try:
+        write_json(files.result, {**json.loads(outcome.to_json()), "usage": usage}, reserve=reserve)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        short = replace(outcome, evidence={}, metrics={})
+        write_json(files.result, {**json.loads(short.to_json()), "usage": usage}, reserve=reserve)
 
 
 def main(arguments: list[str]) -> int:
@@ -81,15 +114,15 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()  # a segmentation fault in native code leaves its stack in the log
     spec = AttemptSpec.from_dict(json.loads(Path(arguments[0]).read_bytes())["spec"])
     files = AttemptFiles.of(spec.run_dir, spec.attempt)
-    guard(files)
+    guard(files, spec)
     outcome = run(spec, _reporter(files))
-    if not outcome.ok:
-        print(f"{spec.stage}: {outcome.reason}: {outcome.message}", file=sys.stderr)
     try:
-        write_json(files.result, json.loads(outcome.to_json()))
+        _write_outcome(files, outcome)
     except OSError as error:
-        print(f"{files.result}: {error.strerror}: the outcome is lost", file=sys.stderr)
+        _say(f"{files.result}: {error.strerror}: the outcome is lost")
         return 1
+    if not outcome.ok:
+        _say(f"{spec.stage}: {outcome.reason}: {outcome.message}")
     return 0 if outcome.ok else 1
 
 

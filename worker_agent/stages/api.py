@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from worker_agent.durable import append_line, write_json
 from worker_agent.protocol import Artifact, AttemptSpec, FailureCode
+from worker_agent.refusal import is_disk_full
 
 __all__ = ["Artifacts", "AttemptSpec", "Reporter", "StageFailure", "artifact", "write_json"]
 
@@ -51,30 +53,51 @@ class Artifacts:
 
 
 class Reporter:
-    """Appends events to the attempt's events.jsonl, one write per line.
+    """Appends events to the attempt's events.jsonl, each line whole or not at all.
 
     `progress` is coalesced to one line per `interval_s`, the last value of a stage always goes out.
+    On a full disk progress is left out, and the other kinds take their room from `reserve`.
     """
 
-    def __init__(self, descriptor: int, attempt: int, *, interval_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        attempt: int,
+        *,
+        interval_s: float = 0.5,
+        reserve: Path | None = None,
+    ) -> None:
         self._descriptor = descriptor
+        self._reserve = reserve
+        self._lock = threading.Lock()
         self._attempt = attempt
         self._interval_s = interval_s
         self._last = float("-inf")
 
     def emit(self, kind: str, **payload: Any) -> None:
+        """Raises OSError (ENOSPC) when the disk is full and the reserve is used up."""
+        self._append(kind, payload, self._reserve)
+
+    def _append(self, kind: str, payload: dict[str, Any], reserve: Path | None) -> None:
         line = json.dumps(
             {"time": round(time.time(), 3), "attempt": self._attempt, "kind": kind, **payload},
             separators=(",", ":"),
         )
-        os.write(self._descriptor, line.encode() + b"\n")
+        with self._lock:
+            append_line(self._descriptor, line.encode() + b"\n", reserve)
 
     def progress(self, fraction: float, message: str = "", **numbers: float | int) -> None:
         """`fraction` of this stage, 0 to 1."""
         now = time.monotonic()
         if fraction >= 1.0 or now - self._last >= self._interval_s:
             self._last = now
-            self.emit("progress", fraction=round(fraction, 4), message=message, **numbers)
+            payload = {"fraction": round(fraction, 4), "message": message, **numbers}
+            try:
+                self._append("progress", payload, None)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                # The reserve is for lines that say more, and the stage may still get through.
 
     def warning(self, message: str, **payload: Any) -> None:
         self.emit("warning", message=message, **payload)
@@ -92,19 +115,3 @@ def artifact(run_dir: Path, path: Path, kind: str) -> Artifact:
         bytes=path.stat().st_size,
         sha256=digest.hexdigest(),
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Durable and atomic: temp file, fsync, rename, fsync of the directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -11,22 +11,57 @@ import signal
 import threading
 import time
 
-from worker_agent import attempts, clock
-from worker_agent.attempts import AttemptFiles
+from worker_agent import attempts, clock, processes
+from worker_agent.attempts import SUPERVISOR, AttemptFiles
+from worker_agent.processes import Scope
+from worker_agent.protocol import AttemptSpec
 
 _PERIOD_S = 1.0
 
 
-def guard(files: AttemptFiles) -> None:
-    """Watch from a daemon thread; kills the stage's whole process group."""
-    threading.Thread(target=_watch, args=(files, os.getppid()), daemon=True).start()
+def guard(files: AttemptFiles, spec: AttemptSpec) -> None:
+    """Watch from a daemon thread; it kills the whole attempt, itself last."""
+    supervisor = int(os.environ.get(SUPERVISOR, os.getppid()))
+    watch = _Watch(files, spec, supervisor, clock.boottime())
+    threading.Thread(target=watch.run, daemon=True).start()
 
 
-def _watch(files: AttemptFiles, supervisor: int) -> None:
-    while True:
-        time.sleep(_PERIOD_S)
-        if os.getppid() == supervisor:
-            continue
-        lease = attempts.read_json(files.lease) or {}
-        if clock.boottime() > float(lease.get("until", 0.0)) or files.cancel.exists():
+class _Watch:
+    def __init__(
+        self, files: AttemptFiles, spec: AttemptSpec, supervisor: int, began: float
+    ) -> None:
+        self._files = files
+        self._supervisor = supervisor
+        self._lease_until = began + spec.lease_s
+        self._ends_at = None if spec.timeout_s is None else began + spec.timeout_s
+
+    def run(self) -> None:
+        while True:
+            time.sleep(_PERIOD_S)
+            if os.getppid() == self._supervisor:
+                continue
+            cause = self._cause()
+            if cause is not None:
+                self._end(cause)
+
+    def _cause(self) -> str | None:
+        lease = attempts.read_json(self._files.lease) or {}
+        self._lease_until = float(lease.get("until", self._lease_until))
+        now = clock.boottime()
+        if self._files.cancel.exists():
+            return "cancelled"
+        if now > self._lease_until:
+            return "lease_expired"
+        if self._ends_at is not None and now > self._ends_at:
+            return "timeout"
+        return None
+
+    def _end(self, cause: str) -> None:
+        processes.sweep(Scope(self._files.run_dir, self._files.attempt), but=(os.getpid(),))
+        try:
+            record = attempts.ended_record(self._files, cause, clock.wall())
+            if record is not None and not self._files.exit.exists():
+                # This process holds the run lock until it is dead: nobody starts before that.
+                attempts.write_exit(self._files, record)
+        finally:
             os.killpg(os.getpgrp(), signal.SIGKILL)
