@@ -17,6 +17,7 @@ from dispatcher.core.model import (
     Job,
     JobKind,
     JobState,
+    Quarantine,
     Reason,
     Reservation,
     Stage,
@@ -64,6 +65,10 @@ def promises(jobs: list[Job]) -> list[Reservation]:
 
 # --- properties over random farms ---
 
+SUSPECT = Quarantine(line="quarantined since 10:00:00Z: 3 fast failures")
+UNFIT = dataclasses.replace(SUSPECT, failed_test=True)
+QUARANTINES = st.sampled_from([None, None, None, SUSPECT, UNFIT])
+
 
 @st.composite
 def farms(draw: st.DrawFn) -> tuple[list[Job], list[HostView]]:
@@ -78,13 +83,18 @@ def farms(draw: st.DrawFn) -> tuple[list[Job], list[HostView]]:
                     f"GPU-{index}{number}", total, foreign_mib=foreign,
                     kind=draw(st.sampled_from(["cuda", "cpu"])),
                     free_mib=draw(st.integers(0, total)),
+                    quarantine=draw(QUARANTINES),
                 )
             )  # fmt: skip
+        draining = not draw(st.integers(0, 4).map(bool))
         hosts.append(
             HostView(
                 name=f"h{index}",
                 reachable=draw(st.integers(0, 4).map(bool)),
-                cordoned=not draw(st.integers(0, 4).map(bool)),
+                silent_s=draw(st.sampled_from([5.0, 1e4])),
+                cordoned=draining or not draw(st.integers(0, 4).map(bool)),
+                draining=draining,
+                quarantine=draw(QUARANTINES),
                 ready=draw(st.integers(0, 4).map(bool)),
                 gpus=tuple(devices),
                 max_parallel=draw(
@@ -155,9 +165,11 @@ def test_no_device_slot_or_disk_is_promised_more_than_it_has(
         if not fresh:
             continue
         assert view.reachable and view.ready
+        assert not view.draining and view.quarantine is None
         for device in view.gpus:
             new = [r for r in fresh if r.gpu == device.uuid]
             if new:
+                assert device.quarantine is None
                 unused = sum(
                     max(0, r.mib - device.own_mib.get((r.job, r.attempt), 0))
                     for r in old
@@ -179,6 +191,7 @@ def test_no_device_slot_or_disk_is_promised_more_than_it_has(
             need = sum(j.input_bytes for j in jobs if j.id in coming)
             assert need + view.disk_reserve_bytes <= view.disk_free_bytes
             assert view.reachable and view.ready and not view.cordoned
+            assert view.quarantine is None
 
 
 @given(farms(), st.randoms(use_true_random=False))
@@ -383,3 +396,64 @@ def test_an_empty_inventory_and_a_lost_host_are_told() -> None:
     assert only_waiting([job("j")], []).reason is Reason.NO_HOST
     waiting = only_waiting([at("j", Stage.TRAINING, "old")], [host()])
     assert waiting.reason is Reason.NO_HOST and "no longer in the inventory" in waiting.message
+
+
+# --- hosts that are to be left alone ---
+
+
+def moves(jobs: list[Job], hosts: list[HostView]) -> tuple[tuple[str, str], ...]:
+    decision = place(jobs, hosts, promises(jobs), POLICY, NOW)
+    assert not decision.stages
+    return decision.assignments
+
+
+def test_what_waits_on_a_draining_host_goes_to_another_and_what_runs_there_stays() -> None:
+    drained = host("gpu-a", cordoned=True, draining=True)
+    jobs = [at("waits", Stage.TRAINING), running("runs", Stage.COLMAP_RECONSTRUCTION)]
+    assert moves(jobs, [drained, host("gpu-b")]) == (("waits", "gpu-b"),)
+
+
+def test_a_job_no_other_host_could_take_stays_on_a_draining_host_and_says_so() -> None:
+    drained = host("gpu-a", cordoned=True, draining=True)
+    small = host("gpu-b", gpu(total=4000))
+    waiting = only_waiting([at("j", Stage.TRAINING)], [drained, small])
+    assert waiting.reason is Reason.HOST_DRAINING
+    assert "cosma worker resume gpu-a" in waiting.message and "no other host" in waiting.message
+
+
+def test_a_job_waits_on_a_draining_host_for_a_busy_one() -> None:
+    drained = host("gpu-a", cordoned=True, draining=True)
+    full = [job(f"full-{n}", host="gpu-b", state=JobState.CLAIMED, step=Step.TRANSFER)
+            for n in range(2)]  # fmt: skip
+    decision = place([at("j", Stage.TRAINING), *full], [drained, host("gpu-b")], [], POLICY, NOW)
+    (waiting,) = decision.waiting
+    assert waiting.reason is Reason.SLOT_BUSY and set(waiting.per_host) == {"gpu-a", "gpu-b"}
+
+
+def test_a_suspect_host_keeps_its_jobs_waiting_and_an_unfit_one_loses_them() -> None:
+    jobs = [at("j", Stage.TRAINING)]
+    waiting = only_waiting(jobs, [host("gpu-a", quarantine=SUSPECT), host("gpu-b")])
+    assert waiting.reason is Reason.HOST_QUARANTINED and "3 fast failures" in waiting.message
+    assert moves(jobs, [host("gpu-a", quarantine=UNFIT), host("gpu-b")]) == (("j", "gpu-b"),)
+    alone = only_waiting(jobs, [host("gpu-a", quarantine=UNFIT)])
+    assert alone.reason is Reason.HOST_NOT_READY and "3 fast failures" in alone.message
+
+
+def test_a_suspect_gpu_is_left_out_and_its_neighbour_is_used() -> None:
+    devices = (gpu("GPU-1", quarantine=SUSPECT), gpu("GPU-2", total=9000))
+    decision = place([at("j", Stage.TRAINING)], [host("gpu-a", *devices)], [], POLICY, NOW)
+    assert [r.gpu for r in decision.stages] == ["GPU-2"]
+    only = host("gpu-a", gpu(quarantine=SUSPECT))
+    waiting = only_waiting([at("j", Stage.TRAINING)], [only])
+    assert waiting.reason is Reason.GPU_QUARANTINED and "GPU-1 is quarantined" in waiting.message
+    extracting = place([at("j", Stage.FRAME_EXTRACTION)], [only], [], POLICY, NOW)
+    assert [r.job for r in extracting.stages] == ["j"], "its host still extracts"
+
+
+def test_what_waits_on_a_host_that_stays_silent_goes_elsewhere() -> None:
+    def silent(seconds: float) -> HostView:
+        return host("gpu-a", reachable=False, silent_s=seconds)
+
+    jobs = [at("j", Stage.TRAINING)]
+    assert only_waiting(jobs, [silent(30.0), host("gpu-b")]).reason is Reason.HOST_UNREACHABLE
+    assert moves(jobs, [silent(700.0), host("gpu-b")]) == (("j", "gpu-b"),)
