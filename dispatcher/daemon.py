@@ -26,7 +26,7 @@ from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.jobspec import JobSpecs
 from dispatcher.loop import Dispatcher, Pace
-from dispatcher.session import HostSession
+from dispatcher.quarantine import Quarantines
 from dispatcher.settings import DispatcherSettings
 from dispatcher.stitching import Stitching
 from dispatcher.store.lock import DispatcherLock
@@ -75,20 +75,18 @@ async def _run(
 
     fleet = Fleet.of(inventory, connect, clock=clock)
     epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
-    sessions: dict[str, HostSession] = {}
     dispatcher = Dispatcher(
         store=store,
         fleet=fleet,
         effects=Effects(
             fleet=fleet,
-            sessions=sessions,
+            session=lambda host: dispatcher.session(host),
             store=store,
             artifacts=ArtifactStore(settings.artifacts),
             specs=JobSpecs(store, lambda host: _stage_python(fleet, host)),
             clock=clock,
             epoch=epoch,
         ),
-        sessions=sessions,
         stitching=Stitching(store, clock),
         clock=clock,
         policy=Policy(),
@@ -101,6 +99,7 @@ async def _run(
         ),
         inventory_watch=InventoryWatch(inventory_file),
         connect=connect,
+        quarantines=Quarantines(store, fleet, clock),
     )
     interrupted = False
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dispatcher.artifact_store import CHECKPOINT, COLLECTED_KINDS, ArtifactStore
@@ -31,12 +32,16 @@ from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
-from dispatcher.session import HostSession
+from dispatcher.session import RENEW_CALL_S, RESTART, HostSession, lease_of, renewed_at
 from dispatcher.store.base import Store
-from worker_agent.protocol import AttemptRef, FetchRequest, ReclaimReport
+from dispatcher.store.rows import Lease
+from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest, ReclaimReport
+
+log = logging.getLogger("cosma")
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
+CONNECT_PATIENCE_S = 120.0  # for a host that was there when the stage was placed
 RECLAIM_TRIES = 10  # about two minutes; then again at the next start
 FRAMES_PROOF = "frames/frames.json"
 
@@ -46,7 +51,7 @@ class Effects:
     """The hosts, the store and the artifact store, bound together."""
 
     fleet: Fleet
-    sessions: Mapping[str, HostSession]
+    session: Callable[[str], HostSession]
     store: Store
     artifacts: ArtifactStore
     specs: JobSpecs
@@ -66,59 +71,104 @@ class Effects:
 
     async def start_attempt(self, job: Job, stimulus: str) -> Event:
         """Start with the same attempt id until the host answers, or until no earlier try that
-        may have arrived can still be alive there."""
-        host, stage = job.host or "", job.stage
-        delay, sent = RETRY_FIRST_S, self.clock.monotonic()
+        may have arrived can still be alive there. A new id only once this one is proven dead."""
+        lease = await self._lease(job, fresh=stimulus != RESTART)
+        # Until when something may have been sent; None: nothing ever was.
+        arrived = None if stimulus != RESTART else renewed_at(lease, self.clock)
+        began, delay = self.clock.monotonic(), RETRY_FIRST_S
         while True:
             try:
-                executor = self.fleet.executor(host)
-                spec = await self.specs.attempt(job, executor, epoch=self.epoch, stimulus=stimulus)
-                sent = self.clock.monotonic()
-                await executor.start(spec)
-                return AttemptStarted(at=self.clock.now(), stimulus=stimulus, attempt=job.attempt)
+                executor = self.fleet.executor(job.host or "")
+                spec = await self.specs.attempt(
+                    job, executor, epoch=self.epoch, stimulus=stimulus, lease_s=lease.lease_s
+                )
+                await self._note_sent(job, self.clock.monotonic() + RENEW_CALL_S)
+                try:
+                    await executor.start(spec)
+                except HostError as error:
+                    if not (isinstance(error, TransportError) and not error.sent):
+                        arrived = self.clock.monotonic()
+                    raise
+                return self._started(job, stimulus)
             except TransportError as error:
-                if self.clock.monotonic() >= may_requeue_at(sent, lease_s(stage)):
-                    return self._attempt_failed(job, error, stimulus)
+                failure: HostError = error
             except HostError as error:
-                return self._attempt_failed(job, error, stimulus)
+                if arrived is None:
+                    return self._attempt_failed(job, error, stimulus)
+                state = await self._state_of(job)
+                if state is AttemptState.NEVER_STARTED:
+                    return self._attempt_failed(job, error, stimulus)
+                if state is not None:
+                    return self._started(job, stimulus)
+                failure = error
+            now = self.clock.monotonic()
+            if arrived is None:
+                if now >= began + CONNECT_PATIENCE_S:
+                    return self._attempt_failed(job, failure, stimulus)
+            elif now >= may_requeue_at(arrived, lease.lease_s):
+                return self._attempt_failed(job, failure, stimulus)
             await asyncio.sleep(delay * random.uniform(0.75, 1.25))
             delay = min(RETRY_MOST_S, delay * 2)
 
-    async def follow_attempt(self, job: Job, stimulus: str) -> None:
-        """Hand the attempt to its host's session, which posts the event of its end."""
-        host = job.host or ""
-        delay = RETRY_FIRST_S
-        while True:
-            try:
-                executor = self.fleet.executor(host)
-                run_dir = await self.specs.run_dir(job, executor)
-                break
-            except HostError:
-                await asyncio.sleep(delay)
-                delay = min(RETRY_MOST_S, delay * 2)
-        await self.sessions[host].watch(
-            job=job.id,
-            attempt=job.attempt,
-            stage=job.stage,
-            run_dir=run_dir,
-            lease_s=lease_s(job.stage),
-            stimulus=stimulus,
+    async def _lease(self, job: Job, *, fresh: bool) -> Lease:
+        """Of an attempt that may have been sent it never changes, whatever the inventory says."""
+        lease = await lease_of(self.store, job)
+        if not fresh:
+            return lease
+        state = self.fleet.state(job.host or "")
+        manual = state is not None and state.host.requeue == "manual"
+        length = 0.0 if manual else lease_s(job.stage)
+        boot = state.facts.boot_id if state is not None and state.facts is not None else None
+        await self.store.arm_lease(job.id, job.attempt, length, boot)
+        return replace(lease, lease_s=length, host_boot=boot)
+
+    async def _note_sent(self, job: Job, latest: float) -> None:
+        await self.store.renewed(
+            [(job.id, job.attempt)],
+            self.clock.now(),
+            monotonic=latest,
+            clock_boot=self.clock.boot(),
         )
 
+    async def _state_of(self, job: Job) -> AttemptState | None:
+        """What the host itself says of the attempt; None when that cannot be known now."""
+        try:
+            executor = self.fleet.executor(job.host or "")
+            ref = AttemptRef(run_dir=await self.specs.run_dir(job, executor), attempt=job.attempt)
+            (status,) = await executor.status([ref])
+        except HostError:
+            return None
+        return status.state
+
+    def _started(self, job: Job, stimulus: str) -> AttemptStarted:
+        return AttemptStarted(at=self.clock.now(), stimulus=stimulus, attempt=job.attempt)
+
+    async def follow_attempt(self, job: Job, stimulus: str) -> None:
+        """Hand the attempt to its host's session, which posts the event of its end."""
+        await self.session(job.host or "").watch(job, stimulus)
+
     async def cancel_attempt(self, job: Job, stimulus: str) -> Event:
-        """Until the host confirms that no process of the attempt is left."""
+        """Until the host confirms that no process of the attempt is left, or the attempt has
+        certainly ended itself there."""
         delay = RETRY_FIRST_S
         while True:
             try:
                 executor = self.fleet.executor(job.host or "")
                 run_dir = await self.specs.run_dir(job, executor)
-                await executor.cancel(
+                status = await executor.cancel(
                     AttemptRef(run_dir=run_dir, attempt=job.attempt), epoch=self.epoch
                 )
-                return CancelConfirmed(at=self.clock.now(), stimulus=stimulus)
-            except HostError:
-                await asyncio.sleep(delay)
-                delay = min(RETRY_MOST_S, delay * 2)
+                if status.state is not AttemptState.RUNNING:
+                    return CancelConfirmed(at=self.clock.now(), stimulus=stimulus)
+                log.warning("%s: attempt %d outlives its cancel", job.id, job.attempt)
+            except HostError as error:
+                log.debug("%s: not cancelled yet: %s", job.id, error.line)
+                lease = await lease_of(self.store, job)
+                dead_at = may_requeue_at(renewed_at(lease, self.clock), lease.lease_s)
+                if lease.renewed_monotonic is not None and self.clock.monotonic() >= dead_at:
+                    return CancelConfirmed(at=self.clock.now(), stimulus=stimulus)
+            await asyncio.sleep(delay)
+            delay = min(RETRY_MOST_S, delay * 2)
 
     async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Source videos go once every frame is verified on the host; a cancelled job's and a
@@ -188,13 +238,19 @@ class Effects:
         )
 
     async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
-        """What shows that a copy lies here too: the hash of the original, read again now."""
+        """What shows that a copy lies here too: the hash of the original, read again now. An
+        original that cannot be read proves nothing, and its copy on the host stays."""
         proofs = {}
         for item in inputs:
-            if item.sha256 is not None:
+            if item.pull is None and not await asyncio.to_thread(Path(item.local).is_file):
+                log.warning("%s is gone: its copy on the host is kept", item.local)
+            elif item.sha256 is not None:
                 proofs[item.path] = item.sha256
             elif item.pull is None:
-                proofs[item.path] = await asyncio.to_thread(file_sha256, Path(item.local))
+                try:
+                    proofs[item.path] = await asyncio.to_thread(file_sha256, Path(item.local))
+                except OSError as error:
+                    log.warning("%s: its copy on the host is kept: %s", item.local, error)
         return proofs
 
     async def _keep_report(self, job: Job) -> None:

@@ -95,10 +95,12 @@ class HostError(CosmaError):
 class TransportError(HostError):
     """The host was not reached or the link broke: this says nothing about the jobs there.
 
-    `reason` is HOST_UNREACHABLE, HOST_KEY_MISMATCH or HOST_AUTH_FAILED.
+    `reason` is HOST_UNREACHABLE, HOST_KEY_MISMATCH or HOST_AUTH_FAILED. `sent` is False when the
+    request certainly never left: no connection was there to carry it.
     """
 
     exit_code = ExitCode.NO_HOST
+    sent = True
 
 
 class AgentBroken(HostError):

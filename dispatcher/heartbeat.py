@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from dispatcher.core.model import Job
+
+log = logging.getLogger("cosma")
 
 
 def heartbeat_path(database: Path) -> Path:
@@ -20,5 +23,8 @@ def write_heartbeat(path: Path, *, now: float, pid: int, jobs: Iterable[Job]) ->
     states = Counter(str(job.state) for job in jobs)
     text = json.dumps({"time": round(now, 1), "pid": pid, "jobs": dict(sorted(states.items()))})
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("no heartbeat: %s", error)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher.core.lease import lease_s
 from dispatcher.core.model import Job, JobKind, Reason, Stage
 from dispatcher.core.plan import StitchLevel
 from dispatcher.errors import HostError
@@ -84,7 +83,7 @@ class JobSpecs:
         )
 
     async def attempt(
-        self, job: Job, executor: Executor, *, epoch: int, stimulus: str
+        self, job: Job, executor: Executor, *, epoch: int, stimulus: str, lease_s: float
     ) -> AttemptSpec:
         """Raises HostError with Reason.INPUT_MISSING when the database lacks a part of it."""
         gpu = job.reservation.gpu if job.reservation else None
@@ -97,7 +96,7 @@ class JobSpecs:
             stage=job.stage.value,
             run_dir=await self.run_dir(job, executor),
             stage_python=self.stage_python(job.host or ""),
-            lease_s=lease_s(job.stage),
+            lease_s=lease_s,
             gpu=gpu,
             gpu_kind="cpu" if gpu is None or gpu.startswith("CPU-") else "cuda",
             stimulus=stimulus,

@@ -22,20 +22,32 @@ from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
 from dispatcher.core.place import Placement, Policy, place
 from dispatcher.effects import Effects
+from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
 from dispatcher.heartbeat import write_heartbeat
 from dispatcher.inventory_watch import InventoryWatch
-from dispatcher.requests import event_of_request
-from dispatcher.session import HostSession
+from dispatcher.quarantine import Quarantines
+from dispatcher.reconcile import Reconciler
+from dispatcher.requests import ABANDON, event_of_request
+from dispatcher.session import RESTART, HostSession
 from dispatcher.stitching import Stitching
-from dispatcher.store.base import Store
+from dispatcher.store.base import StaleRevision, Store
 from dispatcher.store.rows import Host
 from dispatcher.story import tell
 
 log = logging.getLogger("cosma")
 
 # Waiting that ends by itself, so that a draining dispatcher must not give up on it.
-PASSING = frozenset({Reason.BACKOFF, Reason.GPU_BUSY, Reason.SLOT_BUSY, Reason.PROBE_STALE})
+PASSING = frozenset(
+    {
+        Reason.BACKOFF,
+        Reason.GPU_BUSY,
+        Reason.SLOT_BUSY,
+        Reason.PROBE_STALE,
+        Reason.HOST_QUARANTINED,
+        Reason.GPU_QUARANTINED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +60,7 @@ class Pace:
     probe_s: float = 10.0
     probe_timeout_s: float = 30.0
     heartbeat_s: float = 5.0
+    reconcile_s: float = 3600.0
     probes_before_giving_up: int = 2  # with `once`: of every host, before a job is held
 
 
@@ -63,15 +76,19 @@ class Dispatcher:
     store: Store
     fleet: Fleet
     effects: Effects
-    sessions: dict[str, HostSession]
     stitching: Stitching
     clock: Clock
     policy: Policy
     heartbeat: Path
     inventory_watch: InventoryWatch
     connect: MakeExecutor
+    quarantines: Quarantines
     once: bool = False
     pace: Pace = field(default_factory=Pace)
+    _sessions: dict[str, HostSession] = field(default_factory=dict)
+    _reconciler: Reconciler = field(init=False)
+    _reconciled: dict[str, float] = field(default_factory=dict)  # host -> when, monotonic
+    _starts: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _jobs: dict[str, Job] = field(default_factory=dict)
     _queue: deque[tuple[str, Event]] = field(default_factory=deque)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,6 +103,16 @@ class Dispatcher:
     _defect: BaseException | None = None
     _stopping: bool = False
     _undecided: bool = True
+
+    def __post_init__(self) -> None:
+        self._reconciler = Reconciler(
+            fleet=self.fleet,
+            store=self.store,
+            clock=self.clock,
+            session=self.session,
+            jobs=lambda: self._jobs,
+            epoch=self.effects.epoch,
+        )
 
     def post(self, job: str, event: Event) -> None:
         self._queue.append((job, event))
@@ -138,6 +165,7 @@ class Dispatcher:
             await self._load(restart=False)
             await self._answer_requests()
             await self._reload_inventory()
+            await self._look_at_quarantines()
         if now >= self._timers.probe_at:
             self._timers.probe_at = now + self.pace.probe_s
             for state in self.fleet.states:
@@ -149,6 +177,13 @@ class Dispatcher:
                 self.heartbeat, now=self.clock.now(), pid=os.getpid(), jobs=self._jobs.values()
             )
 
+    async def _look_at_quarantines(self) -> None:
+        """What the operator said since, and the self-tests whose time has come."""
+        if await self.quarantines.refresh():
+            self._undecided = True
+        for breaker in self.quarantines.due():
+            self._serve(self.quarantines.test(breaker.key))
+
     async def _load(self, *, restart: bool) -> None:
         """Take up jobs this process has not seen: all of them at the start, then new ones."""
         for job in await self.store.load_jobs():
@@ -157,7 +192,7 @@ class Dispatcher:
             self._jobs[job.id] = job
             self._undecided = True
             for effect in recover(job) if restart else ():
-                self._perform(job, effect, stimulus="restart")
+                self._perform(job, effect, stimulus=RESTART)
 
     async def _answer_requests(self) -> None:
         for request in await self.store.pending_requests():
@@ -166,11 +201,33 @@ class Dispatcher:
                 await self.store.finish_request(request.id, ok=False, answer="no such job")
                 continue
             try:
-                await self._transition(job, event_of_request(request, at=self.clock.now()))
-            except IllegalTransition as refusal:
+                event = (
+                    await self._abandon(job, f"request-{request.id}")
+                    if request.kind == ABANDON
+                    else event_of_request(request, at=self.clock.now())
+                )
+                await self._transition(self._jobs[job.id], event)
+            except (IllegalTransition, StaleEvent) as refusal:
                 await self.store.finish_request(request.id, ok=False, answer=str(refusal))
+            except (KeyError, ValueError) as error:
+                answer = f"this dispatcher does not understand it: {error}"
+                await self.store.finish_request(request.id, ok=False, answer=answer)
             else:
                 await self.store.finish_request(request.id, ok=True, answer="done")
+
+    async def _abandon(self, job: Job, stimulus: str) -> Event:
+        """The operator says that a silent host's attempt is dead: nothing may start it later."""
+        start = self._starts.pop(job.id, None)
+        if start is not None:
+            start.cancel()
+        await self.session(job.host or "").abandon(job.id, job.attempt)
+        return m.AttemptFailed(
+            at=self.clock.now(),
+            stimulus=stimulus,
+            attempt=job.attempt,
+            reason=Reason.HOST_UNREACHABLE,
+            message=f"{job.stage} on {job.host}: given up by the operator",
+        )
 
     async def _reload_inventory(self) -> None:
         inventory = self.inventory_watch.changed()
@@ -184,15 +241,31 @@ class Dispatcher:
     def _open_sessions(self) -> None:
         """A host that left the inventory keeps its session: its attempts may still end there."""
         for state in self.fleet.states:
-            name = state.host.name
-            if name in self.sessions:
-                continue
+            self.session(state.host.name)
+
+    def session(self, host: str) -> HostSession:
+        """Made for any host that is named, also for one that left the inventory long ago."""
+        if host not in self._sessions:
             session = HostSession(
-                name, self.fleet, self.store, self.clock, self.post, self.effects.epoch
-            )
-            self.sessions[name] = session
+                host, self.fleet, self.store, self.clock, self.post, self.effects.epoch,
+                self._host_found,
+            )  # fmt: skip
+            self._sessions[host] = session
             self._serve(session.run())
             self._serve(session.renew())
+        return self._sessions[host]
+
+    def _host_found(self, host: str) -> None:
+        self._reconciled.pop(host, None)
+
+    async def _reconcile(self, host: str) -> None:
+        """At the start, after every loss of the host, and once in a while."""
+        now = self.clock.monotonic()
+        if now < self._reconciled.get(host, float("-inf")) + self.pace.reconcile_s:
+            return
+        self._reconciled[host] = now
+        if not await self._reconciler.host(host):
+            self._reconciled.pop(host, None)
 
     async def _probe(self, host: str) -> None:
         state = await self.fleet.probe(host, self.pace.probe_timeout_s)
@@ -210,18 +283,29 @@ class Dispatcher:
         )
         self._undecided = True
         self._wake.set()
+        if state.reachable:
+            await self._reconcile(host)
 
     # --- events ---
 
     async def _apply(self, job_id: str, event: Event) -> None:
+        job = self._jobs[job_id]
+        if isinstance(event, m.AttemptFailed):
+            event = await self.quarantines.judge(job, event)
         try:
-            await self._transition(self._jobs[job_id], event)
+            await self._transition(job, event)
         except StaleEvent as late:
             log.debug("%s", late)
 
     async def _transition(self, before: Job, event: Event) -> None:
         after, effects = step(before, event)
-        applied = await self.store.apply(before, after, event)
+        try:
+            applied = await self.store.apply(before, after, event)
+        except StaleRevision as error:
+            raise TakenOver(
+                "another dispatcher changed the database", where=before.id, why=error.what,
+                fix="Leave the work to that one",
+            ) from None  # fmt: skip
         if isinstance(event, m.CancelRequested) and after.id in self._copies:
             self._copies.pop(after.id).cancel()
         self._jobs[after.id] = applied.job
@@ -235,7 +319,7 @@ class Dispatcher:
             case m.TransferInputs():
                 self._copy(job, self.effects.transfer_inputs(job, effect.host, stimulus))
             case m.StartAttempt():
-                self._spawn(job, self.effects.start_attempt(job, stimulus))
+                self._starts[job.id] = self._spawn(job, self.effects.start_attempt(job, stimulus))
             case m.FollowAttempt():
                 self._serve(self.effects.follow_attempt(job, stimulus))
             case m.CancelAttempt():
@@ -325,8 +409,11 @@ class Dispatcher:
         """One effect, one event; a delayed effect waits for its job's `not_before`."""
 
         async def perform() -> None:
-            await asyncio.sleep(max(0.0, job.not_before - self.clock.now()))
-            self.post(job.id, await work)
+            try:
+                await asyncio.sleep(max(0.0, job.not_before - self.clock.now()))
+                self.post(job.id, await work)
+            finally:
+                work.close()  # it may have been cancelled before it began
 
         task = asyncio.create_task(perform(), name=f"effect of {job.id}")
         self._busy.add(task)

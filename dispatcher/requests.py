@@ -14,6 +14,7 @@ from dispatcher.store.rows import Request
 CANCEL = "cancel"
 RETRY = "retry"
 PRIORITY = "priority"
+ABANDON = "abandon"
 
 
 def event_of_request(request: Request, *, at: float) -> Event:

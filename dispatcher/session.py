@@ -14,22 +14,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.clock import Clock
-from dispatcher.core.lease import may_requeue_at, renew_due
-from dispatcher.core.model import AttemptFailed, Event, Reason, Stage
+from dispatcher.core.lease import last_attempted, lease_s, may_requeue_at, renew_due
+from dispatcher.core.model import AttemptFailed, Event, Job, Reason, Stage
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Follower
 from dispatcher.fleet import Fleet
 from dispatcher.outcome import event_of
-from dispatcher.store.base import Store
-from worker_agent.protocol import AttemptRef, AttemptStatus, FrameHeader, WatchRequest
+from dispatcher.store.base import OffsetGap, Store
+from dispatcher.store.rows import Lease
+from worker_agent.protocol import (
+    AttemptRef,
+    AttemptState,
+    AttemptStatus,
+    FrameHeader,
+    ProtocolError,
+    WatchRequest,
+)
 
 log = logging.getLogger("cosma")
 
 Post = Callable[[str, Event], None]
 
 RENEW_TICK_S = 5.0
+# No call of the agent outlasts this: a renewal cannot arrive later than that after it was sent.
+RENEW_CALL_S = 60.0
+OPEN_S = 120.0  # for connecting, installing the agent and asking for everything anew
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
+RESTART = "restart"  # the stimulus of what a restarted dispatcher takes up again
 
 
 @dataclass(slots=True)
@@ -37,20 +49,31 @@ class Watched:
     """One attempt of this host. Times are monotonic seconds."""
 
     job: str
+    acquisition: str
     attempt: int
     stage: Stage
-    run_dir: str
-    lease_s: float
+    lease_s: float  # 0: none
     stimulus: str
-    renewed_at: float  # the last renewal that was sent, answered or not
+    renewed_at: float  # no renewal can have arrived after this
     confirmed_at: float  # the last renewal that was answered
+    absent: bool = False  # the host answers and knows nothing of it: not renewed any more
 
 
 class HostSession:
-    """`run` and `renew` are two coroutines of one host; both end only by being cancelled."""
+    """`run` and `renew` are two coroutines of one host; both end only by being cancelled.
+
+    `found` is called whenever the host is heard again after a loss.
+    """
 
     def __init__(
-        self, host: str, fleet: Fleet, store: Store, clock: Clock, post: Post, epoch: int
+        self,
+        host: str,
+        fleet: Fleet,
+        store: Store,
+        clock: Clock,
+        post: Post,
+        epoch: int,
+        found: Callable[[str], None],
     ) -> None:
         self._host = host
         self._fleet = fleet
@@ -58,17 +81,31 @@ class HostSession:
         self._clock = clock
         self._post = post
         self._epoch = epoch
+        self._found = found
         self._watched: dict[tuple[str, int], Watched] = {}
         self._follower: Follower | None = None
         self._wanted = asyncio.Event()
+        self._work_dir = ""
+        self._heard_at = clock.now()
+        self._silent = True  # nothing is known of it yet
 
-    async def watch(
-        self, *, job: str, attempt: int, stage: Stage, run_dir: str, lease_s: float, stimulus: str
-    ) -> None:
+    async def watch(self, job: Job, stimulus: str) -> None:
         """Follow one more attempt. Its end is posted as exactly one event."""
-        now = self._clock.monotonic()
-        watched = Watched(job, attempt, stage, run_dir, lease_s, stimulus, now, now)
-        self._watched[(run_dir, attempt)] = watched
+        if (job.id, job.attempt) in self._watched:
+            return
+        lease = await lease_of(self._store, job)
+        restarted = stimulus == RESTART
+        self._watched[(job.id, job.attempt)] = watched = Watched(
+            job=job.id,
+            acquisition=job.acquisition,
+            attempt=job.attempt,
+            stage=job.stage,
+            lease_s=lease.lease_s,
+            stimulus=stimulus,
+            renewed_at=renewed_at(lease, self._clock) if restarted else self._clock.monotonic(),
+            # How much of its lease is used up is not known: an earlier start may have arrived.
+            confirmed_at=float("-inf"),
+        )
         self._wanted.set()
         if self._follower is not None:
             try:
@@ -82,86 +119,150 @@ class HostSession:
         while True:
             await self._wanted.wait()
             try:
-                self._follower = await self._fleet.executor(self._host).follow()
-                for watched in list(self._watched.values()):
-                    await self._request(self._follower, watched)
-                delay = RETRY_FIRST_S
-                async for header, body in self._follower:
+                async with asyncio.timeout(OPEN_S):
+                    follower = await self._open()
+                async for header, body in follower:
+                    delay = RETRY_FIRST_S
+                    await self._hear()
                     await self._receive(header, body)
+            except TimeoutError:
+                await self._lost(f"{self._host}: no session within {OPEN_S:g} s")
             except HostError as error:
-                log.warning(
-                    "%s: lost sight of %d attempt(s): %s",
-                    self._host,
-                    len(self._watched),
-                    error.line,
-                )
+                await self._lost(error.line)
+            except OffsetGap as gap:
+                log.warning("%s: watching anew: %s", self._host, gap.line)
             finally:
-                follower, self._follower = self._follower, None
-                if follower is not None:
-                    await follower.close()
-            self._give_up_dead()
+                current, self._follower = self._follower, None
+                if current is not None:
+                    await current.close()
+            await self._give_up_dead()
             await asyncio.sleep(delay)
             delay = min(RETRY_MOST_S, delay * 2)
 
+    async def _open(self) -> Follower:
+        executor = self._fleet.executor(self._host)
+        self._work_dir = await executor.work_dir()
+        self._follower = follower = await executor.follow()
+        for watched in list(self._watched.values()):
+            await self._request(follower, watched)
+        return follower
+
     async def renew(self) -> None:
         """Only while the session stands: renewals into the dark would push the end of the lease
-        away for ever."""
+        away for ever. Written down before it is sent, as what was sent may arrive."""
         while True:
             await asyncio.sleep(RENEW_TICK_S)
+            if any(watched.absent for watched in self._watched.values()):
+                await self._give_up_dead()
             now = self._clock.monotonic()
             due = [
                 watched
                 for watched in self._watched.values()
-                if renew_due(watched.confirmed_at, watched.lease_s, now)
+                if not watched.absent and renew_due(watched.confirmed_at, watched.lease_s, now)
             ]
             if not due or self._follower is None:
                 continue
-            for watched in due:
-                watched.renewed_at = now
-            refs = [AttemptRef(run_dir=w.run_dir, attempt=w.attempt) for w in due]
             try:
-                await self._fleet.executor(self._host).renew(refs, epoch=self._epoch)
+                async with asyncio.timeout(RENEW_CALL_S):
+                    await self._note(due, now + RENEW_CALL_S)
+                    statuses = await self._fleet.executor(self._host).renew(
+                        [self._ref(watched) for watched in due], epoch=self._epoch
+                    )
+            except TimeoutError:
+                log.warning("%s: leases not renewed: no answer", self._host)
             except HostError as error:
                 log.warning("%s: leases not renewed: %s", self._host, error.line)
             else:
-                for watched in due:
+                for watched, status in zip(due, statuses, strict=False):
                     watched.confirmed_at = now
-            await self._store.renewed([(w.job, w.attempt) for w in due], self._clock.now())
+                    watched.absent = status.state is AttemptState.NEVER_STARTED
+            await self._note(due, self._clock.monotonic())
+
+    async def _note(self, renewed: list[Watched], latest: float) -> None:
+        for watched in renewed:
+            watched.renewed_at = latest
+        await self._store.renewed(
+            [(w.job, w.attempt) for w in renewed],
+            self._clock.now(),
+            monotonic=latest,
+            clock_boot=self._clock.boot(),
+        )
+
+    async def absent(self, job: str, attempt: int, *, rebooted: bool) -> None:
+        """The host knows nothing of an attempt that was started there. After a reboot it is dead;
+        else its directory may only be out of sight, and its lease must run out first."""
+        watched = self._watched.get((job, attempt))
+        if watched is None:
+            return
+        watched.absent = True
+        if rebooted:
+            await self._give_up(watched, Reason.HOST_REBOOTED, "the host was rebooted meanwhile")
+
+    async def abandon(self, job: str, attempt: int) -> None:
+        """The operator takes it for dead."""
+        self._watched.pop((job, attempt), None)
+        await self._rest()
+
+    def _ref(self, watched: Watched) -> AttemptRef:
+        run_dir = f"{self._work_dir}/{watched.acquisition}/{watched.job}"
+        return AttemptRef(run_dir=run_dir, attempt=watched.attempt)
 
     async def _request(self, follower: Follower, watched: Watched) -> None:
         offsets = await self._store.attempt_offsets(watched.job, watched.attempt)
         await follower.watch(
             WatchRequest(
-                run_dir=watched.run_dir,
+                run_dir=self._ref(watched).run_dir,
                 attempt=watched.attempt,
                 events_from=offsets.events,
                 log_from=offsets.log,
             )
         )
 
+    # --- what the host says ---
+
     async def _receive(self, header: FrameHeader, body: bytes) -> None:
-        watched = self._watched.get((header.run_dir, header.attempt))
+        watched = self._watched.get((header.run_dir.rpartition("/")[2], header.attempt))
         if watched is None:
             return  # a heartbeat, or the rest of an attempt whose end is known
-        end = header.offset + len(body)
         if header.kind == "events":
-            await self._store.append_stream(
-                watched.job, watched.attempt, events=_parse(body), events_to=end,
-                events_from=header.offset,
-            )  # fmt: skip
+            await self._keep_events(watched, header.offset, body)
         elif header.kind == "log":
             await self._store.append_stream(
-                watched.job, watched.attempt, log=body, log_to=end, log_from=header.offset
+                watched.job,
+                watched.attempt,
+                log=body,
+                log_from=header.offset,
+                log_to=header.offset + len(body),
             )
         elif header.kind == "exit":
-            await self._ended(watched, AttemptStatus.from_json(body))
+            await self._ended(watched, body)
 
-    async def _ended(self, watched: Watched, status: AttemptStatus) -> None:
-        del self._watched[(watched.run_dir, watched.attempt)]
-        if not self._watched:
-            self._wanted.clear()
+    async def _keep_events(self, watched: Watched, offset: int, body: bytes) -> None:
+        end = offset + len(body)
+        while True:
+            try:
+                await self._store.append_stream(
+                    watched.job, watched.attempt, events=_parse(body[offset - end :]),
+                    events_from=offset, events_to=end,
+                )  # fmt: skip
+            except OffsetGap as gap:
+                if not offset < gap.expected < end:
+                    raise  # bytes are missing: a new session asks for them
+                offset = gap.expected  # the first part had come already; it ends at a line's end
+            else:
+                return
+
+    async def _ended(self, watched: Watched, body: bytes) -> None:
+        try:
+            status = AttemptStatus.from_json(body)
+        except ProtocolError as error:
+            why = f"its exit record cannot be read: {error}"
+            await self._give_up(watched, Reason.AGENT_FAILED, why)
+            return
         if status.exit is not None:
             await self._store.finish_attempt(watched.job, watched.attempt, status.exit)
+        # Only now: a failure above must leave it watched.
+        self._watched.pop((watched.job, watched.attempt), None)
         event = event_of(
             status,
             host=self._host,
@@ -170,24 +271,88 @@ class HostSession:
             stimulus=watched.stimulus,
         )
         self._post(watched.job, event)
+        await self._rest()
 
-    def _give_up_dead(self) -> None:
+    # --- silence ---
+
+    async def _hear(self) -> None:
+        self._heard_at = self._clock.now()
+        if not self._silent:
+            return
+        self._silent = False
+        self._found(self._host)
+        if await self._store.end_silence(self._host):
+            log.info("%s: heard again", self._host)
+            await self._store.record_event("host_found", host=self._host)
+
+    async def _lost(self, why: str) -> None:
+        first, self._silent = not self._silent, True
+        if not self._watched:
+            log.debug("%s: %s", self._host, why)
+            return
+        log.warning("%s: lost sight of %d attempt(s): %s", self._host, len(self._watched), why)
+        await self._store.set_silence(self._host, self._heard_at, why)
+        if first:
+            await self._store.record_event(
+                "host_silent",
+                host=self._host,
+                payload={"since": self._heard_at, "attempts": len(self._watched), "why": why},
+            )
+
+    async def _rest(self) -> None:
+        """Nothing is at risk there any more, so its silence troubles nobody."""
+        if not self._watched:
+            self._wanted.clear()
+            await self._store.end_silence(self._host)
+
+    async def _give_up_dead(self) -> None:
         now = self._clock.monotonic()
-        for key, watched in list(self._watched.items()):
+        for watched in list(self._watched.values()):
             if now < may_requeue_at(watched.renewed_at, watched.lease_s):
                 continue
-            del self._watched[key]
-            self._post(
-                watched.job,
-                AttemptFailed(
-                    at=self._clock.now(),
-                    stimulus=watched.stimulus,
-                    attempt=watched.attempt,
-                    reason=Reason.HOST_UNREACHABLE,
-                    message=f"{watched.stage} on {self._host}: the host has been silent for longer "
-                    f"than the lease of {watched.lease_s:.0f} s",
-                ),
-            )
+            if watched.absent:
+                why = "the host knows nothing of it any more"
+                await self._give_up(watched, Reason.ATTEMPT_VANISHED, why)
+            else:
+                why = (
+                    f"the host has been silent for longer than its lease of {watched.lease_s:.0f} s"
+                )
+                await self._give_up(watched, Reason.HOST_UNREACHABLE, why)
+
+    async def _give_up(self, watched: Watched, reason: Reason, why: str) -> None:
+        self._watched.pop((watched.job, watched.attempt), None)
+        self._post(
+            watched.job,
+            AttemptFailed(
+                at=self._clock.now(),
+                stimulus=watched.stimulus,
+                attempt=watched.attempt,
+                reason=reason,
+                message=f"{watched.stage} on {self._host}: {why}",
+            ),
+        )
+        await self._rest()
+
+
+async def lease_of(store: Store, job: Job) -> Lease:
+    """The lease of the job's live attempt; one that was lost counts from this moment."""
+    for lease in await store.leases():
+        if (lease.job, lease.attempt) == (job.id, job.attempt):
+            return lease
+    return Lease(
+        job=job.id,
+        attempt=job.attempt,
+        host=job.host or "",
+        lease_s=lease_s(job.stage),
+        renewed_at=0.0,
+    )
+
+
+def renewed_at(lease: Lease, clock: Clock) -> float:
+    """Monotonic time after which no renewal of it can have arrived at its host."""
+    return last_attempted(
+        clock.monotonic(), lease.renewed_monotonic, same_boot=lease.clock_boot == clock.boot()
+    )
 
 
 def _parse(body: bytes) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from dispatcher.cli.stored import known_job, with_store
 from dispatcher.core.model import Stage, stages_of
 from dispatcher.errors import UsageError
 from dispatcher.progress import job_row
-from dispatcher.requests import CANCEL, PRIORITY, RETRY
+from dispatcher.requests import ABANDON, CANCEL, PRIORITY, RETRY
 from dispatcher.store.base import Store
 
 app = typer.Typer(help="Look at one job, or ask something of it.", no_args_is_help=True)
@@ -115,9 +115,18 @@ def cancel(job: JobId, db: options.Database = None) -> None:
 
 
 @app.command()
-def retry(job: JobId, db: options.Database = None) -> None:
+def retry(
+    job: JobId,
+    abandon: Annotated[
+        bool,
+        typer.Option(
+            "--abandon", help="Take its attempt on a silent host for dead: start a new one."
+        ),
+    ] = False,
+    db: options.Database = None,
+) -> None:
     """Release a held, failed or cancelled job: go on at the stage that ended it."""
-    _ask(db, job, RETRY, {})
+    _ask(db, job, ABANDON if abandon else RETRY, {})
 
 
 @app.command()

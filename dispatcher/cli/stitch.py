@@ -96,4 +96,4 @@ def show(stitch: StitchId, db: options.Database = None, json: options.Json = Fal
 @app.command()
 def retry(stitch: StitchId, db: options.Database = None) -> None:
     """Make a held or failed stitch again."""
-    retry_job(stitch, db)
+    retry_job(stitch, db=db)

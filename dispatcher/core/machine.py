@@ -85,6 +85,7 @@ def recover(job: Job) -> tuple[Effect, ...]:
             effects.append(m.CollectResults(job=job.id, host=host))
         case Step.CANCEL:
             effects.append(m.CancelAttempt(job=job.id, attempt=job.attempt))
+            effects.append(m.FollowAttempt(job=job.id, attempt=job.attempt))
         case Step.REST:
             effects.append(m.PlanStitches(job=job.id, acquisition=job.acquisition))
         case Step.PLACE:

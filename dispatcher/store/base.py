@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import Event, Job, JobState, Waiting
+from dispatcher.core.model import Event, Job, JobState, Reservation, Waiting
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (
     Acquisition,
@@ -15,6 +15,7 @@ from dispatcher.store.rows import (
     ArtifactRow,
     Attempt,
     EventRow,
+    FindingRow,
     Gpu,
     Host,
     Lease,
@@ -23,6 +24,7 @@ from dispatcher.store.rows import (
     Request,
     Run,
     Segment,
+    Silence,
     StageMetrics,
     Stitch,
 )
@@ -116,8 +118,52 @@ class Store(Protocol):
 
     async def leases(self) -> list[Lease]: ...
 
-    async def renewed(self, attempts: Iterable[tuple[str, int]], at: float) -> None:
-        """Note that a renewal of these (job, attempt) was attempted."""
+    async def renewed(
+        self,
+        attempts: Iterable[tuple[str, int]],
+        at: float,
+        *,
+        monotonic: float | None = None,
+        clock_boot: str | None = None,
+    ) -> None:
+        """Note that a renewal of these (job, attempt) is attempted and cannot arrive at their host
+        after `monotonic`, on the clock of the boot `clock_boot` of this machine."""
+        ...
+
+    async def arm_lease(
+        self, job: str, attempt: int, lease_s: float, host_boot: str | None
+    ) -> None:
+        """What the host is told of the lease: its length (0: none), in which of its boots."""
+        ...
+
+    # --- what survives a silence ---
+
+    async def set_silence(self, host: str, since: float, message: str) -> None:
+        """The first `since` is kept until `end_silence`."""
+        ...
+
+    async def end_silence(self, host: str) -> bool:
+        """True when the host was silent."""
+        ...
+
+    async def silences(self) -> list[Silence]: ...
+
+    async def set_findings(self, host: str, rows: Iterable[FindingRow]) -> None:
+        """In place of those of the last comparison."""
+        ...
+
+    async def findings(self) -> list[FindingRow]: ...
+
+    async def rebuild_reservation(self, reservation: Reservation) -> None:
+        """Of a live attempt whose row is missing."""
+        ...
+
+    async def delete_reservation(self, job: str) -> None:
+        """Of a job that has no live attempt."""
+        ...
+
+    async def delete_stray_leases(self) -> int:
+        """Those of attempts without a reservation; returns how many."""
         ...
 
     # --- streams ---

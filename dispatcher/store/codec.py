@@ -28,7 +28,6 @@ from dispatcher.store.rows import (
     EventRow,
     Gpu,
     Host,
-    Lease,
     Progress,
     Request,
     Run,
@@ -107,10 +106,6 @@ def metrics_of(row: sqlite3.Row) -> StageMetrics:
     values = _plain(row, "metrics")
     values["stage"] = Stage(values["stage"])
     return StageMetrics(**values)
-
-
-def lease_of(row: sqlite3.Row) -> Lease:
-    return Lease(**_plain(row))
 
 
 def progress_of(row: sqlite3.Row) -> tuple[str, Progress]:

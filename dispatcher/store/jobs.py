@@ -24,7 +24,6 @@ from dispatcher.store.rows import (
     Applied,
     ArtifactRow,
     Attempt,
-    Lease,
     Run,
     Segment,
     StageMetrics,
@@ -248,15 +247,6 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
 
 def stage_metrics(db: Database, job: str | None) -> list[StageMetrics]:
     return [codec.metrics_of(row) for row in db.rows("select_stage_metrics", job=job)]
-
-
-def leases(db: Database) -> list[Lease]:
-    return [codec.lease_of(row) for row in db.rows("select_leases")]
-
-
-def renewed(db: Database, renewals: Iterable[tuple[str, int]], at: float) -> None:
-    for job, number in renewals:
-        db.change("renew_lease", job=job, attempt=number, at=at)
 
 
 # --- artifacts ---

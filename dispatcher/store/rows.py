@@ -109,7 +109,32 @@ class Lease:
     attempt: int
     host: str
     lease_s: float
-    renewed_at: float  # the last renewal that was attempted
+    renewed_at: float  # wall clock: the last renewal that was attempted
+    # Monotonic, in the boot `clock_boot` of the dispatcher's machine: none can arrive later.
+    renewed_monotonic: float | None = None
+    clock_boot: str | None = None
+    host_boot: str | None = None  # of the host when the attempt was sent there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """A host with live attempts that cannot be heard."""
+
+    host: str
+    since: float  # last heard of
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingRow:
+    """Something on a host that the database does not explain; see core.reconcile."""
+
+    host: str
+    kind: str
+    job: str
+    attempt: int
+    message: str
+    seen_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

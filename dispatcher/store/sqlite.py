@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import Event, Job, JobState, Waiting
-from dispatcher.store import farm, jobs, streams
+from dispatcher.core.model import Event, Job, JobState, Reservation, Waiting
+from dispatcher.store import farm, jobs, streams, survival
 from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database, Worker
 from dispatcher.store.rows import (
@@ -22,6 +22,7 @@ from dispatcher.store.rows import (
     ArtifactRow,
     Attempt,
     EventRow,
+    FindingRow,
     Gpu,
     Host,
     Lease,
@@ -30,6 +31,7 @@ from dispatcher.store.rows import (
     Request,
     Run,
     Segment,
+    Silence,
     StageMetrics,
     Stitch,
 )
@@ -133,10 +135,50 @@ class SqliteStore:
         return await self._reader.read(jobs.stage_metrics, job)
 
     async def leases(self) -> list[Lease]:
-        return await self._reader.read(jobs.leases)
+        return await self._reader.read(survival.leases)
 
-    async def renewed(self, attempts: Iterable[tuple[str, int]], at: float) -> None:
-        await self._writer.write(False, jobs.renewed, tuple(attempts), at)
+    async def renewed(
+        self,
+        attempts: Iterable[tuple[str, int]],
+        at: float,
+        *,
+        monotonic: float | None = None,
+        clock_boot: str | None = None,
+    ) -> None:
+        await self._writer.write(
+            False, survival.renewed, tuple(attempts), at, monotonic, clock_boot
+        )
+
+    async def arm_lease(
+        self, job: str, attempt: int, lease_s: float, host_boot: str | None
+    ) -> None:
+        await self._writer.write(True, survival.arm_lease, job, attempt, lease_s, host_boot)
+
+    # --- what survives a silence ---
+
+    async def set_silence(self, host: str, since: float, message: str) -> None:
+        await self._writer.write(False, survival.set_silence, host, since, message)
+
+    async def end_silence(self, host: str) -> bool:
+        return await self._writer.write(False, survival.end_silence, host)
+
+    async def silences(self) -> list[Silence]:
+        return await self._reader.read(survival.silences)
+
+    async def set_findings(self, host: str, rows: Iterable[FindingRow]) -> None:
+        await self._writer.write(False, survival.set_findings, host, tuple(rows))
+
+    async def findings(self) -> list[FindingRow]:
+        return await self._reader.read(survival.findings)
+
+    async def rebuild_reservation(self, reservation: Reservation) -> None:
+        await self._writer.write(True, survival.rebuild_reservation, reservation)
+
+    async def delete_reservation(self, job: str) -> None:
+        await self._writer.write(True, survival.delete_reservation, job)
+
+    async def delete_stray_leases(self) -> int:
+        return await self._writer.write(True, survival.delete_stray_leases)
 
     # --- streams ---
 

@@ -180,6 +180,7 @@ class _Link:
             try:
                 self.connection = await self._connect()
             except TransportError as error:
+                error.sent = False
                 self.failure, self.failed_at = error, self.clock.monotonic()
                 raise
             return self.connection

@@ -45,7 +45,9 @@ VALUES (:job, :attempt, :host, :lease_s, :renewed_at);
 DELETE FROM leases WHERE job = :job AND attempt = :attempt;
 
 -- name: renew_lease
-UPDATE leases SET renewed_at = MAX(renewed_at, :at) WHERE job = :job AND attempt = :attempt;
+UPDATE leases SET renewed_at = MAX(renewed_at, :at),
+    renewed_monotonic = :monotonic, clock_boot = :clock_boot
+WHERE job = :job AND attempt = :attempt;
 
 -- name: select_leases
 SELECT * FROM leases ORDER BY job, attempt;
