@@ -25,6 +25,28 @@ case "$1 $2" in
 esac
 """
 
+# The wall clock of a host is the kernel's, which all of them share: the agent, which asks it by
+# `time.time` only, is given one that is wrong by as many seconds as a file says, at every call.
+_PYTHON = """\
+#!{python} -I
+import os, runpy, sys, time
+
+right = time.time
+
+def wrong():
+    with open({control!r}) as stream:
+        return right() + float(stream.read())
+
+time.time = wrong
+words = [word for word in sys.argv[1:] if word not in ("-I", "-S")]
+if words[0] == "-c":
+    sys.argv = ["-c", *words[2:]]
+    exec(compile(words[1], "<string>", "exec"), {{"__name__": "__main__"}})
+else:
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+"""
+
 _NVIDIA_SMI = """\
 #!/bin/sh
 # The GPU of a drill host. Its control file says how much memory others use, or "{hanging}".
@@ -106,12 +128,26 @@ class HostFiles:
         temporary.write_text(f"{state}\n")
         temporary.replace(self.directory / "gpu")
 
+    def set_clock(self, offset_s: float) -> None:
+        """How wrong the wall clock of the host is."""
+        temporary = self.directory / "clock.new"
+        temporary.write_text(f"{offset_s}\n")
+        temporary.replace(self.directory / "clock")
+
+    @property
+    def python(self) -> Path:
+        """Runs the agent, by the host's own clock."""
+        return self.directory / "bin" / "python3"
+
     def prepare(self, name: str, identity: Path) -> None:
         """Make everything a host needs to boot for the first time."""
         (self.directory / "bin").mkdir(parents=True)
         self.disk.mkdir()
         self.run_log.touch()
         self.set_gpu("0")
+        self.set_clock(0.0)
+        clock = str(self.directory / "clock")
+        _script(self.python, _PYTHON.format(python=sys.executable, control=clock))
         make_key(self.directory / "host_key")
         keys = self.directory / "authorized_keys"
         keys.write_text(identity.with_name(f"{identity.name}.pub").read_text())

@@ -278,13 +278,13 @@ class NamespaceHosts:
                 "identity_file": str(identity),
                 "host_key": host.files.public_key,
                 "work_dir": str(host.files.disk / "work"),
+                "python": str(host.files.python),
                 "stage_python": str(host.files.stage_python),
             }
             for host in self.hosts
         ]
         defaults = {
             "port": 22,
-            "python": sys.executable,
             "max_parallel": {"extract": 2, "sfm": 1, "train": 1, "stitch": 1},
             "disk": {"min_free_gib": 0.0, "fstrim": "off"},
         }

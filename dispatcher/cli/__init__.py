@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from dispatcher.cli import (
+    chaos,
     demo,
     dispatch,
     ingest,
@@ -39,6 +40,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(stitch.app, name="stitch")
 app.command("why")(why.why)
 app.command("summary")(summary.summary)
+app.command("chaos")(chaos.chaos)
 
 
 def main() -> None:
