@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 from dispatcher.chaos.evidence import AttemptRow, EventRow, Evidence, HostAttempt, Key, Run
@@ -50,7 +50,7 @@ def _one_live_attempt(evidence: Evidence) -> Iterator[str]:
     for run in evidence.runs:
         runs[run.job].append(run)
     for job, found in sorted(runs.items()):
-        for first, second in pairwise(sorted(found, key=lambda run: run.began)):
+        for first, second in combinations(sorted(found, key=lambda run: run.began), 2):
             if first.attempt != second.attempt and second.began < first.alive_until:
                 yield (
                     f"{job}: attempts {first.attempt} ({first.stage} on {first.host}) and "

@@ -13,7 +13,7 @@ from dispatcher.errors import CosmaError
 
 _AUVS = ("auv1", "auv2")
 _SMALL, _LARGE = (64_000, 256_000), (6_000_000, 9_000_000)
-_LARGE_EVERY = 3  # a large one takes long enough to be cut off on its way
+_LARGE_EVERY = 2  # a large one takes long enough to be cut off on its way
 _BROKEN_FROM = 4  # jobs; fewer are all good
 
 
@@ -37,7 +37,7 @@ def make_footage(root: Path, survey: str, jobs: int, seed: int) -> Footage:
         auv, label = _AUVS[number % len(_AUVS)], f"s{number:03d}"
         path = root / auv / "c1" / label / f"GX01{number:04d}.MP4"
         path.parent.mkdir(parents=True)
-        size = rng.randint(*(_LARGE if number % _LARGE_EVERY == 0 else _SMALL))
+        size = rng.randint(*(_LARGE if number % _LARGE_EVERY == 1 else _SMALL))
         # A `free` box: readers of the container skip it (ISO/IEC 14496-12, 8.1.2).
         content = film + struct.pack(">I4s", 8 + size, b"free") + rng.randbytes(size)
         if number == jobs and jobs >= _BROKEN_FROM:

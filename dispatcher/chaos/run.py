@@ -158,9 +158,7 @@ class Drill:
             details={
                 "seconds": round(seconds, 1),
                 "broken": broken,
-                "faults": dict(
-                    sorted(Counter(fault.kind.value for fault in injector.done).items())
-                ),
+                "faults": dict(sorted(kinds.items())),
                 "expected_held": sorted(evidence.expected_held),
                 "stitches": dict(stitches),
                 "attempts": len(evidence.attempts),
