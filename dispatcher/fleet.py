@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from dispatcher.clock import Clock, SystemClock
+from dispatcher.core.breaker import Breaker, quarantine
 from dispatcher.core.model import GpuView, HostView, Reason
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
@@ -32,7 +33,6 @@ class HostState:
     reason: Reason | None = Reason.PROBE_STALE
     message: str = "not probed yet"
     since: float = 0.0  # reachable, or not, since then
-    cordoned: bool = False  # by the operator of this process, beside the inventory's own
 
 
 MakeExecutor = Callable[[InventoryHost], Executor]
@@ -53,6 +53,10 @@ class Fleet:
         self.inventory = inventory
         self._states = {h.name: self._new(h) for h in inventory.hosts if h.name in self._executors}
         self._probing: set[str] = set()
+        # What the database says: hosts the operator cordoned (True: to be drained), and breakers
+        # by host name or GPU UUID. Kept by dispatcher.quarantine.
+        self.cordons: Mapping[str, bool] = {}
+        self.breakers: Mapping[str, Breaker] = {}
 
     def _new(self, host: InventoryHost) -> HostState:
         return HostState(host=host, since=self._clock.monotonic())
@@ -134,13 +138,6 @@ class Fleet:
             since=since,
         )
 
-    def cordon(self, name: str) -> None:
-        """No new work goes there; what runs goes on. Raises KeyError."""
-        self._states[name] = replace(self._states[name], cordoned=True)
-
-    def uncordon(self, name: str) -> None:
-        self._states[name] = replace(self._states[name], cordoned=False)
-
     def host_views(
         self,
         now: float | None = None,
@@ -152,7 +149,22 @@ class Fleet:
         """
         at = self._clock.monotonic() if now is None else now
         cached = cached_bytes or {}
-        return [host_view(s, at, cached.get(s.host.name, {})) for s in self._states.values()]
+        return [self.view(s, at, cached.get(s.host.name, {})) for s in self._states.values()]
+
+    def view(self, state: HostState, now: float, cached: Mapping[str, int]) -> HostView:
+        """`host_view` with what operator and breakers hold against the host and its GPUs."""
+        view = host_view(state, now, cached)
+        name = view.name
+        return replace(
+            view,
+            cordoned=view.cordoned or name in self.cordons,
+            draining=self.cordons.get(name, False),
+            quarantine=quarantine(self.breakers.get(name)),
+            gpus=tuple(
+                replace(gpu, quarantine=quarantine(self.breakers.get(gpu.uuid)))
+                for gpu in view.gpus
+            ),
+        )
 
     async def reload(self, inventory: Inventory, make: MakeExecutor) -> InventoryDiff:
         """Apply a changed inventory. A host whose connection data changed gets a new executor;
@@ -171,7 +183,7 @@ class Fleet:
                 if _connection(old.host) != _connection(host):
                     dropped.append(self._executors[host.name])
                     self._executors[host.name] = make(host)
-                    self._states[host.name] = replace(self._new(host), cordoned=old.cordoned)
+                    self._states[host.name] = self._new(host)
                 else:
                     self._states[host.name] = replace(old, host=host)
         self.inventory = inventory
@@ -205,7 +217,8 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
         reachable=state.reachable,
         unreachable_reason=state.reason,
         unreachable_message=state.message,
-        cordoned=host.cordoned or state.cordoned,
+        silent_s=0.0 if state.reachable else max(0.0, now - state.since),
+        cordoned=host.cordoned,
         ready=facts is not None and not missing,
         not_ready_message=missing,
         gpus=tuple(gpu_view(gpu) for gpu in _usable(host, facts.gpus)) if facts else (),

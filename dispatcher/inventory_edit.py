@@ -48,45 +48,6 @@ def _entry(host: Mapping[str, object], indent: str) -> str:
     return "".join((f"{indent}- {first}\n", *(f"{indent}  {line}\n" for line in rest)))
 
 
-def set_cordoned(text: str, name: str, cordoned: bool) -> str:
-    """`text` with `cordoned: true|false` for the host `name`.
-
-    Raises InventoryError when there is no such host, or it is not written one key a line.
-    """
-    host = _host_node(text, name)
-    lines = text.splitlines(keepends=True)
-    word = "true" if cordoned else "false"
-    for key, value in host.value:
-        if key.value == "cordoned":
-            line = lines[value.start_mark.line]
-            before, after = line[: value.start_mark.column], line[value.end_mark.column :]
-            lines[value.start_mark.line] = before + word + after
-            return "".join(lines)
-    if host.flow_style:
-        raise _by_hand(f"host {name} is written on one line")
-    last_key = host.value[0][0]
-    number, column = last_key.start_mark.line, last_key.start_mark.column
-    lines[number] = lines[number] if lines[number].endswith("\n") else lines[number] + "\n"
-    end = host.value[0][1].end_mark
-    after_line = max(number, end.line if end.column else end.line - 1)
-    lines.insert(after_line + 1, f"{' ' * column}cordoned: {word}\n")
-    return "".join(lines)
-
-
-def _host_node(text: str, name: str) -> yaml.MappingNode:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
-        if key.value != "hosts" or not isinstance(value, yaml.SequenceNode):
-            continue
-        for host in value.value:
-            if any(k.value == "name" and v.value == name for k, v in host.value):
-                found: yaml.MappingNode = host
-                return found
-    raise InventoryError(
-        f"no host {name}", why="the inventory does not name it", fix="See `cosma worker ls`"
-    )
-
-
 def rewrite(path: Path, text: str) -> None:
     """Replace the file by `text`, atomically, once it is proven to be a valid inventory.
 

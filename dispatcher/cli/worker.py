@@ -1,24 +1,28 @@
-"""`cosma worker`: the hosts of the farm - add, list, probe, bootstrap, cordon, resume."""
+"""`cosma worker`: the hosts of the farm - add, list, probe, bootstrap; cordon and drain."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dispatcher import agent_bundle, bootstrap, inventory_edit
-from dispatcher.cli import options, render
-from dispatcher.core.model import Reason
+from dispatcher.cli import cordon, options, render
+from dispatcher.cli.stored import with_store
+from dispatcher.core.breaker import Breaker
+from dispatcher.core.model import HostView, Reason
 from dispatcher.errors import ExitCode, InventoryError, TransportError, UsageError
 from dispatcher.executors.ssh import SshExecutor, ssh_target
-from dispatcher.fleet import Fleet, HostState, host_view, not_ready
+from dispatcher.fleet import Fleet, HostState, not_ready
 from dispatcher.inventory import find_inventory, inventory_path, load_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.settings import DispatcherSettings
+from dispatcher.store.base import Store
 from dispatcher.transport.hostkey import ShownKey, Standing, show
 from dispatcher.transport.ssh import SshTransport
 
@@ -74,7 +78,7 @@ def add(
     values["host_key"] = key.line
     inventory_edit.rewrite(path, inventory_edit.append_host(text, values))
     _say(f"{name}: added to {path}")
-    _report(_one(load_inventory(path), name), False, 30.0)
+    _report(_one(load_inventory(path), name), None, False, 30.0)
 
 
 def _accept(name: str, key: ShownKey, accept_key: str | None, yes: bool) -> None:
@@ -110,30 +114,42 @@ def _accept(name: str, key: ShownKey, accept_key: str | None, yes: bool) -> None
 
 @app.command("ls")
 def list_hosts(
-    inventory: options.Inventory = None, as_json: options.Json = False, timeout: Timeout = 20.0
+    inventory: options.Inventory = None,
+    db: options.Database = None,
+    as_json: options.Json = False,
+    timeout: Timeout = 20.0,
 ) -> None:
     """List all hosts with state, GPUs, free VRAM and disk, and what they lack."""
-    _report(find_inventory(inventory), as_json, timeout)
+    _report(find_inventory(inventory), db, as_json, timeout)
 
 
 @app.command()
 def probe(
     host: Annotated[str | None, typer.Argument(help="One host; all without it.")] = None,
     inventory: options.Inventory = None,
+    db: options.Database = None,
     as_json: options.Json = False,
     timeout: Timeout = 30.0,
 ) -> None:
     """Ask one host, or all, for their facts; --json gives every one of them."""
     found = find_inventory(inventory)
-    _report(_one(found, host) if host else found, as_json, timeout)
+    _report(_one(found, host) if host else found, db, as_json, timeout)
 
 
-def _report(inventory: Inventory, as_json: bool, timeout_s: float) -> None:
-    states = asyncio.run(_probe(inventory, timeout_s))
+def _report(inventory: Inventory, db: Path | None, as_json: bool, timeout_s: float) -> None:
+    cordons, breakers = _held_against(db)
+    found = asyncio.run(_probe(inventory, timeout_s, cordons, breakers))
+    states = [state for state, _ in found]
+    rows = [_row(state, view) for state, view in found]
     if as_json:
-        render.print_json([{**_row(state), "facts": _facts(state)} for state in states])
+        render.print_json(
+            [
+                {**row, **_standing(view), "facts": _facts(state)}
+                for row, (state, view) in zip(rows, found, strict=True)
+            ]
+        )
     else:
-        render.print_rows(COLUMNS, [_row(state) for state in states])
+        render.print_rows(COLUMNS, rows)
     lost = [state for state in states if not state.reachable]
     for state in lost:
         _say(f"cosma: {state.message}")
@@ -141,22 +157,52 @@ def _report(inventory: Inventory, as_json: bool, timeout_s: float) -> None:
         raise typer.Exit(ExitCode.NO_HOST if len(lost) == len(states) else ExitCode.PARTIAL)
 
 
-async def _probe(inventory: Inventory, timeout_s: float) -> Sequence[HostState]:
+def _held_against(db: Path | None) -> tuple[dict[str, bool], dict[str, Breaker]]:
+    """Cordons and breakers as the database has them; none where there is no database yet."""
+    if not DispatcherSettings.load(database=db).database.exists():
+        return {}, {}
+
+    async def work(store: Store) -> tuple[dict[str, bool], dict[str, Breaker]]:
+        return await store.cordons(), await store.breakers()
+
+    return with_store(db, work)
+
+
+async def _probe(
+    inventory: Inventory,
+    timeout_s: float,
+    cordons: Mapping[str, bool],
+    breakers: Mapping[str, Breaker],
+) -> Sequence[tuple[HostState, HostView]]:
     bundle = agent_bundle.build()
     fleet = Fleet.of(inventory, lambda host: SshExecutor.connect_to(host, bundle))
+    fleet.cordons, fleet.breakers = cordons, breakers
     try:
-        return await fleet.probe_all(timeout_s)
+        states = await fleet.probe_all(timeout_s)
+        return list(zip(states, fleet.host_views(), strict=True))
     finally:
         await fleet.close()
 
 
-def _row(state: HostState) -> dict[str, Any]:
+def _standing(view: HostView) -> dict[str, Any]:
+    suspects = {gpu.uuid: gpu.quarantine.line for gpu in view.gpus if gpu.quarantine}
+    return {
+        "cordoned": view.cordoned,
+        "draining": view.draining,
+        "quarantine": view.quarantine.line if view.quarantine else None,
+        "gpu_quarantine": suspects,
+    }
+
+
+def _row(state: HostState, view: HostView) -> dict[str, Any]:
     host, facts = state.host, state.facts
-    view = host_view(state, state.probed_at or 0.0, {})
+    suspects = [f"{gpu.uuid} is {gpu.quarantine.line}" for gpu in view.gpus if gpu.quarantine]
     if not state.reachable:
         word = "unreachable"
-    elif view.cordoned:
-        word = "cordoned"
+    elif view.draining or view.cordoned:
+        word = "draining" if view.draining else "cordoned"
+    elif view.quarantine is not None:
+        word = "quarantined"
     else:
         word = "reachable" if view.ready else "not_ready"
     return {
@@ -167,7 +213,11 @@ def _row(state: HostState) -> dict[str, Any]:
         "vram_free_mib": max((gpu.free_mib for gpu in view.gpus), default=None),
         "disk_free": render.human_bytes(facts.disk_free_bytes) if facts else None,
         "missing": ", ".join(facts.stage_missing) or None if facts else None,
-        "reason": state.reason or (not_ready(host, facts) or None if facts else None),
+        "reason": state.reason
+        or (view.quarantine.line if view.quarantine else None)
+        or (not_ready(host, facts) if facts else None)
+        or "; ".join(suspects)
+        or None,
     }
 
 
@@ -198,23 +248,9 @@ async def _bootstrap(host: InventoryHost) -> str:
     return str(python)
 
 
-@app.command()
-def cordon(host: Name, inventory: options.Inventory = None) -> None:
-    """Send no new work to a host; what runs there goes on."""
-    _set_cordoned(inventory_path(inventory), host, True)
-
-
-@app.command()
-def resume(host: Name, inventory: options.Inventory = None) -> None:
-    """Send work to a cordoned host again."""
-    _set_cordoned(inventory_path(inventory), host, False)
-
-
-def _set_cordoned(path: Path, name: str, cordoned: bool) -> None:
-    _one(load_inventory(path), name)
-    text = inventory_edit.set_cordoned(path.read_text(encoding="utf-8"), name, cordoned)
-    inventory_edit.rewrite(path, text)
-    _say(f"{name}: {'cordoned' if cordoned else 'takes work again'}")
+app.command()(cordon.cordon)
+app.command()(cordon.drain)
+app.command()(cordon.resume)
 
 
 def _one(inventory: Inventory, name: str) -> Inventory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -139,8 +140,10 @@ class AgentLink:
         *,
         timeout_s: float = 60.0,
         bulk: bool = False,
+        answers: Sequence[int] = (EXIT_OK,),
     ) -> list[M]:
-        """One request line in, any number of `reply` lines out. `bulk` for verbs that take long."""
+        """One request line in, any number of `reply` lines out. `bulk` for verbs that take long;
+        `answers` are the exit codes with which the verb replies."""
         line = request.to_json().encode() + b"\n"
         argv = await self._argv(verb)
         done = await self._transport.run(argv, input=line, timeout_s=timeout_s, bulk=bulk)
@@ -149,8 +152,14 @@ class AgentLink:
             self._installed = None
             argv = await self._argv(verb)
             done = await self._transport.run(argv, input=line, timeout_s=timeout_s, bulk=bulk)
+        lines = [text for text in done.stdout.splitlines() if text.strip()]
+        if done.returncode in answers and done.returncode != EXIT_OK:
+            try:
+                return [reply.from_json(text) for text in lines]
+            except ProtocolError:
+                pass  # it could not do it: a refusal
         self.check(verb, done)
-        return [self.decode(verb, text, reply) for text in done.stdout.splitlines() if text.strip()]
+        return [self.decode(verb, text, reply) for text in lines]
 
     async def call_one(
         self,
@@ -160,9 +169,12 @@ class AgentLink:
         *,
         timeout_s: float = 60.0,
         bulk: bool = False,
+        answers: Sequence[int] = (EXIT_OK,),
     ) -> M:
         """As `call`, where exactly one line is the answer."""
-        replies = await self.call(verb, request, reply, timeout_s=timeout_s, bulk=bulk)
+        replies = await self.call(
+            verb, request, reply, timeout_s=timeout_s, bulk=bulk, answers=answers
+        )
         if len(replies) != 1:
             raise self._broken(verb, f"{len(replies)} replies, expected one")
         return replies[0]

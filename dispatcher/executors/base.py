@@ -14,6 +14,7 @@ from worker_agent.protocol import (
     FrameHeader,
     HostFacts,
     ReclaimReport,
+    SelftestReport,
     StartReply,
     TransferReport,
     WatchRequest,
@@ -43,6 +44,10 @@ class Executor(Protocol):
     which is no HostError, says that the host obeys a newer dispatcher."""
 
     async def probe(self, timeout_s: float = 30.0) -> HostFacts: ...
+
+    async def selftest(self, gpu: str | None, gpu_kind: str) -> SelftestReport:
+        """Decode, SIFT and one training step with a known answer; a failed one is no error."""
+        ...
 
     async def start(self, spec: AttemptSpec) -> StartReply: ...
 

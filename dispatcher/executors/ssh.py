@@ -14,6 +14,8 @@ from dispatcher.inventory_model import InventoryHost
 from dispatcher.transport.base import Transport
 from dispatcher.transport.ssh import SshTarget, SshTransport
 from worker_agent.protocol import (
+    EXIT_FAILED,
+    EXIT_OK,
     AttemptRef,
     AttemptSpec,
     AttemptStatus,
@@ -25,12 +27,15 @@ from worker_agent.protocol import (
     ReclaimReport,
     ReclaimRequest,
     RenewRequest,
+    SelftestReport,
+    SelftestRequest,
     StartReply,
     StatusRequest,
     TransferReport,
 )
 
 FETCH_TIMEOUT_S = 6 * 3600.0
+SELFTEST_TIMEOUT_S = 300.0  # imports torch and pycolmap on a slow disk
 RECLAIM_TIMEOUT_S = 1800.0  # hashes every frame, then fstrim
 
 
@@ -72,6 +77,23 @@ class SshExecutor:
     async def probe(self, timeout_s: float = 30.0) -> HostFacts:
         request = ProbeRequest(work_dir=await self.work_dir(), stage_python=self.host.stage_python)
         return await self._agent.call_one("probe", request, HostFacts, timeout_s=timeout_s)
+
+    async def selftest(self, gpu: str | None, gpu_kind: str) -> SelftestReport:
+        request = SelftestRequest(
+            work_dir=await self.work_dir(),
+            stage_python=self.host.stage_python,
+            gpu=gpu,
+            gpu_kind=gpu_kind,
+            stages=True,
+        )
+        return await self._agent.call_one(
+            "selftest",
+            request,
+            SelftestReport,
+            timeout_s=SELFTEST_TIMEOUT_S,
+            bulk=True,
+            answers=(EXIT_OK, EXIT_FAILED),
+        )
 
     async def start(self, spec: AttemptSpec) -> StartReply:
         return await self._agent.call_one("start", spec, StartReply)

@@ -37,6 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (path / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(path))
     monkeypatch.delenv("COSMA_INVENTORY", raising=False)
+    monkeypatch.delenv("COSMA_QC_DB", raising=False)
     monkeypatch.chdir(tmp_path)
     return path
 
@@ -83,15 +84,23 @@ def test_a_host_is_added_listed_cordoned_and_resumed(farm: Farm, tmp_path: Path)
     assert rows(added.out)[0]["name"] == "alpha"
     assert add(server, "--yes").code == ExitCode.USAGE  # it is there already
 
-    assert cosma_worker("cordon", "alpha").code == 0
-    listed = cosma_worker("ls")
-    assert (listed.code, rows(listed.out)[0]["state"]) == (0, "cordoned")
+    for word, state in (("cordon", "cordoned"), ("drain", "draining")):
+        assert cosma_worker(word, "alpha").code == 0
+        listed = cosma_worker("ls")
+        assert (listed.code, rows(listed.out)[0]["state"]) == (0, state)
+    empty = cosma_worker("drain", "alpha", "--wait")
+    assert empty.code == 0 and empty.err.endswith("alpha: empty\n")
     assert cosma_worker("resume", "alpha").code == 0
     probed = cosma_worker("probe", "alpha", "--json")
     assert probed.code == 0
     (document,) = json.loads(probed.out)
     assert document["state"] in ("reachable", "not_ready")
     assert document["facts"]["gpus"] and document["facts"]["disk_free_bytes"] > 0
+    path.write_text(path.read_text() + "    cordoned: true\n")
+    listed = cosma_worker("ls")
+    assert rows(listed.out)[0]["state"] == "cordoned"
+    by_hand = cosma_worker("resume", "alpha")
+    assert by_hand.code == ExitCode.USAGE and "inventory.yaml" in by_hand.err
     unknown = cosma_worker("cordon", "beta")
     assert unknown.code == ExitCode.INVENTORY and "Known hosts: alpha" in unknown.err
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-import pytest
-
 from dispatcher.clock import ManualClock
+from dispatcher.core.breaker import Breaker, Position
 from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.executors.base import Executor
@@ -159,15 +158,31 @@ async def test_one_probe_of_a_host_runs_at_a_time() -> None:
     assert (await first).reachable
 
 
-async def test_a_cordon_holds_until_it_is_lifted() -> None:
+async def test_cordons_drains_and_breakers_show_in_the_views() -> None:
     fleet, _, _, _ = two()
-    fleet.cordon("a")
     await fleet.probe_all()
-    assert [view.cordoned for view in fleet.host_views()] == [True, False]
-    fleet.uncordon("a")
-    assert not fleet.host_views()[0].cordoned
-    with pytest.raises(KeyError):
-        fleet.cordon("c")
+    opened = Breaker(key="GPU-1", host="b", gpu="GPU-1", position=Position.OPEN, why="Xid 79")
+    fleet.cordons = {"a": False, "b": True}
+    fleet.breakers = {"GPU-1": opened, "a": replace(opened, key="a", host="a", gpu=None)}
+    a, b = fleet.host_views()
+    assert (a.cordoned, a.draining, b.cordoned, b.draining) == (True, False, True, True)
+    assert a.quarantine is not None and "cosma worker resume a" in a.quarantine.line
+    assert b.quarantine is None
+    shown = {gpu.uuid: gpu.quarantine for gpu in b.gpus}
+    assert shown["GPU-2"] is None
+    assert shown["GPU-1"] is not None and "Xid 79" in shown["GPU-1"].line
+    fleet.cordons, fleet.breakers = {}, {}
+    assert not any(v.cordoned or v.draining or v.quarantine for v in fleet.host_views())
+
+
+async def test_a_silent_host_is_silent_since_it_was_last_seen() -> None:
+    fleet, hosts, clock, _ = two()
+    await fleet.probe_all()
+    hosts["b"].answer = TransportError(Reason.HOST_UNREACHABLE, "gone", where="b")
+    clock.advance(30)
+    await fleet.probe_all()
+    clock.advance(12)
+    assert [view.silent_s for view in fleet.host_views()] == [0.0, 12.0]
 
 
 async def test_a_reload_keeps_connections_that_did_not_change() -> None:

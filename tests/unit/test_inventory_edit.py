@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.errors import InventoryError
 from dispatcher.inventory import parse_inventory
-from dispatcher.inventory_edit import append_host, rewrite, set_cordoned
+from dispatcher.inventory_edit import append_host, rewrite
 
 TEXTS = {
     "nothing": "",
@@ -59,25 +59,6 @@ hosts:
 """
 
 
-@pytest.mark.parametrize("name", ["one", "two", "three"])
-@pytest.mark.parametrize("cordoned", [True, False])
-def test_one_host_is_cordoned_and_nothing_else_changes(name: str, cordoned: bool) -> None:
-    new = set_cordoned(HOSTS, name, cordoned)
-    before = {h.name: h for h in parse_inventory(HOSTS, "x", {}).hosts}
-    after = {h.name: h for h in parse_inventory(new, "x", {}).hosts}
-    assert after.pop(name) == before.pop(name).model_copy(update={"cordoned": cordoned})
-    assert after == before
-    assert new.count("#") == 2
-    assert set_cordoned(new, name, cordoned) == new
-
-
-def test_a_host_that_is_not_there_is_named() -> None:
-    with pytest.raises(InventoryError, match="no host four"):
-        set_cordoned(HOSTS, "four", True)
-    with pytest.raises(InventoryError, match="by hand"):
-        set_cordoned("hosts:\n  - {name: a, address: a}\n", "a", True)
-
-
 def test_a_file_is_only_replaced_by_a_valid_one(tmp_path: Path) -> None:
     path = tmp_path / "inventory.yaml"
     path.write_text(HOSTS)
@@ -85,7 +66,7 @@ def test_a_file_is_only_replaced_by_a_valid_one(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match=r"inventory\.yaml:1"):
         rewrite(path, "hosts: 3\n")
     assert path.read_text() == HOSTS
-    rewrite(path, set_cordoned(HOSTS, "one", True))
-    assert "cordoned: true" in path.read_text()
+    rewrite(path, append_host(HOSTS, {"name": "four", "address": "four"}))
+    assert names(path.read_text())[-1] == "four"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["inventory.yaml"]
