@@ -17,6 +17,8 @@ from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 
 # What a stitch reads of each member.
 MEMBER_KINDS = ("ply", "registration")
+# (key of train.cpu and train.cuda, factor, least): fewer gaussians first, then smaller images.
+SHRINKS: tuple[tuple[str, float, int], ...] = (("cap", 0.6, 100), ("width", 0.75, 32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class JobSpecs:
         run = await self.store.run(job.id)
         if run is None:
             raise _missing(job, "its configuration is not in the database")
-        return run.config
+        return shrunk(run.config, job.shrink)
 
     async def inputs(self, job: Job) -> list[Input]:
         if job.kind is JobKind.STITCH:
@@ -174,6 +176,20 @@ class JobSpecs:
                 )
             )
         return files
+
+
+def shrunk(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The config of a job that ran out of memory: each step makes the training smaller by one
+    factor of SHRINKS, on either kind of device. What was asked for stays in the job's run."""
+    train = dict(config.get("train", {}))
+    for kind in ("cpu", "cuda"):
+        plan = dict(train.get(kind, {}))
+        for key, factor, least in SHRINKS[:steps]:
+            if key in plan:
+                plan[key] = min(plan[key], max(least, int(plan[key] * factor)))
+        if plan:
+            train[kind] = plan
+    return {**config, "train": train} if train else config
 
 
 def _member_path(member: Member, kind: str) -> str:

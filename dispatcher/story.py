@@ -39,6 +39,10 @@ def _line(before: Job, after: Job, event: Event) -> str:
             return f"{after.stage} on {event.reservation.host}{gpu}, attempt {after.attempt}"
         case AttemptFailed():
             again = f"; trying again in {max(0.0, after.not_before - event.at):.0f} s"
+            if after.shrink > before.shrink:
+                again += f" with a smaller plan (step {after.shrink})"
+            elif after.need_mib != before.need_mib:
+                again += f" where {after.need_mib} MiB are free"
             return f"{event.reason}: {event.message}{again}"
         case InputsReclaimed():
             trimmed = (

@@ -38,6 +38,8 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
             **dataclasses.asdict(row),
             "advice": found.advice,
             "config_sha256": run.sha256 if run else None,
+            "smaller_plan": found.shrink or None,
+            "needs_mib": found.need_mib,
             "attempts": [
                 {
                     "attempt": a.attempt,
