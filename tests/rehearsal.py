@@ -1,0 +1,101 @@
+"""A farm whose stages are played short: real sshd, agent and supervisor, no reconstruction.
+
+`worker_agent.rehearse` stands in for every stage and writes down that it lived, so that a test
+can tell from the stages' own words what ran, how often, and what is still alive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dispatcher.embedded import EmbeddedHosts
+from tests.acceptance.cosma import Cosma
+
+# `-m worker_agent.stages FILE` becomes the rehearsal; anything else is what python makes of it.
+_INTERPRETER = """\
+#!/bin/sh
+export COSMA_RUN_LOG={log}
+if [ "$1" = -m ]; then shift 2; exec {python} -m worker_agent.rehearse "$@"; fi
+exec {python} "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    cosma: Cosma
+    hosts: EmbeddedHosts
+    log: Path
+
+    def ingest(self, jobs: int, acquisition: str = "reef") -> list[str]:
+        """Segments of one AUV, so that their stitch is one more job."""
+        root = self.cosma.directory / f"footage-{acquisition}"
+        film = self.log.with_name("film.mp4")
+        source = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=5:d=1")
+        subprocess.run(["ffmpeg", "-v", "error", "-y", *source, str(film)], check=True)
+        for number in range(jobs):
+            clip = root / "auv-a" / "C1" / f"s{number:02d}" / "GX010001.MP4"
+            clip.parent.mkdir(parents=True)
+            # No two alike: a `free` box is skipped by readers (ISO/IEC 14496-12, 8.1.2).
+            clip.write_bytes(film.read_bytes() + b"\0\0\x9c\x48free" + os.urandom(40_000))
+        done = self.cosma.run("ingest", str(root), "--acquisition", acquisition)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return sorted(self.cosma.jobs())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What the stages wrote down; a line that a kill cut short is left out."""
+        if not self.log.exists():
+            return []
+        found = []
+        for line in self.log.read_text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def runs(self) -> Counter[tuple[str, str]]:
+        """(job, stage) -> how many processes of it ever began."""
+        return Counter(
+            (line["job"], line["stage"]) for line in self.lines() if line["kind"] == "start"
+        )
+
+    def hold(self, on: bool) -> None:
+        """While held, stages go on working on every host."""
+        for host in self.hosts.hosts:
+            file = host.work_dir / "hold-stages"
+            if on:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+            else:
+                file.unlink(missing_ok=True)
+
+
+@contextmanager
+def rehearsal(base: Path, hosts: int, **defaults: Any) -> Iterator[Rehearsal]:
+    """`defaults` go under `defaults:` of the inventory."""
+    log = base / "runs.jsonl"
+    python = base / "stage-python"
+    python.write_text(_INTERPRETER.format(log=log, python=sys.executable))
+    python.chmod(0o755)
+    directory = base / "operator"
+    directory.mkdir()
+    with EmbeddedHosts(hosts, base / "hosts") as farm:
+        text = farm.inventory.read_text()
+        lines = "".join(f"  {key}: {json.dumps(value)}\n" for key, value in defaults.items())
+        text = text.replace(
+            f"  stage_python: {sys.executable}\n", f"  stage_python: {python}\n{lines}"
+        )
+        farm.inventory.write_text(text)
+        try:
+            yield Rehearsal(Cosma(directory, farm.inventory), farm, log)
+        finally:
+            farm.power_off()
