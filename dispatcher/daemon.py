@@ -86,6 +86,7 @@ async def _run(
             specs=JobSpecs(store, lambda host: _stage_python(fleet, host)),
             clock=clock,
             epoch=epoch,
+            lease_scale=settings.lease_scale,
         ),
         stitching=Stitching(store, clock),
         clock=clock,

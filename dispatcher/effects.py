@@ -57,6 +57,7 @@ class Effects:
     specs: JobSpecs
     clock: Clock
     epoch: int
+    lease_scale: float = 1.0
 
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
@@ -117,7 +118,7 @@ class Effects:
             return lease
         state = self.fleet.state(job.host or "")
         manual = state is not None and state.host.requeue == "manual"
-        length = 0.0 if manual else lease_s(job.stage)
+        length = 0.0 if manual else lease_s(job.stage) * self.lease_scale
         boot = state.facts.boot_id if state is not None and state.facts is not None else None
         await self.store.arm_lease(job.id, job.attempt, length, boot)
         return replace(lease, lease_s=length, host_boot=boot)

@@ -129,15 +129,24 @@ class DispatcherSettings(_Frozen):
     probe_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     lease_s: float = Field(default=1800.0, ge=30)
     grace_s: float = Field(default=60.0, ge=0)  # past the lease, before a lost attempt is retried
+    # Times the stages' leases (core/lease.py). Shorter frees the work of a lost host sooner, longer
+    # outlasts a longer outage of the link; below 0.04 a renewal could come too late.
+    lease_scale: float = Field(default=1.0, ge=0.04, le=100)
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
-        """Defaults < COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S < `overrides` that are not None.
+        """Defaults < environment (COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S, COSMA_LEASE_SCALE)
+        < `overrides` that are not None.
 
         The heartbeat file stands beside the database. Raises SettingsError.
         """
         env = os.environ if environment is None else environment
-        names = {"database": "COSMA_QC_DB", "artifacts": "OUTPUT_PATH", "poll_s": "COSMA_QC_POLL_S"}
+        names = {
+            "database": "COSMA_QC_DB",
+            "artifacts": "OUTPUT_PATH",
+            "poll_s": "COSMA_QC_POLL_S",
+            "lease_scale": "COSMA_LEASE_SCALE",
+        }
         data: dict[str, Any] = {k: env[v] for k, v in names.items() if env.get(v)}
         data.update({k: v for k, v in overrides.items() if v is not None})
         settings = _checked(cls, data, ", ".join(names.values()))

@@ -116,3 +116,10 @@ def test_dispatcher_settings_take_environment_then_options(tmp_path: Path) -> No
     options = DispatcherSettings.load(environment, database=tmp_path / "c.db", artifacts=None)
     assert options.database == tmp_path / "c.db"
     assert options.artifacts == Path.home() / "out"
+
+
+def test_leases_are_scaled_by_the_environment() -> None:
+    assert DispatcherSettings.load({}).lease_scale == 1.0
+    assert DispatcherSettings.load({"COSMA_LEASE_SCALE": "0.5"}).lease_scale == 0.5
+    with pytest.raises(SettingsError, match="COSMA_LEASE_SCALE"):
+        DispatcherSettings.load({"COSMA_LEASE_SCALE": "0.001"})
