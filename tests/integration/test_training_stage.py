@@ -210,6 +210,25 @@ def test_a_killed_training_resumes_to_bit_identical_gaussians(source: Path, tmp_
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
 
 
+def test_the_process_that_meets_no_compiled_kernels_trains_as_all_later_ones(
+    source: Path, tmp_path: Path
+) -> None:
+    made = []
+    for name in ("first", "later"):
+        run_dir = linked(source, tmp_path / name)
+        subprocess.run(
+            [sys.executable, "-c", RUN, spec_for(run_dir, steps=3).to_json()],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        made.append(Gaussians.load_npz(run_dir / "train" / "gaussians.npz"))
+    assert any((tmp_path / "kernels").rglob("*.nbi"))
+    first, later = made
+    assert np.array_equal(first.means, later.means)
+    assert np.array_equal(first.quats, later.quats)
+
+
 def test_another_configuration_does_not_resume(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,8 +33,10 @@ def cpu_backend(threads: int) -> Backend:
 
     torch stays on one thread: its own pool only spins beside numba's for tensors this small.
     """
+    from worker_agent.training.kernel_cache import ensure_cached
     from worker_agent.training.rasterize_cpu import rasterization
 
+    ensure_cached()
     torch.set_num_threads(1)
     # The other layers wait for work by spinning, which nearly doubles the CPU time on a host that
     # also extracts frames. Only one thread of this process ever calls the kernels.
