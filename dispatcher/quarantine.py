@@ -79,7 +79,7 @@ class Quarantines:
             before = self._fleet.breakers.get(key)
             if before is None or not b.due(before, self._clock.now()):
                 return
-            testing = b.testing(before)
+            testing = b.begin_test(before)
             await self._keep(before, testing)
         ok, said = await self._run(testing)
         async with self._lock:

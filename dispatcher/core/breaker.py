@@ -126,7 +126,7 @@ def due(breaker: Breaker, now: float) -> bool:
     return breaker.position is Position.OPEN and (now >= breaker.until or now < breaker.opened_at)
 
 
-def testing(breaker: Breaker) -> Breaker:
+def begin_test(breaker: Breaker) -> Breaker:
     return dataclasses.replace(breaker, position=Position.TESTING)
 
 
