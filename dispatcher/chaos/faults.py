@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import sqlite3
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dispatcher.chaos.schedule import Fault, Kind
 from dispatcher.errors import ExitCode
 
 _COOKIE = "COSMA_ATTEMPT"
+_HOLD = "hold-stages"  # worker_agent.stages.rehearsal: while it is there, stages go on working
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class Injector:
         return True
 
     def _kill_supervisor(self, fault: Fault) -> bool:
-        stages = [p for p in self.hosts.pids(fault.host) if _COOKIE in environment_of(p)]
+        stages = self._stages(fault.host)
         for stage in stages:
             supervisor = parent_of(stage)
             if supervisor in stages or "agent-" not in command_of(supervisor):
@@ -132,7 +134,35 @@ class Injector:
                 return self.hosts.kill_sessions(row["host"]) > 0
         return False
 
+    def _outlast_lease(self, fault: Fault) -> bool:
+        """A stage is at work, and goes on for as long as the link is down."""
+        stages = self._stages(fault.host)
+        if not stages:
+            return False
+        self._hold(fault.host).touch()
+        if not self._stages(fault.host):  # it ended just before
+            self._hold(fault.host).unlink()
+            return False
+        self.hosts.set_link(fault.host, up=False)
+        return True
+
+    def _hang_host(self, fault: Fault) -> bool:
+        """The kernel accepts connections, and nobody answers them."""
+        self.hosts.signal_sshd(fault.host, signal.SIGSTOP)
+        return True
+
     # --- how each ends ---
+
+    def _end_outage(self, fault: Fault) -> None:
+        for stage in self._stages(fault.host):
+            self.findings.append(
+                f"{fault.host}: {environment_of(stage).get(_COOKIE)} outlived its lease"
+            )
+        self._hold(fault.host).unlink()
+        self.hosts.set_link(fault.host, up=True)
+
+    def _wake_host(self, fault: Fault) -> None:
+        self.hosts.signal_sshd(fault.host, signal.SIGCONT)
 
     def _link_up(self, fault: Fault) -> None:
         self.hosts.set_link(fault.host, up=True)
@@ -158,6 +188,12 @@ class Injector:
         """It holds the lock: the second one must not be the first to ask for it."""
         rows = self._ask("SELECT pid FROM dispatchers ORDER BY epoch DESC LIMIT 1")
         return bool(rows) and rows[0]["pid"] == self.dispatcher.pid
+
+    def _stages(self, host: str) -> list[int]:
+        return [pid for pid in self.hosts.pids(host) if _COOKIE in environment_of(pid)]
+
+    def _hold(self, host: str) -> Path:
+        return self.hosts.work_dir(host) / _HOLD
 
     def _started(self, row: dict[str, Any]) -> bool:
         found = self.hosts.work_dir(row["host"]).glob(
@@ -187,6 +223,8 @@ _BEGIN: dict[Kind, Callable[[Injector, Fault], bool]] = {
     Kind.CLOCK_JUMP: Injector._jump_clock,
     Kind.TRANSFER_TRUNCATED: Injector._truncate_transfer,
     Kind.VRAM_THIEF: Injector._take_vram,
+    Kind.LEASE_OUTLASTED: Injector._outlast_lease,
+    Kind.HOST_HUNG: Injector._hang_host,
 }
 _END: dict[Kind, Callable[[Injector, Fault], None]] = {
     Kind.LINK_DOWN: Injector._link_up,
@@ -196,6 +234,8 @@ _END: dict[Kind, Callable[[Injector, Fault], None]] = {
     Kind.GPU_HUNG: Injector._mend_gpu,
     Kind.CLOCK_JUMP: Injector._set_clock_right,
     Kind.VRAM_THIEF: Injector._mend_gpu,
+    Kind.LEASE_OUTLASTED: Injector._end_outage,
+    Kind.HOST_HUNG: Injector._wake_host,
 }
 # One fault at a time on one host: two at once could not be taken back one by one.
 _ON_HOST = frozenset({*_END, Kind.SESSION_KILLED, Kind.SUPERVISOR_KILLED})

@@ -166,6 +166,12 @@ class NamespaceHosts:
             kill(pid)
         return len(sessions)
 
+    def signal_sshd(self, name: str, number: signal.Signals) -> None:
+        """To the server and all its sessions."""
+        for pid in self.pids(name):
+            if _name_of(pid).startswith("sshd"):
+                kill(pid, number)
+
     def fill_disk(self, name: str) -> int:
         """Leave not one free block; returns the bytes taken."""
         path = self.work_dir(name).parent / "ballast"

@@ -21,7 +21,6 @@ class DispatcherProcess:
     inside: Callable[[Sequence[str]], list[str]]
     directory: Path  # database, artifacts and log lie here
     inventory: Path
-    settings: dict[str, str] = field(default_factory=dict)  # environment
     kills: int = 0
     crashes: list[int] = field(default_factory=list)  # exit codes nobody asked for
     _process: subprocess.Popen[bytes] | None = None
@@ -43,7 +42,7 @@ class DispatcherProcess:
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("COSMA_")}
-        return {**kept, "COSMA_QC_POLL_S": "0.5", **self.settings}
+        return {**kept, "COSMA_QC_POLL_S": "0.5", "COSMA_LEASE_SCALE": "0.04"}
 
     def start(self) -> None:
         with self.log.open("ab") as log:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 # The last faults come while there is still work to be disturbed.
 FIRST_AT, LAST_AT = 0.02, 0.8
+_LONG_AT = 0.2  # so that the rest of the farm has something to do meanwhile
 
 
 class Kind(StrEnum):
@@ -24,6 +25,8 @@ class Kind(StrEnum):
     CLOCK_JUMP = "clock_jump"
     TRANSFER_TRUNCATED = "transfer_truncated"
     VRAM_THIEF = "vram_thief"
+    LEASE_OUTLASTED = "lease_outlasted"
+    HOST_HUNG = "host_hung"
 
 
 # Seconds a fault lasts, shortest and longest; the others are over at once.
@@ -35,6 +38,8 @@ LASTING: dict[Kind, tuple[float, float]] = {
     Kind.GPU_HUNG: (6.0, 12.0),
     Kind.CLOCK_JUMP: (4.0, 10.0),
     Kind.VRAM_THIEF: (3.0, 8.0),
+    Kind.LEASE_OUTLASTED: (34.0, 38.0),  # the lease of a drill is 24 s
+    Kind.HOST_HUNG: (3.0, 8.0),
 }
 # What hosts that share this machine's network and kernel can be made to suffer.
 ANYWHERE = frozenset(
@@ -47,8 +52,8 @@ ANYWHERE = frozenset(
         Kind.TRANSFER_TRUNCATED,
     }
 )
-# Bringing inputs is over well before the work is.
-_EARLY: dict[Kind, float] = {Kind.TRANSFER_TRUNCATED: 0.1}
+# A small drill brings all its inputs at once, at the start.
+_AT_ONCE = frozenset({Kind.TRANSFER_TRUNCATED})
 _CLOCK_JUMPS_S = (-86_400.0, -3600.0, -60.0, 60.0, 3600.0, 86_400.0)
 
 
@@ -66,13 +71,15 @@ class Fault:
 def plan(
     seed: int, hosts: list[str], jobs: int, stages: int, kinds: list[Kind] | None = None
 ) -> list[Fault]:
-    """Every kind at least once, and one more fault for every four jobs; in order of `after`."""
+    """Every kind once, and one more fault for every four jobs; in order of `after`."""
     rng = random.Random(seed)
     every = list(kinds or Kind)
-    chosen = every + [rng.choice(every) for _ in range(jobs // 4)]
+    more = [kind for kind in every if kind is not Kind.LEASE_OUTLASTED]
+    chosen = every + [rng.choice(more) for _ in range(jobs // 4)]
     faults = []
     for kind in chosen:
-        share = rng.uniform(FIRST_AT, _EARLY.get(kind, LAST_AT))
+        latest = _LONG_AT if kind is Kind.LEASE_OUTLASTED else LAST_AT
+        share = 0.0 if kind in _AT_ONCE else rng.uniform(FIRST_AT, latest)
         shortest, longest = LASTING.get(kind, (0.0, 0.0))
         faults.append(
             Fault(
