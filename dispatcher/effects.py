@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dispatcher.artifact_store import CHECKPOINT, COLLECTED_KINDS, ArtifactStore
 from dispatcher.clock import Clock
@@ -34,7 +35,7 @@ from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.session import RENEW_CALL_S, RESTART, HostSession, lease_of, renewed_at
 from dispatcher.store.base import Store
-from dispatcher.store.rows import Lease
+from dispatcher.store.rows import ArtifactRow, Lease
 from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest, ReclaimReport
 
 log = logging.getLogger("cosma")
@@ -43,6 +44,8 @@ RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
 CONNECT_PATIENCE_S = 120.0  # for a host that was there when the stage was placed
 RECLAIM_TRIES = 10  # about two minutes; then again at the next start
+COPIES_AT_ONCE = 4  # of one job; a default sshd allows ten sessions a connection
+DELIVERED = "input_delivered"
 FRAMES_PROOF = "frames/frames.json"
 
 
@@ -64,11 +67,32 @@ class Effects:
         try:
             executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
-            for item in await self.specs.inputs(job):
-                await self._bring(executor, run_dir, item)
+            there = await self._delivered(job, host)
+            await at_once(
+                self._deliver(executor, run_dir, item, job, host)
+                for item in await self.specs.inputs(job)
+                if item.path not in there
+            )
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         return InputsReady(at=self.clock.now(), stimulus=stimulus)
+
+    async def _deliver(
+        self, executor: Executor, run_dir: str, item: Input, job: Job, host: str
+    ) -> None:
+        await self._bring(executor, run_dir, item)
+        await self.store.record_event(
+            DELIVERED, job=job.id, host=host, payload={"path": item.path, "bytes": item.bytes}
+        )
+
+    async def _delivered(self, job: Job, host: str) -> set[str]:
+        """What a transfer that was cut short has brought already. Asking the host instead costs a
+        process there for each file, so that short-lived dispatchers would never get further."""
+        since = 0
+        for kind in ("host_assigned", "inputs_reclaimed", "release_requested"):
+            since = max([since, *(e.id for e in await self.store.events(job=job.id, kind=kind))])
+        known = await self.store.events(job=job.id, kind=DELIVERED, after=since)
+        return {event.payload["path"] for event in known if event.host == host}
 
     async def start_attempt(self, job: Job, stimulus: str) -> Event:
         """Start with the same attempt id until the host answers, or until no earlier try that
@@ -211,18 +235,11 @@ class Effects:
 
     async def collect_results(self, job: Job, host: str, stimulus: str) -> Event:
         """Copy the small and the final results here, verified by hash."""
-        total = count = 0
         try:
             executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
-            for row in await self.store.artifacts(job=job.id):
-                if row.kind not in COLLECTED_KINDS:
-                    continue
-                local = self.artifacts.path(job.acquisition, job.id, row.path)
-                local.parent.mkdir(parents=True, exist_ok=True)
-                await executor.collect_file(run_dir, row.path, local, sha256=row.sha256)
-                await self.store.artifact_collected(job.id, row.path, str(local))
-                total, count = total + row.bytes, count + 1
+            rows = [r for r in await self.store.artifacts(job=job.id) if r.kind in COLLECTED_KINDS]
+            await at_once(self._collect(executor, run_dir, job, row) for row in rows)
             await self._keep_report(job)
             checkpoint = self.artifacts.path(job.acquisition, job.id, CHECKPOINT)
             await executor.collect_file(run_dir, CHECKPOINT, checkpoint)
@@ -235,8 +252,17 @@ class Effects:
                 advice="make room or give --artifacts another directory",
             )  # fmt: skip
         return ResultsCollected(
-            at=self.clock.now(), stimulus=stimulus, artifacts=count, bytes=total
+            at=self.clock.now(),
+            stimulus=stimulus,
+            artifacts=len(rows),
+            bytes=sum(row.bytes for row in rows),
         )
+
+    async def _collect(self, executor: Executor, run_dir: str, job: Job, row: ArtifactRow) -> None:
+        local = self.artifacts.path(job.acquisition, job.id, row.path)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        await executor.collect_file(run_dir, row.path, local, sha256=row.sha256)
+        await self.store.artifact_collected(job.id, row.path, str(local))
 
     async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
         """What shows that a copy lies here too: the hash of the original, read again now. An
@@ -293,3 +319,23 @@ class Effects:
             at=self.clock.now(), stimulus=stimulus, attempt=job.attempt, reason=error.reason,
             message=error.message, advice=error.fix,
         )  # fmt: skip
+
+
+async def at_once(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them, a few at a time; the first failure ends the others and is raised."""
+    limit = asyncio.Semaphore(COPIES_AT_ONCE)
+
+    async def one(work: Coroutine[Any, Any, None]) -> None:
+        async with limit:
+            await work
+
+    works = list(works)
+    tasks = [asyncio.ensure_future(one(work)) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for work in works:
+            work.close()  # those that had not begun
