@@ -13,6 +13,7 @@ _CAUSES: dict[str, tuple[Reason, str]] = {
         "the host ended it: no renewal from the dispatcher within the lease",
     ),
     "cancelled": (Reason.CANCELLED, "it was cancelled on the host"),
+    "terminated": (Reason.ATTEMPT_VANISHED, "its supervisor was told to end, as at a shutdown"),
     "timeout": (Reason.STAGE_TIMEOUT, "it ran past its time limit"),
     "oom_killed": (
         Reason.OUT_OF_MEMORY,

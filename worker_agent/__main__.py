@@ -169,6 +169,7 @@ def _run(arguments: list[str]) -> int:
 
 def main() -> int:
     """Run one verb; returns its exit code and never raises."""
+    os.umask(os.umask(0o022) & 0o077 | 0o022)  # never writable by others, always by ourselves
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()

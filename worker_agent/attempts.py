@@ -17,6 +17,7 @@ from typing import Any
 from worker_agent.clock import boot_id
 from worker_agent.durable import write_json
 from worker_agent.paths import run_directory
+from worker_agent.processes import is_alive
 from worker_agent.protocol import (
     AttemptRef,
     AttemptSpec,
@@ -27,9 +28,6 @@ from worker_agent.protocol import (
     StageOutcome,
 )
 from worker_agent.refusal import is_disk_full
-
-COOKIE = "COSMA_ATTEMPT"
-SUPERVISOR = "COSMA_SUPERVISOR"  # in the stage's environment: the pid that should be its parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +92,6 @@ class AttemptFiles:
         return f"{self.run_dir}#{self.attempt}"
 
 
-def parse_cookie(value: str) -> tuple[str, int] | None:
-    """(run_dir, attempt) of a COSMA_ATTEMPT value."""
-    run_dir, _, number = value.rpartition("#")
-    return (run_dir, int(number)) if run_dir and number.isdigit() else None
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None when the file is absent or torn."""
     try:
@@ -139,6 +131,16 @@ def lock_holder(files: AttemptFiles) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def is_abandoned(files: AttemptFiles) -> bool:
+    """Whether supervisor and stage are both known to be dead, whoever inherited their lock."""
+    known = read_json(files.processes) or {}
+    for name in ("supervisor", "stage"):
+        pid, ticks = known.get(name), known.get(f"{name}_start_ticks")
+        if not isinstance(pid, int) or not isinstance(ticks, int) or is_alive(pid, ticks):
+            return False
+    return True
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -158,7 +160,7 @@ def status(files: AttemptFiles) -> AttemptStatus:
         state = AttemptState.FINISHED
     elif started is None:
         state = AttemptState.NEVER_STARTED
-    elif held and holder == files.attempt:
+    elif held and holder == files.attempt and not is_abandoned(files):
         state = AttemptState.RUNNING
     else:
         record = _harvest(files, started)

@@ -31,6 +31,7 @@ def _unpack(archive: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as source:
             source.extractall(staging)
+        os.sync()  # once per version: a power cut must not leave empty files under the final name
         staging.rename(target)
     except zipfile.BadZipFile as error:
         raise failed("agent_failed", f"{archive}: {error}: push the agent again") from None

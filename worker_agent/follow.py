@@ -61,10 +61,10 @@ class Follower:
         for key, watch in list(self._watches.items()):
             # Looked at before the files are read: what is read after the end is all there is.
             ended = self._ended(watch)
-            sent |= self._pump(watch)
-            if ended is not None:
-                while self._pump(watch):
-                    pass
+            pumped = self._pump(watch)
+            sent |= pumped
+            # One frame a round: a log of gigabytes must not silence the other attempts.
+            if ended is not None and not pumped:
                 body = ended.to_json().encode()
                 self._send(self._header("exit", watch, 0, len(body)), body)
                 del self._watches[key]

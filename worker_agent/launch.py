@@ -81,9 +81,12 @@ def _take_lock(files: AttemptFiles) -> int | None:
             if files.started.exists():
                 os.close(descriptor)
                 return None
+            holder = attempts.lock_holder(files)
+            if holder is not None and attempts.is_abandoned(AttemptFiles(files.run_dir, holder)):
+                # Only what they left behind still has the lock.
+                processes.sweep(Scope(files.run_dir, holder), but=(os.getpid(),))
             if time.monotonic() > end:
                 os.close(descriptor)
-                holder = attempts.lock_holder(files)
                 raise RefusedError(
                     "busy", f"{files.run_dir}: attempt {holder} still runs there: cancel it first"
                 ) from None

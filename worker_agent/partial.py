@@ -82,12 +82,30 @@ def opened(target: Path) -> Iterator[Partial]:
     the same file runs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = part_path(target)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = _locked(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError("busy", f"{path}: another transfer of it runs: wait") from None
         yield Partial(target, path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """Opened anew until the lock lies on the very file that has the name: another transfer may
+    have published the one that was opened, and writing to it would change the finished file."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RefusedError("busy", f"{path}: another transfer of it runs: wait") from None
+        if _is_named(path, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_named(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

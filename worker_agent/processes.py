@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent.attempts import COOKIE, parse_cookie
+# In the environment of every process of an attempt, and of the stage: whose child it should be.
+COOKIE = "COSMA_ATTEMPT"
+SUPERVISOR = "COSMA_SUPERVISOR"
 
 _PROC = Path("/proc")
 
@@ -51,6 +53,12 @@ def cookie_of(pid: int) -> str | None:
         if entry.startswith(prefix):
             return os.fsdecode(entry[len(prefix) :])
     return None
+
+
+def parse_cookie(value: str) -> tuple[str, int] | None:
+    """(run_dir, attempt) of a COSMA_ATTEMPT value."""
+    run_dir, _, number = value.rpartition("#")
+    return (run_dir, int(number)) if run_dir and number.isdigit() else None
 
 
 def attempt_of(pid: int) -> tuple[str, int] | None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker_agent import attempts, clock, interpreter, processes
-from worker_agent.attempts import COOKIE, SUPERVISOR, AttemptFiles
+from worker_agent.attempts import AttemptFiles
 from worker_agent.durable import drop_torn_line, write_json
 from worker_agent.paths import work_directory
-from worker_agent.processes import Scope
+from worker_agent.processes import COOKIE, SUPERVISOR, Scope
 from worker_agent.protocol import AttemptSpec, ExitRecord, FailureCode, StageOutcome
 from worker_agent.refusal import is_disk_full
 from worker_agent.reserve import drop_reserves

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from worker_agent import attempts, clock
-from worker_agent.attempts import AttemptFiles, parse_cookie
+from worker_agent.attempts import AttemptFiles
 from worker_agent.durable import write_json
 from worker_agent.epoch import check_epoch
+from worker_agent.processes import parse_cookie
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
     AttemptSpec,

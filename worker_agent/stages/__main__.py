@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import io
 import json
 import os
 import resource
@@ -37,7 +38,7 @@ def run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
         return _run(spec, report)
     except Exception as error:
         if not isinstance(error, StageFailure):
-            _say(traceback.format_exc())
+            traceback.print_exc()
         return outcome_of(error, spec.stage)
 
 
@@ -79,13 +80,22 @@ def _reporter(files: AttemptFiles) -> Reporter:
     return Reporter(descriptor, files.attempt, reserve=files.reserve("events"))
 
 
-def _say(text: str) -> None:
-    """To the log, which may be what has filled the disk: then the outcome must do."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
+class _Log(io.TextIOWrapper):
+    """stdout and stderr, the attempt's log: what has no room on a full disk is left out, so that
+    a message nobody needs does not undo what the stage has done."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            return len(text)
+
+
+def _log(descriptor: int) -> _Log:
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    return _Log(raw, errors="backslashreplace", write_through=True)
 
 
 def _write_outcome(files: AttemptFiles, outcome: StageOutcome) -> None:
@@ -115,14 +125,15 @@ def main(arguments: list[str]) -> int:
     spec = AttemptSpec.from_dict(json.loads(Path(arguments[0]).read_bytes())["spec"])
     files = AttemptFiles.of(spec.run_dir, spec.attempt)
     guard(files, spec)
+    sys.stdout, sys.stderr = _log(1), _log(2)
     outcome = run(spec, _reporter(files))
     try:
         _write_outcome(files, outcome)
     except OSError as error:
-        _say(f"{files.result}: {error.strerror}: the outcome is lost")
+        print(f"{files.result}: {error.strerror}: the outcome is lost", file=sys.stderr)
         return 1
     if not outcome.ok:
-        _say(f"{spec.stage}: {outcome.reason}: {outcome.message}")
+        print(f"{spec.stage}: {outcome.reason}: {outcome.message}", file=sys.stderr)
     return 0 if outcome.ok else 1
 
 

@@ -12,8 +12,8 @@ import threading
 import time
 
 from worker_agent import attempts, clock, processes
-from worker_agent.attempts import SUPERVISOR, AttemptFiles
-from worker_agent.processes import Scope
+from worker_agent.attempts import AttemptFiles
+from worker_agent.processes import SUPERVISOR, Scope
 from worker_agent.protocol import AttemptSpec
 
 _PERIOD_S = 1.0
@@ -32,6 +32,7 @@ class _Watch:
     ) -> None:
         self._files = files
         self._supervisor = supervisor
+        self._has_lease = spec.lease_s > 0
         self._lease_until = began + spec.lease_s
         self._ends_at = None if spec.timeout_s is None else began + spec.timeout_s
 
@@ -50,7 +51,7 @@ class _Watch:
         now = clock.boottime()
         if self._files.cancel.exists():
             return "cancelled"
-        if now > self._lease_until:
+        if self._has_lease and now > self._lease_until:
             return "lease_expired"
         if self._ends_at is not None and now > self._ends_at:
             return "timeout"
