@@ -8,6 +8,7 @@ from enum import StrEnum
 
 # The last faults come while there is still work to be disturbed.
 FIRST_AT, LAST_AT = 0.02, 0.8
+_LONG_FROM = 6
 _LONG_AT = 0.2  # so that the rest of the farm has something to do meanwhile
 
 
@@ -71,11 +72,14 @@ class Fault:
 def plan(
     seed: int, hosts: list[str], jobs: int, stages: int, kinds: list[Kind] | None = None
 ) -> list[Fault]:
-    """Every kind once, and one more fault for every four jobs; in order of `after`."""
+    """Every kind once, and one more fault for every four jobs; in order of `after`. A drill of
+    less than _LONG_FROM jobs has no outage that outlasts a lease: it would only wait for its end.
+    """
     rng = random.Random(seed)
     every = list(kinds or Kind)
     more = [kind for kind in every if kind is not Kind.LEASE_OUTLASTED]
-    chosen = every + [rng.choice(more) for _ in range(jobs // 4)]
+    chosen = every if jobs >= _LONG_FROM else more
+    chosen = chosen + [rng.choice(more) for _ in range(jobs // 4)]
     faults = []
     for kind in chosen:
         latest = _LONG_AT if kind is Kind.LEASE_OUTLASTED else LAST_AT
