@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from dispatcher.core.model import Job, JobKind, JobState, Step
-from dispatcher.core.survey import PlannedSegment, clip_name, group_clips, slug
+from dispatcher.core.survey import PlannedSegment, clip_name, group_clips, printable, slug
 from dispatcher.settings import PipelineConfig
 from dispatcher.sources import ClipProblem, SourceFile, find_videos, inspect_clip
 from dispatcher.store.base import Store
@@ -52,20 +54,35 @@ async def ingest(
     survey = slug(acquisition)
     await store.create_acquisition(Acquisition(id=survey, name=acquisition, created_at=time.time()))
     planned = group_clips(files, auv=auv, serial=serial)
+    ids = job_ids(survey, planned)
     return [
         await _ingest_segment(
             store, survey, segment, [files[path] for path in segment.clips],
-            job_id=_job_id(survey, segment, planned), config=config, priority=priority,
+            job_id=ids[segment], config=config, priority=priority,
         )
         for segment in planned
     ]  # fmt: skip
 
 
-def _job_id(survey: str, segment: PlannedSegment, planned: Iterable[PlannedSegment]) -> str:
-    twins = [s for s in planned if (s.auv, s.label) == (segment.auv, segment.label)]
-    if len(twins) > 1:
-        return slug(survey, segment.auv, segment.gopro_serial, segment.label)
-    return slug(survey, segment.auv, segment.label)
+def job_ids(survey: str, planned: Sequence[PlannedSegment]) -> dict[PlannedSegment, str]:
+    """A plain and readable id each; segments whose names come to the same one are told apart by
+    their camera, and if that is not enough by a hash of their names. Pure."""
+    found: dict[PlannedSegment, str] = {}
+    for words in (
+        lambda s: (s.auv, s.label),
+        lambda s: (s.auv, s.gopro_serial, s.label),
+        lambda s: (s.auv, s.label, _digest(s)),
+    ):
+        open_still = [segment for segment in planned if segment not in found]
+        ids = {segment: slug(survey, *words(segment)) for segment in open_still}
+        taken = Counter([*ids.values(), *found.values()])
+        found.update({segment: name for segment, name in ids.items() if taken[name] == 1})
+    return found
+
+
+def _digest(segment: PlannedSegment) -> str:
+    names = "\0".join((segment.auv, segment.gopro_serial, segment.label, *segment.clips))
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 async def _ingest_segment(
@@ -81,7 +98,7 @@ async def _ingest_segment(
     now = time.time()
     known = await store.job(job_id)
     if known is not None:
-        return _ingested(known, segment, files, new=False)
+        return _known(known, await store.segments(job=job_id), segment, files)
     problem = next((p for p in map(inspect_clip, files) if p is not None), None)
     job = Job(
         id=job_id,
@@ -116,6 +133,21 @@ async def _ingest_segment(
     return _ingested(job, segment, files, new=True)
 
 
+def _known(
+    job: Job, stored: Sequence[Segment], segment: PlannedSegment, files: list[SourceFile]
+) -> Ingested:
+    there = [clip.source for row in stored for clip in row.clips]
+    row = _ingested(job, segment, files, new=False)
+    if there == [file.location for file in files]:
+        return row
+    first = printable(there[0]) if there else "nowhere"
+    return dataclasses.replace(
+        row,
+        message=f"left as it is: this segment exists with other clips ({first}); rename the "
+        "segment, or give another --acquisition",
+    )
+
+
 def _held(job_id: str, problem: ClipProblem | None) -> dict[str, Any]:
     if problem is None:
         return {}
@@ -135,7 +167,7 @@ def _run(job: str, config: PipelineConfig, segment: PlannedSegment, now: float) 
         job=job,
         config=values,
         sha256=hashlib.sha256(text.encode()).hexdigest(),
-        provenance={"clips": [PurePosixPath(path).name for path in segment.clips]},
+        provenance={"clips": [printable(PurePosixPath(path).name) for path in segment.clips]},
         created_at=now,
     )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatcher.core.model import Reason
-from dispatcher.core.survey import is_video
+from dispatcher.core.survey import is_video, printable
 from dispatcher.errors import CosmaError, UsageError
 
 _REMOTE = re.compile(r"^(?P<host>[A-Za-z0-9_][A-Za-z0-9_.@-]*):(?P<path>/.*)$", re.DOTALL)
@@ -113,7 +113,7 @@ def inspect_clip(file: SourceFile) -> ClipProblem | None:
 
     Remote clips, and all clips where ffprobe is not installed, are judged by the Validation stage.
     """
-    name = Path(file.relative).name
+    name = printable(Path(file.relative).name)
     if file.bytes == 0:
         return ClipProblem(
             reason=Reason.INPUT_EMPTY,
@@ -132,7 +132,8 @@ def inspect_clip(file: SourceFile) -> ClipProblem | None:
         return None
     if done.returncode != 0:
         said = os.fsdecode(done.stderr).strip().splitlines()
-        why = said[-1].split(": ", 1)[-1] if said else f"ffprobe ended with {done.returncode}"
+        last = said[-1] if said else f"ffprobe ended with {done.returncode}"
+        why = printable(last).split(": ", 1)[-1]
         if any("moov atom not found" in line for line in said):
             why = "moov atom not found: the recording was cut off, or this is no MP4"
         return ClipProblem(

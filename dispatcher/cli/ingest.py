@@ -55,5 +55,5 @@ def ingest(
         print_json({"acquisition": acquisition, "segments": rows})
     else:
         print_rows(("job", "auv", "segment", "clips", "bytes", "state", "reason", "message"), rows)
-    if any(item.new and item.state is JobState.HELD for item in found):
+    if any(item.message for item in found if item.new or item.state is not JobState.HELD):
         raise typer.Exit(ExitCode.PARTIAL)

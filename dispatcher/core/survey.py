@@ -30,6 +30,13 @@ def is_video(path: str) -> bool:
     return name.lower().endswith(".mp4") and not name.startswith(".")
 
 
+def printable(name: str) -> str:
+    """A file name as text that every terminal and database takes: bytes that are no UTF-8, and
+    control characters, as escapes."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def recording_key(path: str) -> tuple[str, int, str]:
     """Sorts clips: by recording, then chapter, then name."""
     stem = PurePosixPath(path).stem
@@ -60,9 +67,9 @@ def group_clips(paths: Iterable[str], *, auv: str, serial: str) -> tuple[Planned
         groups.setdefault(key, []).append(path)
     return tuple(
         PlannedSegment(
-            auv=key[0],
-            gopro_serial=key[1],
-            label=key[2],
+            auv=printable(key[0]),
+            gopro_serial=printable(key[1]),
+            label=printable(key[2]),
             clips=tuple(sorted(clips, key=recording_key)),
         )
         for key, clips in sorted(groups.items())

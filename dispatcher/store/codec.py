@@ -40,7 +40,7 @@ _RESERVATION = ("attempt", "host", "slot", "gpu", "mib", "disk_bytes")
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, separators=(",", ":"))
 
 
 def job_values(job: Job) -> dict[str, Any]:

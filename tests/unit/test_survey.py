@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.survey import clip_name, group_clips, slug
+from dispatcher.core.survey import clip_name, group_clips, printable, slug
 
 ANY_TEXT = st.text(min_size=1, max_size=80)
 
@@ -75,3 +76,10 @@ def test_a_clip_name_is_plain_and_sorts_by_order(order: int, path: str) -> None:
     name = clip_name(order, path)
     assert re.fullmatch(r"\d{3}-\w{1,60}\.MP4", name, re.ASCII)
     assert clip_name(0, path) <= name
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_any_file_name_becomes_text_that_can_be_stored_and_shown(name: bytes) -> None:
+    text = printable(os.fsdecode(name))
+    assert text.encode("utf-8")
+    assert text.isprintable()
