@@ -43,7 +43,7 @@ def is_installed() -> bool:
 def query_gpus() -> tuple[GpuRow, ...]:
     """All GPUs. Raises GpuQueryError when the driver hangs, fails or answers nonsense."""
     rows = []
-    for line in _ask(GPU_QUERY).splitlines():
+    for line in ask(GPU_QUERY).splitlines():
         fields = [field.strip() for field in line.split(",")]
         if len(fields) < 4:
             continue
@@ -59,7 +59,7 @@ def query_gpus() -> tuple[GpuRow, ...]:
 
 def query_compute() -> tuple[ComputeRow, ...]:
     """Compute processes of all GPUs. Raises GpuQueryError."""
-    return parse_compute(_ask(COMPUTE_QUERY))
+    return parse_compute(ask(COMPUTE_QUERY))
 
 
 def parse_compute(text: str) -> tuple[ComputeRow, ...]:
@@ -73,7 +73,8 @@ def parse_compute(text: str) -> tuple[ComputeRow, ...]:
     return tuple(rows)
 
 
-def _ask(query: tuple[str, ...]) -> str:
+def ask(query: tuple[str, ...]) -> str:
+    """The answer of nvidia-smi. Raises GpuQueryError."""
     # Popen and not run(): a hung driver leaves a process that not even SIGKILL ends, and run()
     # would wait for it for ever.
     process = subprocess.Popen(

@@ -13,15 +13,17 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent import attempts, clock, interpreter, processes
+from worker_agent import attempts, clock, interpreter, oom, processes
 from worker_agent.attempts import AttemptFiles
 from worker_agent.durable import drop_torn_line, write_json
+from worker_agent.gpu_health import FaultWatch
 from worker_agent.paths import work_directory
 from worker_agent.processes import COOKIE, SUPERVISOR, Scope
 from worker_agent.protocol import AttemptSpec, ExitRecord, FailureCode, StageOutcome
 from worker_agent.refusal import is_disk_full
 from worker_agent.reserve import drop_reserves
 from worker_agent.stages.api import Reporter
+from worker_agent.verdict import judge
 from worker_agent.vram import VramSampler
 
 GRACE_S = 5.0  # between TERM and KILL
@@ -48,6 +50,8 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     reporter = Reporter(events, spec.attempt, reserve=files.reserve("events"))
     began, began_wall = clock.boottime(), clock.wall()
     python = interpreter.choose(spec.stage_python, work_directory(files.run_dir))
+    kills_before = oom.kills()
+    watch = FaultWatch(spec.gpu) if spec.gpu_kind == "cuda" and spec.gpu else None
     try:
         stage = _spawn(files, spec, python, code, lock, events)
     except (OSError, subprocess.SubprocessError) as error:
@@ -79,6 +83,16 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     if cause == "exited" and returncode < 0:
         cause = "signalled"
     number = -returncode if returncode < 0 else None
+    outcome = attempts.read_outcome(files)
+    failed = cause in ("exited", "signalled") and (outcome is None or not outcome.ok)
+    cause, outcome = judge(
+        spec.stage,
+        cause,
+        number,
+        outcome,
+        oom_kills=oom.since(kills_before, oom.kills()),
+        gpu_faults=watch.faults() if watch is not None and failed else {},
+    )
     drop_torn_line(files.events)
     if escaped and cause == "exited":
         _tell(reporter, "warning", message=f"{escaped} processes outlived their stage: killed")
@@ -90,7 +104,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         cause,
         began,
         began_wall,
-        outcome=attempts.read_outcome(files),
+        outcome=outcome,
         returncode=None if number else returncode,
         signal_number=number,
         usage=usage,

@@ -24,6 +24,7 @@ class OutOfMemoryError(RuntimeError):
         (sqlite3.OperationalError("database or disk is full"), FailureCode.DISK_FULL),
         (OutOfMemoryError("tried to allocate"), FailureCode.GPU_OUT_OF_MEMORY),
         (RuntimeError("CUDA error: out of memory"), FailureCode.GPU_OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), FailureCode.GPU_FAULT),
         (ModuleNotFoundError("x", name="gsplat"), FailureCode.TOOL_MISSING),
         (ValueError("bad"), FailureCode.STAGE_CRASHED),
         (PermissionError(errno.EACCES, "Permission denied"), FailureCode.STAGE_CRASHED),

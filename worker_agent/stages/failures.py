@@ -10,6 +10,15 @@ from worker_agent.protocol import FailureCode, StageOutcome
 from worker_agent.stages.api import StageFailure
 
 _CUDA_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# cudaError_t texts that a program cannot cause: CUDA Runtime API, "Error Handling".
+_GPU_FAULT = (
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "hardware stack error",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "GPU is lost",
+    "fallen off the bus",
+)
 _HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 _DISK = ("No space left on device", "database or disk is full")
 
@@ -52,6 +61,13 @@ def _known(error: BaseException, stage: str) -> StageOutcome | None:
             reason=FailureCode.GPU_OUT_OF_MEMORY,
             message=_line(f"{stage}: the GPU's memory is full: {text}"),
             advice="it is retried with a smaller plan or on a bigger GPU",
+        )
+    if any(sign in text for sign in _GPU_FAULT):
+        return StageOutcome(
+            ok=False,
+            reason=FailureCode.GPU_FAULT,
+            message=_line(f"{stage}: the GPU reports a fault: {text}"),
+            advice="look at nvidia-smi -q and the kernel log of this host",
         )
     if isinstance(error, MemoryError) or any(sign in text for sign in _HOST_MEMORY):
         return StageOutcome(
