@@ -34,7 +34,7 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-MaxStartups 100
+MaxStartups {max_startups}
 LogLevel ERROR
 Subsystem sftp internal-sftp
 """
@@ -141,7 +141,9 @@ class Farm:
         self.servers: list[Sshd] = []
         self.client_key = make_key(directory / "client_key")
 
-    def start(self, name: str = "alpha", *, port: int | None = None) -> Sshd:
+    def start(
+        self, name: str = "alpha", *, port: int | None = None, max_startups: str = "100"
+    ) -> Sshd:
         """Raises RuntimeError with sshd's own words when it does not answer."""
         home = self.directory / name
         home.mkdir(exist_ok=True)
@@ -150,7 +152,12 @@ class Farm:
         (home / "authorized_keys").write_bytes(self.client_key.with_suffix(".pub").read_bytes())
         chosen = port or free_port()
         (home / "sshd_config").write_text(
-            _CONFIG.format(port=chosen, key=home / "host_key", authorized=home / "authorized_keys")
+            _CONFIG.format(
+                port=chosen,
+                key=home / "host_key",
+                authorized=home / "authorized_keys",
+                max_startups=max_startups,
+            )
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation wants it

@@ -19,6 +19,7 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.transport.base import Completed
+from dispatcher.transport.connect_gate import gate
 
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 15.0
@@ -189,7 +190,11 @@ class _Link:
         why = ""
         delay = FIRST_DELAY_S
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            # Waiting for the gate is no fault of the host: its time is not counted.
+            async with (
+                gate(self.target.proxy_jump or self._address()),
+                asyncio.timeout(CONNECT_TIMEOUT_S),
+            ):
                 for attempt in range(CONNECT_TRIES):
                     if attempt:
                         await asyncio.sleep(delay * random.uniform(0.5, 1.5))
