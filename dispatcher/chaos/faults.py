@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dispatcher.chaos.collect import read_only
+from dispatcher.chaos.farm import DrillHosts
 from dispatcher.chaos.hostfiles import GPU_MIB, HANGING
-from dispatcher.chaos.hosts import NamespaceHosts, command_of, environment_of, kill, parent_of
+from dispatcher.chaos.hosts import NamespaceHosts
 from dispatcher.chaos.process import DispatcherProcess
+from dispatcher.chaos.processes import command_of, environment_of, kill, parent_of
 from dispatcher.chaos.schedule import Fault, Kind
 from dispatcher.errors import ExitCode
 
@@ -33,7 +35,7 @@ class Active:
 class Injector:
     """`begin` and `end` of faults. `findings` is what a fault itself proved to be wrong."""
 
-    hosts: NamespaceHosts
+    hosts: DrillHosts
     dispatcher: DispatcherProcess
     database: Path
     rng: random.Random
@@ -64,15 +66,15 @@ class Injector:
         return self.hosts.kill_sessions(fault.host) > 0
 
     def _link_down(self, fault: Fault) -> bool:
-        self.hosts.set_link(fault.host, up=False)
+        self._farm.set_link(fault.host, up=False)
         return True
 
     def _blackhole(self, fault: Fault) -> bool:
-        self.hosts.set_blackhole(fault.host, on=True)
+        self._farm.set_blackhole(fault.host, on=True)
         return True
 
     def _cut_power(self, fault: Fault) -> bool:
-        self.hosts.cut_power(fault.host)
+        self._farm.cut_power(fault.host)
         return True
 
     def _kill_dispatcher(self, _fault: Fault) -> bool:
@@ -110,18 +112,18 @@ class Injector:
         return False
 
     def _fill_disk(self, fault: Fault) -> bool:
-        return self.hosts.fill_disk(fault.host) > 0
+        return self._farm.fill_disk(fault.host) > 0
 
     def _hang_gpu(self, fault: Fault) -> bool:
-        self.hosts.host(fault.host).files.set_gpu(HANGING)
+        self.hosts.files(fault.host).set_gpu(HANGING)
         return True
 
     def _take_vram(self, fault: Fault) -> bool:
-        self.hosts.host(fault.host).files.set_gpu(str(GPU_MIB - 500))
+        self.hosts.files(fault.host).set_gpu(str(GPU_MIB - 500))
         return True
 
     def _jump_clock(self, fault: Fault) -> bool:
-        self.hosts.host(fault.host).files.set_clock(fault.size)
+        self.hosts.files(fault.host).set_clock(fault.size)
         return True
 
     def _truncate_transfer(self, _fault: Fault) -> bool:
@@ -143,7 +145,7 @@ class Injector:
         if not self._stages(fault.host):  # it ended just before
             self._hold(fault.host).unlink()
             return False
-        self.hosts.set_link(fault.host, up=False)
+        self._farm.set_link(fault.host, up=False)
         return True
 
     def _hang_host(self, fault: Fault) -> bool:
@@ -159,30 +161,37 @@ class Injector:
                 f"{fault.host}: {environment_of(stage).get(_COOKIE)} outlived its lease"
             )
         self._hold(fault.host).unlink()
-        self.hosts.set_link(fault.host, up=True)
+        self._farm.set_link(fault.host, up=True)
 
     def _wake_host(self, fault: Fault) -> None:
         self.hosts.signal_sshd(fault.host, signal.SIGCONT)
 
     def _link_up(self, fault: Fault) -> None:
-        self.hosts.set_link(fault.host, up=True)
+        self._farm.set_link(fault.host, up=True)
 
     def _no_blackhole(self, fault: Fault) -> None:
-        self.hosts.set_blackhole(fault.host, on=False)
+        self._farm.set_blackhole(fault.host, on=False)
 
     def _boot(self, fault: Fault) -> None:
-        self.hosts.boot(fault.host)
+        self._farm.boot(fault.host)
 
     def _empty_disk(self, fault: Fault) -> None:
-        self.hosts.empty_disk(fault.host)
+        self._farm.empty_disk(fault.host)
 
     def _mend_gpu(self, fault: Fault) -> None:
-        self.hosts.host(fault.host).files.set_gpu("0")
+        self.hosts.files(fault.host).set_gpu("0")
 
     def _set_clock_right(self, fault: Fault) -> None:
-        self.hosts.host(fault.host).files.set_clock(0.0)
+        self.hosts.files(fault.host).set_clock(0.0)
 
     # --- what is known ---
+
+    @property
+    def _farm(self) -> NamespaceHosts:
+        """Only these have power, cables and disks of their own; `possible` says so before."""
+        if not isinstance(self.hosts, NamespaceHosts):
+            raise TypeError("a fault was planned that these hosts cannot suffer")
+        return self.hosts
 
     def _dispatcher_works(self) -> bool:
         """It holds the lock: the second one must not be the first to ask for it."""

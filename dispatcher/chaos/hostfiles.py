@@ -141,19 +141,14 @@ class HostFiles:
 
     def prepare(self, name: str, identity: Path) -> None:
         """Make everything a host needs to boot for the first time."""
-        (self.directory / "bin").mkdir(parents=True)
-        self.disk.mkdir()
-        self.run_log.touch()
+        self.disk.mkdir(parents=True)
         self.set_gpu("0")
-        self.set_clock(0.0)
-        clock = str(self.directory / "clock")
-        _script(self.python, _PYTHON.format(python=sys.executable, control=clock))
+        self.prepare_programs()
         make_key(self.directory / "host_key")
         keys = self.directory / "authorized_keys"
         keys.write_text(identity.with_name(f"{identity.name}.pub").read_text())
         keys.chmod(0o600)
         (self.directory / "sshd_config").write_text(_SSHD.format(directory=self.directory))
-        self.write_stage_python()
         text = _NVIDIA_SMI.format(
             control=shlex.quote(str(self.directory / "gpu")),
             hanging=HANGING,
@@ -162,8 +157,13 @@ class HostFiles:
         )
         _script(self.directory / "bin" / "nvidia-smi", text)
 
-    def write_stage_python(self) -> None:
-        self.stage_python.parent.mkdir(parents=True, exist_ok=True)
+    def prepare_programs(self) -> None:
+        """The interpreters of agent and stages, the clock, the run log."""
+        self.python.parent.mkdir(parents=True, exist_ok=True)
+        self.run_log.touch()
+        self.set_clock(0.0)
+        clock = str(self.directory / "clock")
+        _script(self.python, _PYTHON.format(python=sys.executable, control=clock))
         text = _STAGE_PYTHON.format(
             run_log=shlex.quote(str(self.run_log)), python=shlex.quote(sys.executable)
         )

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,8 @@ from typing import Self
 import yaml
 
 from dispatcher.chaos.hostfiles import HostFiles, make_key
+from dispatcher.chaos.processes import all_pids, in_space, kill, name_of, parent_of
+from dispatcher.chaos.schedule import Kind
 from dispatcher.errors import CosmaError
 
 DISK_MIB = 256
@@ -67,11 +69,12 @@ def namespaces_allowed() -> bool:
 
 @dataclass(slots=True)
 class NamespaceHosts:
-    """`count` hosts under `base`, for the length of a `with` block."""
+    """`count` hosts under `base`, for the length of a `with` block; satisfies DrillHosts."""
 
     count: int
     base: Path
     hosts: tuple[ChaosHost, ...] = ()
+    possible: frozenset[Kind] = frozenset(Kind)
     _anchor: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
@@ -94,6 +97,13 @@ class NamespaceHosts:
     def inventory(self) -> Path:
         return self.base / "inventory.yaml"
 
+    @property
+    def names(self) -> list[str]:
+        return [host.name for host in self.hosts]
+
+    def files(self, name: str) -> HostFiles:
+        return self.host(name).files
+
     def host(self, name: str) -> ChaosHost:
         return next(host for host in self.hosts if host.name == name)
 
@@ -113,7 +123,7 @@ class NamespaceHosts:
             space = Path(f"/proc/{init}/ns/pid").readlink()
         except (CosmaError, OSError):
             return []
-        return [pid for pid in _all_pids() if pid != init and _in_space(pid, space)]
+        return [pid for pid in all_pids() if pid != init and in_space(pid, space)]
 
     # --- what can be done to a host ---
 
@@ -160,7 +170,7 @@ class NamespaceHosts:
         sessions = [
             pid
             for pid in self.pids(name)
-            if _name_of(pid).startswith("sshd") and parent_of(pid) != init
+            if name_of(pid).startswith("sshd") and parent_of(pid) != init
         ]
         for pid in sessions:
             kill(pid)
@@ -169,7 +179,7 @@ class NamespaceHosts:
     def signal_sshd(self, name: str, number: signal.Signals) -> None:
         """To the server and all its sessions."""
         for pid in self.pids(name):
-            if _name_of(pid).startswith("sshd"):
+            if name_of(pid).startswith("sshd"):
                 kill(pid, number)
 
     def fill_disk(self, name: str) -> int:
@@ -213,7 +223,7 @@ class NamespaceHosts:
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         anchor = self._anchor.pid
-        _wait(lambda: _name_of(anchor) == "sleep", "no namespaces can be made")
+        _wait(lambda: name_of(anchor) == "sleep", "no namespaces can be made")
         self._hub("ip", "link", "set", "lo", "up")
         self._hub("ip", "link", "add", "br0", "type", "bridge")
         self._hub("ip", "addr", "add", f"{_HUB}/16", "dev", "br0")
@@ -296,58 +306,6 @@ class NamespaceHosts:
         }
         text = yaml.safe_dump({"defaults": defaults, "hosts": hosts}, sort_keys=False)
         self.inventory.write_text(text)
-
-
-def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
-    """False when it has ended already."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """What a process was started with; {} once it is gone."""
-    try:
-        block = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (os.fsdecode(entry).partition("=") for entry in block.split(b"\0") if entry)
-    return {name: value for name, _, value in pairs}
-
-
-def command_of(pid: int) -> str:
-    try:
-        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")).strip()
-    except OSError:
-        return ""
-
-
-def parent_of(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(text[text.rindex(")") + 2 :].split()[1])
-
-
-def _name_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _all_pids() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-
-
-def _in_space(pid: int, space: Path) -> bool:
-    try:
-        return Path(f"/proc/{pid}/ns/pid").readlink() == space
-    except OSError:
-        return False
 
 
 def _has_init(host: ChaosHost) -> bool:

@@ -16,11 +16,14 @@ from typing import Any
 from dispatcher.chaos.checker import ENDED, Broken, check
 from dispatcher.chaos.collect import collect, read_only
 from dispatcher.chaos.evidence import Evidence
+from dispatcher.chaos.farm import DrillHosts
 from dispatcher.chaos.faults import Injector
 from dispatcher.chaos.footage import Footage, make_footage
-from dispatcher.chaos.hosts import NamespaceHosts, command_of
+from dispatcher.chaos.hosts import NamespaceHosts
+from dispatcher.chaos.loopback import LoopbackHosts
 from dispatcher.chaos.process import DispatcherProcess
-from dispatcher.chaos.schedule import Fault, plan
+from dispatcher.chaos.processes import command_of
+from dispatcher.chaos.schedule import Fault, Kind, plan
 from dispatcher.core.model import RECONSTRUCT_STAGES
 from dispatcher.errors import CosmaError
 
@@ -58,19 +61,21 @@ class Drill:
     jobs: int
     seed: int
     tell: Tell
+    loopback: bool = False  # hosts without namespaces, for which some faults are impossible
 
     def run(self) -> Verdict:
         """Raises CosmaError when the drill itself cannot be made."""
         began = time.monotonic()
         footage = make_footage(self.directory / "footage", SURVEY, self.jobs, self.seed)
-        with NamespaceHosts(self.hosts, self.directory / "hosts") as farm:
+        with self._hosts() as farm:
             dispatcher = DispatcherProcess(farm.inside, self.directory, farm.inventory)
             injector = Injector(farm, dispatcher, dispatcher.database, random.Random(self.seed))
             faults = plan(
                 self.seed,
-                [host.name for host in farm.hosts],
+                farm.names,
                 self.jobs,
                 (self.jobs - len(footage.broken)) * len(RECONSTRUCT_STAGES),
+                [kind for kind in Kind if kind in farm.possible],
             )
             try:
                 self._ingest(dispatcher, footage)
@@ -81,6 +86,10 @@ class Drill:
             evidence = self._evidence(farm, dispatcher, footage)
         findings = check(evidence) + _own_findings(injector, missed, in_time=in_time)
         return self._verdict(evidence, injector, findings, time.monotonic() - began)
+
+    def _hosts(self) -> DrillHosts:
+        kind = LoopbackHosts if self.loopback else NamespaceHosts
+        return kind(self.hosts, self.directory / "hosts")
 
     def _ingest(self, dispatcher: DispatcherProcess, footage: Footage) -> None:
         words = ("ingest", str(footage.root), "--acquisition", SURVEY)
@@ -126,12 +135,12 @@ class Drill:
         self.tell(f"after {ended} attempts: {fault.kind} on {fault.host}{lasting}")
 
     def _evidence(
-        self, farm: NamespaceHosts, dispatcher: DispatcherProcess, footage: Footage
+        self, farm: DrillHosts, dispatcher: DispatcherProcess, footage: Footage
     ) -> Evidence:
         return collect(
             dispatcher.database,
-            {host.name: farm.work_dir(host.name) for host in farm.hosts},
-            {host.name: host.files.run_log for host in farm.hosts},
+            {name: farm.work_dir(name) for name in farm.names},
+            {name: farm.files(name).run_log for name in farm.names},
             sources=footage.clips,
             processes_left=_left(farm),
             expected_held=footage.broken,
@@ -167,6 +176,7 @@ class Drill:
                     Counter(str(row.reason) for row in evidence.attempts if row.state == "failed")
                 ),
                 "dispatcher_kills": injector.dispatcher.kills,
+                "not_possible": sorted(set(Kind) - injector.hosts.possible),
                 "directory": str(self.directory),
                 "replay": f"cosma chaos --hosts {self.hosts} --jobs {self.jobs} --seed {self.seed}",
             },
@@ -203,14 +213,14 @@ def _progress(database: Path, known: tuple[int, int]) -> tuple[int, int]:
         return known  # a writer is just changing the tables
 
 
-def _left(farm: NamespaceHosts) -> list[str]:
+def _left(farm: DrillHosts) -> list[str]:
     """What still runs on the hosts, beside their sshd, when it has had time to end."""
     end = time.monotonic() + _LEFT_S
     while True:
         left = [
-            f"{host.name}: pid {pid}: {command_of(pid)[:120]}"
-            for host in farm.hosts
-            for pid in farm.pids(host.name)
+            f"{name}: pid {pid}: {command_of(pid)[:120]}"
+            for name in farm.names
+            for pid in farm.pids(name)
             if "[listener]" not in command_of(pid) and command_of(pid)
         ]
         if not left or time.monotonic() > end:

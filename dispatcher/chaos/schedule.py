@@ -42,17 +42,6 @@ LASTING: dict[Kind, tuple[float, float]] = {
     Kind.LEASE_OUTLASTED: (34.0, 38.0),  # the lease of a drill is 24 s
     Kind.HOST_HUNG: (3.0, 8.0),
 }
-# What hosts that share this machine's network and kernel can be made to suffer.
-ANYWHERE = frozenset(
-    {
-        Kind.SESSION_KILLED,
-        Kind.DISPATCHER_KILLED,
-        Kind.DISPATCHER_KILLED_BEFORE_SEND,
-        Kind.SECOND_DISPATCHER,
-        Kind.SUPERVISOR_KILLED,
-        Kind.TRANSFER_TRUNCATED,
-    }
-)
 # A small drill brings all its inputs at once, at the start.
 _AT_ONCE = frozenset({Kind.TRANSFER_TRUNCATED})
 _CLOCK_JUMPS_S = (-86_400.0, -3600.0, -60.0, 60.0, 3600.0, 86_400.0)
