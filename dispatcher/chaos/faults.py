@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from dispatcher.chaos.schedule import Fault, Kind
 from dispatcher.errors import ExitCode
 
 _COOKIE = "COSMA_ATTEMPT"
+_KILL_S = 8.0  # for TERM and KILL at the end of a lease
 _HOLD = "hold-stages"  # worker_agent.stages.rehearsal: while it is there, stages go on working
 
 
@@ -138,11 +140,10 @@ class Injector:
 
     def _outlast_lease(self, fault: Fault) -> bool:
         """A stage is at work, and goes on for as long as the link is down."""
-        stages = self._stages(fault.host)
-        if not stages:
+        if not self._outlasted(fault):
             return False
         self._hold(fault.host).touch()
-        if not self._stages(fault.host):  # it ended just before
+        if not self._outlasted(fault):  # it ended just before
             self._hold(fault.host).unlink()
             return False
         self._farm.set_link(fault.host, up=False)
@@ -156,7 +157,7 @@ class Injector:
     # --- how each ends ---
 
     def _end_outage(self, fault: Fault) -> None:
-        for stage in self._stages(fault.host):
+        for stage in self._outlasted(fault):
             self.findings.append(
                 f"{fault.host}: {environment_of(stage).get(_COOKIE)} outlived its lease"
             )
@@ -200,6 +201,20 @@ class Injector:
 
     def _stages(self, host: str) -> list[int]:
         return [pid for pid in self.hosts.pids(host) if _COOKIE in environment_of(pid)]
+
+    def _outlasted(self, fault: Fault) -> list[int]:
+        """Stages whose lease is certainly over, and they with it, before the fault is."""
+        found = []
+        for pid in self._stages(fault.host):
+            run_dir, _, attempt = environment_of(pid).get(_COOKIE, "").partition("#")
+            job = self.hosts.work_dir(fault.host).joinpath(*Path(run_dir).parts[-2:])
+            try:
+                started = json.loads((job / "attempts" / attempt / "started.json").read_bytes())
+            except (OSError, ValueError):
+                continue
+            if float(started["spec"]["lease_s"]) + _KILL_S <= fault.lasts_s:
+                found.append(pid)
+        return found
 
     def _hold(self, host: str) -> Path:
         return self.hosts.work_dir(host) / _HOLD
