@@ -101,10 +101,30 @@ class EmbeddedHosts:
         self._processes.clear()
 
     def stop_host(self, name: str) -> None:
-        """Ends one host's sshd, as if the host had gone. Raises KeyError for an unknown one."""
+        """Ends one host's sshd and its connections, as if its network had gone. What runs there
+        goes on. Raises KeyError for an unknown one."""
         process = self._processes.pop(name)
+        sessions = _sessions_of(process.pid)
         process.terminate()
         process.wait(_STOP_S)
+        for pid in sessions:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def start_host(self, name: str) -> None:
+        """The host is back, on the same port. Raises CosmaError when its sshd does not start."""
+        host = next(host for host in self.hosts if host.name == name)
+        with host.log.open("ab") as stream:
+            process = subprocess.Popen(
+                [_program("sshd"), "-D", "-e", "-f", str(self.base / name / "sshd_config")],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        if not _answers(process, host.port):
+            raise CosmaError("its sshd does not start again", where=name, fix=f"read {host.log}")
 
     def power_off(self) -> None:
         """`stop`, and end every process that works in one of the hosts' work directories."""
@@ -185,6 +205,23 @@ class EmbeddedHosts:
         }
         text = yaml.safe_dump({"defaults": defaults, "hosts": hosts}, sort_keys=False)
         self.inventory.write_text(text)
+
+
+def _sessions_of(listener: int) -> list[int]:
+    """The processes sshd has forked for its connections, not what those have started."""
+    found: list[int] = []
+    waiting = [listener]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for child in map(int, children):
+                if b"sshd" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]:
+                    found.append(child)
+                    waiting.append(child)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    return found
 
 
 def _program(name: str) -> str:
@@ -271,8 +308,6 @@ UsePAM {"yes" if _is_locked() else "no"}
 UseDNS no
 PrintMotd no
 PrintLastLog no
-MaxStartups 100:30:200
-MaxSessions 100
 Subsystem sftp internal-sftp
 LogLevel INFO
 """
