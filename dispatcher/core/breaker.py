@@ -20,6 +20,7 @@ NO_EVIDENCE: Final = frozenset(
     {
         Reason.LEASE_EXPIRED,
         Reason.HOST_REBOOTED,
+        Reason.ATTEMPT_VANISHED,
         Reason.HOST_KEY_MISMATCH,
         Reason.HOST_AUTH_FAILED,
         Reason.HOST_NOT_READY,

@@ -14,6 +14,7 @@ import pytest
 
 from dispatcher.clock import ManualClock
 from dispatcher.core import model as m
+from dispatcher.core.breaker import Breaker, Failure, Position
 from dispatcher.core.machine import step
 from dispatcher.core.model import JobKind, JobState, Reason, Stage, Step
 from dispatcher.core.plan import StitchLevel
@@ -303,6 +304,37 @@ async def test_a_host_keeps_its_last_facts_and_its_cordon(store: Store) -> None:
     assert await store.gpus() == []
     await store.set_cordoned("new", True)
     assert [(h.name, h.state) for h in await store.hosts()][1] == ("new", "unknown")
+
+
+async def test_a_cordon_and_a_drain_are_seen_by_every_process(path: Path, store: Store) -> None:
+    command = await SqliteStore.open(path)
+    await command.set_cordoned("a", True)
+    await command.set_cordoned("b", True, draining=True)
+    assert await store.cordons() == {"a": False, "b": True}
+    assert [(h.name, h.cordoned, h.draining) for h in await store.hosts()] == [
+        ("a", True, False),
+        ("b", True, True),
+    ]
+    await command.set_cordoned("b", False)
+    assert await store.cordons() == {"a": False}
+    await command.close()
+
+
+async def test_breakers_come_back_as_they_were_and_are_reset_by_host(store: Store) -> None:
+    failure = Failure(job="j", at=3.5, line="stage_crashed: ended with exit code 1")
+    device = Breaker(
+        key="GPU-1", host="h", gpu="GPU-1", position=Position.OPEN, why="Xid 79",
+        failures=(failure,), opened_at=4.0, until=24.0, trips=2, failed_tests=1,
+    )  # fmt: skip
+    host = Breaker(key="h", host="h", failures=(failure,))
+    other = Breaker(key="k", host="k", position=Position.TESTING, why="x")
+    for breaker in (device, host, other):
+        await store.save_breaker(breaker)
+    closed = dataclasses.replace(device, position=Position.CLOSED, failures=(), failed_tests=0)
+    await store.save_breaker(closed)
+    assert await store.breakers() == {"GPU-1": closed, "h": host, "k": other}
+    assert await store.reset_breakers("h") == 2
+    assert set(await store.breakers()) == {"k"}
 
 
 async def test_a_request_of_another_process_is_answered_once(path: Path, store: Store) -> None:
