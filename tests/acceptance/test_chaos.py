@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,39 @@ def test_a_drill_breaks_nothing(seed: int, jobs: int, tmp_path: Path) -> None:
     planned = plan(seed, ["host-1", "host-2", "host-3"], jobs, (jobs - 1) * 8)
     assert verdict["faults"] == len(planned)
     assert details["runs"] > 8 * verdict["done"]
+
+
+def mentioning(text: str) -> list[str]:
+    """Command lines of all processes, also of other namespaces, that name `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if text in command:
+                found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_drill_that_is_ended_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("chaos", "--hosts", "2", "--jobs", "3", "--out", str(out))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dispatcher.cli", *words], stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("after ")  # hosts, jobs and dispatcher are at work
+    assert len(mentioning(str(out))) > 3
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20.0
+    while (left := mentioning(str(out))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
