@@ -32,6 +32,7 @@ from worker_agent.protocol import (
     ReclaimRequest,
     Refusal,
     RenewRequest,
+    SelftestRequest,
     SendRequest,
     StatusRequest,
 )
@@ -112,9 +113,9 @@ def _list(line: bytes) -> int:
 def _selftest(line: bytes) -> int:
     from worker_agent.selftest import selftest
 
-    report = selftest(Path(ListRequest.from_json(line).work_dir))
-    sys.stdout.write(json.dumps(report, separators=(",", ":")) + "\n")
-    return EXIT_OK if report["ok"] else EXIT_FAILED
+    report = selftest(SelftestRequest.from_json(line))
+    _reply([report])
+    return EXIT_OK if report.ok else EXIT_FAILED
 
 
 VERBS: dict[str, Callable[[bytes], int]] = {

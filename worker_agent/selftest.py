@@ -1,22 +1,36 @@
-"""The verb `selftest`: does what the agent relies on, here, with this host's own file system."""
+"""The verb `selftest`: does what the agent relies on, here, with this host's own file system, and
+what the stages rely on, with answers that are known."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from worker_agent import bundle, clock, processes
 from worker_agent.durable import write_json
 from worker_agent.epoch import state_directory
+from worker_agent.interpreter import choose
+from worker_agent.protocol import SelftestCheck, SelftestReport, SelftestRequest
 from worker_agent.version import interpreter
 
+# Seconds; the first training step of a host compiles its kernels.
+_STAGE_CHECKS = {"decode": 20.0, "sift": 60.0, "train": 200.0}
 
-def selftest(work_dir: Path) -> dict[str, object]:
-    """{"ok": bool, "python": version, "checks": {name: "ok" or what is wrong}}."""
+
+def selftest(request: SelftestRequest) -> SelftestReport:
+    """The agent's own checks and, when asked for, those of the stages with known answers.
+
+    Raises OSError when the work directory cannot be used at all.
+    """
+    work_dir = Path(request.work_dir)
     folder = Path(tempfile.mkdtemp(prefix="selftest-", dir=state_directory(work_dir)))
     checks: dict[str, Callable[[Path], str]] = {
         "durable_write": _durable_write,
@@ -26,17 +40,76 @@ def selftest(work_dir: Path) -> dict[str, object]:
         "boot_clock": _boot_clock,
         "stage_code": _stage_code,
     }
-    results = {}
     try:
-        for name, check in checks.items():
-            try:
-                results[name] = check(folder) or "ok"
-            except OSError as error:
-                results[name] = f"{error.filename or work_dir}: {error.strerror}"
+        done = [_timed(name, check, folder) for name, check in checks.items()]
+        if request.stages:
+            stages = _StageChecks(request)
+            for name, limit_s in _STAGE_CHECKS.items():
+                done.append(_timed(name, stages.check(name, limit_s), folder))
     finally:
         shutil.rmtree(folder)
-    ok = all(result == "ok" for result in results.values())
-    return {"ok": ok, "python": interpreter(), "checks": results}
+    return SelftestReport(
+        ok=all(item.ok for item in done), python=interpreter(), checks=tuple(done)
+    )
+
+
+def _timed(name: str, check: Callable[[Path], str], folder: Path) -> SelftestCheck:
+    began = time.monotonic()
+    try:
+        message = check(folder)
+    except OSError as error:
+        message = f"{error.filename or folder}: {error.strerror}"
+    seconds = round(time.monotonic() - began, 3)
+    return SelftestCheck(name=name, ok=not message, seconds=seconds, message=message)
+
+
+class _StageChecks:
+    """Runs checks of worker_agent.stages.selftest with the interpreter of the stages."""
+
+    def __init__(self, request: SelftestRequest) -> None:
+        self._python = choose(request.stage_python, Path(request.work_dir))
+        gpu = request.gpu or ""
+        cuda = request.gpu_kind == "cuda" and not gpu.startswith("CPU-")
+        if cuda and not gpu:
+            gpu = "0"
+        self._environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": gpu if cuda else "",
+            "PYTHONPATH": str(bundle.code_directory()),
+            "PYTHONSAFEPATH": "1",
+        }
+
+    def check(self, name: str, limit_s: float) -> Callable[[Path], str]:
+        return lambda folder: self._run(name, limit_s, folder)
+
+    def _run(self, name: str, limit_s: float, folder: Path) -> str:
+        output = folder / f"{name}.out"
+        with output.open("wb") as sink:
+            # Files and not pipes, and no wait for ever after the kill: a GPU that hangs keeps its
+            # process where not even SIGKILL ends it.
+            child = subprocess.Popen(
+                [self._python, "-m", "worker_agent.stages.selftest", name],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=self._environment,
+                start_new_session=True,
+            )
+            try:
+                returncode = child.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                return f"no answer within {limit_s:g} s"
+            finally:
+                if child.returncode is None:
+                    processes.kill_group(child.pid, signal.SIGKILL)
+        lines = output.read_text(errors="replace").strip().splitlines() or ["no output"]
+        try:
+            if returncode == 0:
+                return str(json.loads(lines[-1])["message"])
+        except (ValueError, KeyError, TypeError):
+            pass  # below: it is no answer
+        return f"{self._python} ended with exit code {returncode}: {lines[-1][:300]}"
 
 
 def _durable_write(folder: Path) -> str:
