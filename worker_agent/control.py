@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from worker_agent import attempts, clock, processes
+from worker_agent import attempts, clock, containment, processes
 from worker_agent.attempts import AttemptFiles
 from worker_agent.durable import overwrite_text, write_json
 from worker_agent.epoch import check_epoch
@@ -64,7 +64,7 @@ def cancel(request: CancelRequest) -> AttemptStatus:
     scope = Scope(files.run_dir, files.attempt)
     status = attempts.status(files)
     if status.state in (AttemptState.FINISHED, AttemptState.VANISHED):
-        processes.sweep(scope, but=_supervisor(files))
+        _end_leftovers(files, scope)
         return status
     files.directory.mkdir(parents=True, exist_ok=True)
     note = {"grace_s": request.grace_s, "time": clock.wall()}
@@ -76,10 +76,15 @@ def cancel(request: CancelRequest) -> AttemptStatus:
             break
         time.sleep(_POLL_S)
     # Nothing is left where a supervisor did its work; where none did, or it hangs, this ends it.
-    processes.sweep(scope, but=_supervisor(files))
+    _end_leftovers(files, scope)
     if status.state is AttemptState.RUNNING:
         _record_end(files)
     return attempts.status(files)
+
+
+def _end_leftovers(files: AttemptFiles, scope: Scope) -> None:
+    processes.sweep(scope, but=_supervisor(files))
+    containment.kill(containment.of(files))
 
 
 def _is_live(files: AttemptFiles) -> bool:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from worker_agent import attempts, bundle, clock, processes, supervisor
+from worker_agent import attempts, bundle, clock, containment, processes, supervisor
 from worker_agent.attempts import AttemptFiles
 from worker_agent.durable import write_json
 from worker_agent.epoch import check_epoch
@@ -120,6 +120,8 @@ def _admit(files: AttemptFiles) -> None:
     processes.sweep(Scope(files.run_dir), but=(os.getpid(),))
     for number in attempts.attempts_of(files.run_dir):
         drop_reserves(AttemptFiles(files.run_dir, number))
+    if latest:
+        containment.kill(containment.of(AttemptFiles(files.run_dir, latest)))
 
 
 def _record(files: AttemptFiles, spec: AttemptSpec) -> None:
@@ -135,6 +137,7 @@ def _record(files: AttemptFiles, spec: AttemptSpec) -> None:
             "boot_id": clock.boot_id(),
             "time": clock.wall(),
             "agent_hash": agent_hash(),
+            "containment": containment.choose(files).to_dict(),
         },
     )
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent import attempts, clock, interpreter, oom, processes
+from worker_agent import attempts, clock, containment, interpreter, oom, processes
 from worker_agent.attempts import AttemptFiles
+from worker_agent.containment import Containment
 from worker_agent.durable import drop_torn_line, write_json
 from worker_agent.gpu_health import FaultWatch
 from worker_agent.paths import work_directory
@@ -52,8 +54,11 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     python = interpreter.choose(spec.stage_python, work_directory(files.run_dir))
     kills_before = oom.kills()
     watch = FaultWatch(spec.gpu) if spec.gpu_kind == "cuda" and spec.gpu else None
+    contained = containment.of(files)
+    if shutil.which(python) is None:
+        contained = Containment()  # systemd-run would hide that the interpreter is not there
     try:
-        stage = _spawn(files, spec, python, code, lock, events)
+        stage = _spawn(files, spec, python, code, lock, events, contained)
     except (OSError, subprocess.SubprocessError) as error:
         message = f"cannot run the stage with {python}: {error}"
         _tell(reporter, "exited", cause="spawn_failed", message=message)
@@ -76,6 +81,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     processes.kill_group(stage.pid, signal.SIGKILL)
     mine = os.getpid()
     scope = Scope(files.run_dir, files.attempt)
+    containment.kill(contained)
     escaped = processes.sweep(scope, but=(mine,), parent=mine)
     _, wait_status, usage = os.wait4(stage.pid, 0)
     returncode = os.waitstatus_to_exitcode(wait_status)
@@ -157,10 +163,16 @@ def _adopt_orphans() -> None:
 
 
 def _spawn(
-    files: AttemptFiles, spec: AttemptSpec, python: str, code: Path, lock: int, events: int
+    files: AttemptFiles,
+    spec: AttemptSpec,
+    python: str,
+    code: Path,
+    lock: int,
+    events: int,
+    contained: Containment,
 ) -> subprocess.Popen[bytes]:
     environment = {
-        **os.environ,
+        **(os.environ if contained.kind == "session" else containment.environment()),
         COOKIE: files.cookie,
         SUPERVISOR: str(os.getpid()),
         "COSMA_EVENTS_FD": str(events),
@@ -171,7 +183,7 @@ def _spawn(
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
-        [python, "-m", "worker_agent.stages", str(files.started)],
+        contained.command([python, "-m", "worker_agent.stages", str(files.started)]),
         stdin=subprocess.DEVNULL,
         stdout=1,
         stderr=2,
