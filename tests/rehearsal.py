@@ -24,7 +24,7 @@ from tests.acceptance.cosma import Cosma
 _INTERPRETER = """\
 #!/bin/sh
 export COSMA_RUN_LOG={log}
-if [ "$1" = -m ]; then shift 2; exec {python} -m worker_agent.rehearse "$@"; fi
+if [ "$2" = worker_agent.stages ]; then shift 2; exec {python} -m worker_agent.rehearse "$@"; fi
 exec {python} "$@"
 """
 

@@ -403,3 +403,21 @@ async def test_the_fleet_keeps_what_each_host_said(
     await fleet.probe("gone", 20.0)
     assert {view.name for view in fleet.host_views() if view.reachable} == {"good", "gone"}
     await fleet.close()
+
+
+async def test_a_self_test_that_fails_is_an_answer_and_says_what_is_wrong(
+    server: Sshd, bundle: agent_bundle.AgentBundle, tmp_path: Path
+) -> None:
+    hole = tmp_path / "python"
+    hole.write_text(f'#!/bin/sh\n[ "$1" = -m ] && exit 9\nexec {sys.executable} "$@"\n')
+    hole.chmod(0o755)
+    host = server.inventory_host(python=sys.executable, stage_python=str(hole))
+    executor = SshExecutor.connect_to(host, bundle)
+    try:
+        report = await executor.selftest(None, "cpu")
+    finally:
+        await executor.close()
+    assert not report.ok
+    wrong = {check.name: check.message for check in report.checks if not check.ok}
+    assert wrong and all("exit code 9" in message for message in wrong.values())
+    assert any(check.ok for check in report.checks), "what the agent itself relies on works"
