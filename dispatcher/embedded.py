@@ -293,6 +293,9 @@ def _working_in(folders: Sequence[Path]) -> list[int]:
 
 def _sshd_config(port: int, host_key: Path, authorized_keys: Path) -> str:
     # `internal-sftp` carries the files; StrictModes would refuse keys under a shared /tmp.
+    # SHLVL: bash under sshd reads the operator's ~/.bashrc unless it is a shell within a shell.
+    # That file is not for these hosts, may take a second of every command, and one killed in the
+    # middle of it can leave a lock that all later ones wait for.
     return f"""\
 Port {port}
 ListenAddress {_ADDRESS}
@@ -309,6 +312,7 @@ UseDNS no
 PrintMotd no
 PrintLastLog no
 Subsystem sftp internal-sftp
+SetEnv SHLVL=1
 LogLevel INFO
 """
 

@@ -73,6 +73,7 @@ case "$1" in
 esac
 """
 
+# SHLVL: see dispatcher.embedded; a drill host has no business in this machine's ~/.bashrc.
 _SSHD = """\
 Port 22
 ListenAddress 0.0.0.0
@@ -90,7 +91,7 @@ PrintLastLog no
 ClientAliveInterval 5
 ClientAliveCountMax 3
 Subsystem sftp internal-sftp
-SetEnv PATH={directory}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+SetEnv SHLVL=1 PATH={directory}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 LogLevel INFO
 """
 
