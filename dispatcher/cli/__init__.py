@@ -13,6 +13,7 @@ from dispatcher.cli import (
     chaos,
     demo,
     dispatch,
+    fsck,
     ingest,
     job,
     jobs,
@@ -39,6 +40,7 @@ app.command("jobs")(jobs.jobs)
 app.add_typer(job.app, name="job")
 app.add_typer(stitch.app, name="stitch")
 app.command("why")(why.why)
+app.command("fsck")(fsck.fsck)
 app.command("summary")(summary.summary)
 app.command("chaos")(chaos.chaos)
 

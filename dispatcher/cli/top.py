@@ -19,6 +19,7 @@ from dispatcher.cli.jobs import COLUMNS, load_rows
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.heartbeat import heartbeat_path
+from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 from dispatcher.tui.view import GpuRow, Snapshot, render
@@ -64,6 +65,8 @@ async def load_snapshot(store: Store, heartbeat: Path) -> Snapshot:
         gpus=tuple(rows),
         jobs=tuple(await load_rows(store, None)),
         dispatcher_age_s=_age(heartbeat, now),
+        risks=tuple(await load_risks(store)),
+        now=now,
     )
 
 
@@ -97,6 +100,8 @@ def top(
             [dataclasses.asdict(row) for row in snapshot.gpus],
         )
         print_rows(COLUMNS, [dataclasses.asdict(row) for row in snapshot.jobs])
+        for risk in snapshot.risks:
+            print(f"{risk.line(snapshot.now)} ({risk.why})")
 
 
 def _age(heartbeat: Path, now: float) -> float | None:

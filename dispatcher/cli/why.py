@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from dispatcher.cli import options
 from dispatcher.cli.render import print_json
 from dispatcher.cli.stored import known_job, with_store
 from dispatcher.core.model import JobState, Step
+from dispatcher.risk import load_risks
 from dispatcher.store.base import Store
 
 
@@ -47,6 +49,11 @@ def why(
             )
         elif found.step is Step.PLACE and found.state is JobState.QUEUED and not found.reason:
             view["message"] = "no dispatcher has looked at it yet: `cosma dispatch`"
+        view["at_risk"] = [
+            {**dataclasses.asdict(risk), "line": risk.line(time.time())}
+            for risk in await load_risks(store)
+            if risk.job == job
+        ]
         view["last_events"] = [
             {"at": event.at, "kind": event.kind, "host": event.host}
             for event in (await store.events(job=job))[-3:]
@@ -63,6 +70,8 @@ def why(
     print(f"{head}, stage {view['stage']}")
     if view["reason"] or view["message"]:
         print(": ".join(filter(None, (view["reason"], view["message"]))))
+    for risk in view["at_risk"]:
+        print(f"{risk['line']}\n  {risk['why']}")
     for host, line in view["per_host"].items():
         print(f"  {line if line.startswith(host) else f'{host}: {line}'}")
     if view["advice"]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dispatcher.cli.render import mark
 from dispatcher.progress import JobRow
+from dispatcher.risk import Risk
 
 _BAR = 12
 ACTIVE = ("claimed", "extracting", "running")
@@ -40,14 +41,17 @@ class Snapshot:
     gpus: tuple[GpuRow, ...]
     jobs: tuple[JobRow, ...]
     dispatcher_age_s: float | None  # since its last heartbeat; None: no heartbeat file
+    risks: tuple[Risk, ...] = ()
+    now: float = 0.0  # wall clock of the snapshot
 
 
 def render(snapshot: Snapshot, *, height: int) -> RenderableType:
     """Fits `height` terminal lines: settled jobs at the end are counted instead of shown."""
     jobs = sorted(snapshot.jobs, key=lambda row: (_ORDER.index(row.state), row.job))
-    room = max(3, height - len(snapshot.gpus) - 9)
+    room = max(3, height - len(snapshot.gpus) - len(snapshot.risks) - 9)
     shown, hidden = jobs[:room], jobs[room:]
     parts: list[RenderableType] = [_header(snapshot), _gpu_table(snapshot.gpus), _job_table(shown)]
+    parts[1:1] = [Text(f"? {risk.line(snapshot.now)}", style="yellow") for risk in snapshot.risks]
     if hidden:
         counts = Counter(row.state for row in hidden)
         parts.append(Text(f"and {', '.join(f'{n} {s}' for s, n in counts.items())}", style="dim"))

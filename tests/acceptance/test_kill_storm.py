@@ -32,7 +32,7 @@ def test_jobs_end_once_though_no_dispatcher_lives_longer_than_three_seconds(
     tmp_path: Path,
 ) -> None:
     with rehearsal(tmp_path, hosts=2) as farm:
-        segments = farm.ingest(4)
+        segments = farm.ingest(3)
         kills = storm(farm)
         assert kills >= 2, "the storm was over before it began"
 

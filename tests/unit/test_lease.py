@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,3 +35,17 @@ def test_two_renewals_may_be_lost(last: float, length: float) -> None:
         assert lease.renew_due(now - length / lease.RENEWALS_PER_LEASE, length, now)
         sends += 1
     assert sends == 2
+
+
+def test_a_restarted_dispatcher_counts_from_what_was_written_down_in_the_same_boot() -> None:
+    assert lease.last_attempted(500.0, 420.0, same_boot=True) == 420.0
+    # The renewal that was under way when the last one died may arrive later than now.
+    assert lease.last_attempted(500.0, 540.0, same_boot=True) == 540.0
+    # Another boot, another clock: it may have been sent this moment.
+    assert lease.last_attempted(500.0, 420.0, same_boot=False) == 500.0
+    assert lease.last_attempted(500.0, None, same_boot=True) == 500.0
+
+
+def test_an_attempt_without_a_lease_is_never_renewed_and_never_taken_for_dead() -> None:
+    assert not lease.renew_due(0.0, 0.0, 1e12)
+    assert lease.may_requeue_at(0.0, 0.0) == math.inf

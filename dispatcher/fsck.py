@@ -1,0 +1,235 @@
+"""What differs between the database, the hosts and the artifact store; and what of it can be put
+right without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dispatcher.artifact_store import COLLECTED_KINDS
+from dispatcher.core.machine import LIVE_STEPS
+from dispatcher.core.model import TERMINAL, Job, Reservation
+from dispatcher.core.place import SLOT_OF
+from dispatcher.core.reconcile import DIFFERENCES, reconcile
+from dispatcher.errors import HostError
+from dispatcher.executors.transfer import file_sha256
+from dispatcher.fleet import Fleet
+from dispatcher.reconcile import seen_of
+from dispatcher.store.base import Store
+from dispatcher.store.rows import ArtifactRow, Lease
+
+ANSWER_S = 60.0  # for a host to list its attempts
+
+_SELF = "a running dispatcher sees to it: cosma dispatch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """`repaired` once it is no more; `advice` is what to do where that cannot be done here."""
+
+    kind: str
+    job: str
+    where: str  # a host, a file, or the table
+    message: str
+    advice: str = ""
+    repairable: bool = False
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    differences: tuple[Difference, ...]
+    unanswered: Mapping[str, str]  # host -> why
+    hosts: int
+    jobs: int
+
+    @property
+    def left(self) -> tuple[Difference, ...]:
+        return tuple(item for item in self.differences if not item.repaired)
+
+
+def book_differences(jobs: Sequence[Job], leases: Sequence[Lease]) -> list[Difference]:
+    """Pure: what the database says of itself that cannot be. A live attempt has exactly one
+    reservation and one lease; nothing else has any."""
+    found = []
+    held = {(lease.job, lease.attempt) for lease in leases}
+    for job in jobs:
+        live = job.step in LIVE_STEPS
+        if live and job.reservation is None:
+            text = f"attempt {job.attempt} is live and has no reservation"
+            found.append(_book("reservation_missing", job.id, text))
+        if not live and job.reservation is not None:
+            text = f"a reservation of attempt {job.reservation.attempt}, which is over"
+            found.append(_book("reservation_stray", job.id, text))
+        if live and (job.id, job.attempt) not in held:
+            text = f"attempt {job.attempt} is live and has no lease"
+            found.append(replace(_book("lease_missing", job.id, text), repairable=False,
+                                 advice="it counts from the dispatcher's next start"))  # fmt: skip
+    live_attempts = {(job.id, job.attempt) for job in jobs if job.step in LIVE_STEPS}
+    for key in sorted(held - live_attempts):
+        found.append(_book("lease_stray", key[0], f"a lease of attempt {key[1]}, which is over"))
+    return found
+
+
+def inputs_left(jobs: Sequence[Job]) -> list[Difference]:
+    """Pure: source bytes on the hosts of jobs that have ended."""
+    return [
+        Difference(
+            kind="inputs_left",
+            job=job.id,
+            where=job.host or "",
+            message=f"inputs of a job that is {job.state} lie on {job.host}",
+            advice=_SELF,
+        )
+        for job in jobs
+        if job.state in TERMINAL and job.inputs_on_host
+    ]
+
+
+def _book(kind: str, job: str, message: str) -> Difference:
+    return Difference(kind=kind, job=job, where="database", message=message, repairable=True)
+
+
+async def check(store: Store, fleet: Fleet) -> Report:
+    """Changes nothing, anywhere."""
+    jobs = await store.load_jobs()
+    found = [*book_differences(jobs, await store.leases()), *inputs_left(jobs)]
+    found += await _artifact_differences(await store.artifacts())
+    names = [state.host.name for state in fleet.states]
+    answers = await asyncio.gather(*(_host_differences(store, fleet, name) for name in names))
+    unanswered = {}
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, str):
+            unanswered[name] = answer
+        else:
+            found += answer
+    return Report(differences=tuple(found), unanswered=unanswered, hosts=len(names), jobs=len(jobs))
+
+
+async def _host_differences(store: Store, fleet: Fleet, host: str) -> list[Difference] | str:
+    """The differences, or why the host did not answer."""
+    before = {job.id: job for job in await store.load_jobs()}
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            statuses = await fleet.executor(host).list_attempts()
+    except TimeoutError:
+        return f"no answer within {ANSWER_S:g} s"
+    except HostError as error:
+        return error.line
+    after = {job.id: job for job in await store.load_jobs()}
+    advice = {
+        "unknown": f"nothing touches it; look at it and remove it by hand on {host}",
+        "superseded": _SELF,
+        "absent": "it is given up when its lease has run out; or cosma job retry JOB --abandon",
+    }
+    return [
+        Difference(
+            kind=f"attempt_{finding.kind}",
+            job=finding.job,
+            where=host,
+            message=f"attempt {finding.attempt}: {finding.message}",
+            advice=advice[finding.kind.value].replace("JOB", finding.job),
+        )
+        for finding in reconcile(host, before, seen_of(statuses), after)
+        if finding.kind in DIFFERENCES
+    ]
+
+
+async def _artifact_differences(rows: Sequence[ArtifactRow]) -> list[Difference]:
+    found = []
+    for row in rows:
+        if row.kind not in COLLECTED_KINDS or row.local_path is None:
+            continue
+        kind, message = await asyncio.to_thread(_artifact_state, row, Path(row.local_path))
+        if kind:
+            found.append(
+                Difference(
+                    kind=kind, job=row.job, where=row.local_path, message=message, repairable=True
+                )
+            )
+    return found
+
+
+def _artifact_state(row: ArtifactRow, path: Path) -> tuple[str, str]:
+    try:
+        size = path.stat().st_size
+        if size != row.bytes:
+            return "artifact_changed", f"{size} bytes, {row.bytes} were collected"
+        found = file_sha256(path)
+    except FileNotFoundError:
+        return "artifact_missing", "the file is gone"
+    except OSError as error:
+        return "artifact_changed", f"it cannot be read: {error.strerror}"
+    if found != row.sha256:
+        return "artifact_changed", f"sha256 {found[:16]}…, {row.sha256[:16]}… was collected"
+    return "", ""
+
+
+async def repair(store: Store, fleet: Fleet, report: Report) -> Report:
+    """What can be put right safely; the caller holds the dispatcher's lock. Nothing is deleted
+    but rows that speak of attempts that are over; a changed file is kept beside the good one."""
+    rows = {row.local_path: row for row in await store.artifacts() if row.local_path}
+    jobs = {job.id: job for job in await store.load_jobs()}
+    done = []
+    for item in report.differences:
+        if not item.repairable:
+            done.append(item)
+        elif item.kind == "lease_stray":
+            await store.delete_stray_leases()
+            done.append(replace(item, repaired=True))
+        elif item.kind == "reservation_stray":
+            await store.delete_reservation(item.job)
+            done.append(replace(item, repaired=True))
+        elif item.kind == "reservation_missing":
+            await _rebuild(store, jobs[item.job])
+            done.append(replace(item, repaired=True))
+        else:
+            done.append(await _collect_again(fleet, jobs[item.job], rows[item.where], item))
+    return replace(report, differences=tuple(done))
+
+
+async def _rebuild(store: Store, job: Job) -> None:
+    """From the attempt's own row. What memory it was promised is not known any more; what it
+    takes shows in the probes of its host."""
+    (attempt,) = [a for a in await store.attempts(job.id) if a.attempt == job.attempt]
+    await store.rebuild_reservation(
+        Reservation(
+            job=job.id,
+            attempt=attempt.attempt,
+            host=attempt.host,
+            slot=SLOT_OF[attempt.stage],
+            gpu=attempt.gpu,
+            mib=job.need_mib or 0,
+        )
+    )
+
+
+async def _collect_again(fleet: Fleet, job: Job, row: ArtifactRow, item: Difference) -> Difference:
+    local = Path(item.where)
+    again = f"make it again: cosma job rerun {job.id} --from STAGE"
+    try:
+        executor = fleet.executor(row.host or "")
+        fresh = local.with_name(f".{local.name}.again")
+        run_dir = f"{await executor.work_dir()}/{job.acquisition}/{job.id}"
+        await executor.collect_file(run_dir, row.path, fresh, sha256=row.sha256)
+        await asyncio.to_thread(_put_in_place, fresh, local)
+    except HostError as error:
+        return replace(item, advice=f"{error.message}; {again}")
+    except OSError as error:
+        return replace(item, advice=f"{error.filename}: {error.strerror}; {again}")
+    return replace(item, repaired=True)
+
+
+def _put_in_place(fresh: Path, local: Path) -> None:
+    if local.exists():
+        local.replace(_free_name(local))
+    fresh.replace(local)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (other := path.with_name(f"{path.name}.changed-{number}")).exists():
+        number += 1
+    return other
