@@ -81,7 +81,11 @@ class Quarantines:
                 return
             testing = b.begin_test(before)
             await self._keep(before, testing)
-        ok, said = await self._run(testing)
+        try:
+            ok, said = await self._run(testing)
+        except asyncio.CancelledError:  # the dispatcher ends: the next one runs it again
+            await self._store.save_breaker(b.interrupted(testing))
+            raise
         async with self._lock:
             current = (await self._store.breakers()).get(key)
             if current is None:  # the operator lifted it meanwhile

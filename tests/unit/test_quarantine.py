@@ -182,6 +182,25 @@ async def test_it_survives_a_restart_and_a_command_resets_it(world: World) -> No
     assert (view.quarantine, view.cordoned, view.draining) == (None, True, True)
 
 
+async def test_a_dispatcher_that_ends_leaves_its_self_test_to_the_next(world: World) -> None:
+    q, _ = world.dispatcher()
+    await q.refresh()
+    await open_it(world, q, await alive(world))
+    world.clock.advance(60)
+    world.host.gate.clear()
+    test = asyncio.ensure_future(q.test("h"))
+    await world.host.reached.wait()
+    test.cancel()
+    await asyncio.gather(test, return_exceptions=True)
+    assert (await world.store.breakers())["h"].position is Position.OPEN
+    q, fleet = world.dispatcher()
+    await q.refresh()
+    world.host.gate.set()
+    (due,) = q.due()
+    await q.test(due.key)
+    assert fleet.host_views()[0].quarantine is None
+
+
 async def test_a_reset_while_the_self_test_runs_stands(world: World) -> None:
     q, fleet = world.dispatcher()
     await q.refresh()
