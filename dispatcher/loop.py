@@ -95,6 +95,7 @@ class Dispatcher:
     _busy: set[asyncio.Task[None]] = field(default_factory=set)  # effects that will post an event
     _services: set[asyncio.Task[None]] = field(default_factory=set)
     _copies: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _reclaims: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _timers: _Timers = field(default_factory=_Timers)
     _probes: Counter[str] = field(default_factory=Counter)
@@ -317,7 +318,7 @@ class Dispatcher:
     def _perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
         match effect:
             case m.TransferInputs():
-                self._copy(job, self.effects.transfer_inputs(job, effect.host, stimulus))
+                self._copy(job, self._transfer(job, effect.host, stimulus))
             case m.StartAttempt():
                 self._starts[job.id] = self._spawn(job, self.effects.start_attempt(job, stimulus))
             case m.FollowAttempt():
@@ -325,13 +326,22 @@ class Dispatcher:
             case m.CancelAttempt():
                 self._spawn(job, self.effects.cancel_attempt(job, stimulus))
             case m.ReclaimInputs():
-                self._spawn(job, self.effects.reclaim_inputs(job, effect.host, stimulus))
+                removing = self._spawn(job, self.effects.reclaim_inputs(job, effect.host, stimulus))
+                self._reclaims[job.id, effect.host] = removing
             case m.CollectResults():
                 self._copy(job, self.effects.collect_results(job, effect.host, stimulus))
             case m.PlanStitches():
                 self._serve(self._plan(effect.acquisition))
             case _:
                 raise TypeError(f"no way to perform {effect}")
+
+    async def _transfer(self, job: Job, host: str, stimulus: str) -> Event:
+        """A job that comes back to a host it left waits until its inputs are removed there: they
+        must not vanish under the new copy."""
+        removing = self._reclaims.pop((job.id, host), None)
+        if removing is not None:
+            await asyncio.wait([removing])
+        return await self.effects.transfer_inputs(job, host, stimulus)
 
     async def _plan(self, acquisition: str) -> None:
         self._plans += 1

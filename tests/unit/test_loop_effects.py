@@ -1,0 +1,76 @@
+"""What the loop keeps apart: a copy that is being removed and the one that replaces it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import cast
+
+from dispatcher.clock import ManualClock
+from dispatcher.core import model as m
+from dispatcher.core.model import Event, Job, JobKind, JobState, Step
+from dispatcher.core.place import Policy
+from dispatcher.effects import Effects
+from dispatcher.executors.base import Executor
+from dispatcher.fleet import Fleet
+from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.inventory_watch import InventoryWatch
+from dispatcher.loop import Dispatcher
+from dispatcher.quarantine import Quarantines
+from dispatcher.stitching import Stitching
+from dispatcher.store.sqlite import SqliteStore
+
+
+class Files:
+    """The two effects on a host's copy of the inputs; a removal ends when the test says so."""
+
+    epoch = 1
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.removed = asyncio.Event()
+        self.brought = asyncio.Event()
+
+    async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
+        await self.removed.wait()
+        self.told.append(f"removed from {host}")
+        return m.InputsReclaimed(at=0.0, host=host, removed_bytes=1, trimmed_bytes=None)
+
+    async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
+        self.told.append(f"brought to {host}")
+        self.brought.set()
+        return m.InputsReady(at=0.0)
+
+
+async def test_inputs_are_brought_back_only_when_the_old_copy_is_gone(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "db")
+    clock, files = ManualClock(), Files()
+
+    def connect(_: InventoryHost) -> Executor:
+        raise AssertionError("no host is needed here")
+
+    fleet = Fleet(Inventory(hosts=()), {}, clock=clock)
+    dispatcher = Dispatcher(
+        store=store, fleet=fleet, effects=cast(Effects, files), clock=clock, policy=Policy(),
+        stitching=Stitching(store, clock), heartbeat=tmp_path / "heartbeat", connect=connect,
+        inventory_watch=InventoryWatch(tmp_path / "inventory.yaml"),
+        quarantines=Quarantines(store, fleet, clock),
+    )  # fmt: skip
+    job = Job(
+        id="j", kind=JobKind.RECONSTRUCT, acquisition="a", name="j", auv="x", created_at=0.0,
+        state=JobState.CLAIMED, step=Step.TRANSFER, host="b",
+    )  # fmt: skip
+    dispatcher._perform(job, m.ReclaimInputs(job="j", host="a"), stimulus="")
+    dispatcher._perform(job, m.TransferInputs(job="j", host="b"), stimulus="")
+    await files.brought.wait()
+    assert files.told == ["brought to b"], "another host does not wait"
+    files.brought.clear()
+    dispatcher._perform(job, m.TransferInputs(job="j", host="a"), stimulus="")
+    for _ in range(10):  # turns of the event loop, each of which could begin the copy
+        await asyncio.sleep(0)
+    assert files.told == ["brought to b"]
+    files.removed.set()
+    await files.brought.wait()
+    assert files.told == ["brought to b", "removed from a", "brought to a"]
+    await dispatcher._end_tasks()
+    await store.close()
