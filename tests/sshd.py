@@ -37,6 +37,7 @@ KbdInteractiveAuthentication no
 MaxStartups {max_startups}
 LogLevel ERROR
 Subsystem sftp internal-sftp
+SetEnv SHLVL=1
 """
 
 
