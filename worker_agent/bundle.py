@@ -31,7 +31,7 @@ def _unpack(archive: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as source:
             source.extractall(staging)
-        os.sync()  # once per version: a power cut must not leave empty files under the final name
+        _flush(staging)
         staging.rename(target)
     except zipfile.BadZipFile as error:
         raise failed("agent_failed", f"{archive}: {error}: push the agent again") from None
@@ -41,3 +41,14 @@ def _unpack(archive: Path, target: Path) -> None:
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """A power cut must not leave empty files under the final name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
