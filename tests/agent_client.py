@@ -95,7 +95,7 @@ class AgentClient:
     def end_all(self) -> None:
         """Cancel what still runs: a test that failed half-way must leave no process."""
         for item in list_attempts(self.work_dir):
-            if item.state is AttemptState.RUNNING:
+            if item.state in (AttemptState.RUNNING, AttemptState.VANISHED):
                 request = CancelRequest(
                     epoch=1 << 62, run_dir=item.run_dir, attempt=item.attempt, grace_s=0.0
                 )
