@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,14 @@ class Injector:
     findings: list[str] = field(default_factory=list)
 
     def begin(self, fault: Fault) -> bool:
-        """False when there is nothing yet that could be harmed: to be tried again soon."""
+        """False when there is nothing yet that could be harmed: to be tried again soon. What
+        needs a stage at work takes another host when its own has none."""
+        if fault.kind in _AT_WORK:
+            others = [name for name in self.hosts.names if name != fault.host]
+            return any(self._begin(replace(fault, host=name)) for name in (fault.host, *others))
+        return self._begin(fault)
+
+    def _begin(self, fault: Fault) -> bool:
         if fault.kind in _ON_HOST and any(a.fault.host == fault.host for a in self.active):
             return False
         if not _BEGIN[fault.kind](self, fault):
@@ -261,6 +268,7 @@ _END: dict[Kind, Callable[[Injector, Fault], None]] = {
     Kind.LEASE_OUTLASTED: Injector._end_outage,
     Kind.HOST_HUNG: Injector._wake_host,
 }
+_AT_WORK = frozenset({Kind.SUPERVISOR_KILLED, Kind.LEASE_OUTLASTED})
 # One fault at a time on one host: two at once could not be taken back one by one.
 _ON_HOST = frozenset({*_END, Kind.SESSION_KILLED, Kind.SUPERVISOR_KILLED})
 
