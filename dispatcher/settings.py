@@ -123,12 +123,9 @@ class DispatcherSettings(_Frozen):
 
     database: Path = Path("cosma.db")
     artifacts: Path = Path("cosma-artifacts")
-    heartbeat: Path = Path("cosma.heartbeat")
     poll_s: float = Field(default=2.0, gt=0, le=3600)  # between two looks at the queue
     probe_s: float = Field(default=10.0, gt=0, le=3600)  # between two probes of a host
     probe_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    lease_s: float = Field(default=1800.0, ge=30)
-    grace_s: float = Field(default=60.0, ge=0)  # past the lease, before a lost attempt is retried
     # Times the stages' leases (core/lease.py). Shorter frees the work of a lost host sooner, longer
     # outlasts a longer outage of the link; below 0.04 a renewal could come too late.
     lease_scale: float = Field(default=1.0, ge=0.04, le=100)
@@ -138,7 +135,7 @@ class DispatcherSettings(_Frozen):
         """Defaults < environment (COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S, COSMA_LEASE_SCALE)
         < `overrides` that are not None.
 
-        The heartbeat file stands beside the database. Raises SettingsError.
+        Artifacts get an absolute path, as the database keeps it. Raises SettingsError.
         """
         env = os.environ if environment is None else environment
         names = {
@@ -152,10 +149,8 @@ class DispatcherSettings(_Frozen):
         settings = _checked(cls, data, ", ".join(names.values()))
         paths = {
             "database": settings.database.expanduser(),
-            "artifacts": settings.artifacts.expanduser(),
+            "artifacts": settings.artifacts.expanduser().absolute(),
         }
-        if "heartbeat" not in data:
-            paths["heartbeat"] = paths["database"].with_suffix(".heartbeat")
         return settings.model_copy(update=paths)
 
 

@@ -106,13 +106,14 @@ def test_a_missing_file_or_a_bad_variable_is_one_line(tmp_path: Path) -> None:
 
 def test_dispatcher_settings_take_environment_then_options(tmp_path: Path) -> None:
     plain = DispatcherSettings.load({})
-    assert (plain.database, plain.artifacts) == (Path("cosma.db"), Path("cosma-artifacts"))
-    assert plain.heartbeat == Path("cosma.heartbeat")
+    assert (plain.database, plain.artifacts) == (
+        Path("cosma.db"),
+        Path.cwd() / "cosma-artifacts",
+    )
     environment = {"COSMA_QC_DB": "/x/q.db", "OUTPUT_PATH": "~/out", "COSMA_QC_POLL_S": "0.5"}
     given = DispatcherSettings.load(environment)
     assert (given.database, given.poll_s) == (Path("/x/q.db"), 0.5)
     assert given.artifacts == Path.home() / "out"
-    assert given.heartbeat == Path("/x/q.heartbeat")
     options = DispatcherSettings.load(environment, database=tmp_path / "c.db", artifacts=None)
     assert options.database == tmp_path / "c.db"
     assert options.artifacts == Path.home() / "out"
