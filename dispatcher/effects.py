@@ -229,7 +229,7 @@ class Effects:
             [item.path for item in inputs],
             epoch=self.epoch,
             verified_by=FRAMES_PROOF if proven else None,
-            trim=(await self.specs.config(job))["reclaim"]["fstrim"],
+            trim=self._trim(host, (await self.specs.config(job))["reclaim"]["fstrim"]),
             expected_sha256={} if proven else await self._proofs(inputs),
         )
 
@@ -263,6 +263,12 @@ class Effects:
         local.parent.mkdir(parents=True, exist_ok=True)
         await executor.collect_file(run_dir, row.path, local, sha256=row.sha256)
         await self.store.artifact_collected(job.id, row.path, str(local))
+
+    def _trim(self, host: str, wanted: str) -> str:
+        """What the inventory says of the host's disk goes before what the job was given."""
+        state = self.fleet.state(host)
+        of_host = state.host.disk.fstrim if state else "auto"
+        return wanted if of_host == "auto" else of_host
 
     async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
         """What shows that a copy lies here too: the hash of the original, read again now. An

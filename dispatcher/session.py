@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ RENEW_TICK_S = 5.0
 # No call of the agent outlasts this: a renewal cannot arrive later than that after it was sent.
 RENEW_CALL_S = 60.0
 OPEN_S = 120.0  # for connecting, installing the agent and asking for everything anew
-RETRY_FIRST_S = 1.0
+RETRY_FIRST_S = 0.05  # a session that was killed: the host is there
 RETRY_MOST_S = 30.0
 RESTART = "restart"  # the stimulus of what a restarted dispatcher takes up again
 
@@ -136,7 +137,7 @@ class HostSession:
                 if current is not None:
                     await current.close()
             await self._give_up_dead()
-            await asyncio.sleep(delay)
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(RETRY_MOST_S, delay * 2)
 
     async def _open(self) -> Follower:
