@@ -119,9 +119,9 @@ RULES: dict[Reason, Rule] = {
         Layer.HOST, _RETRY, "the link to the host was down too long", 5, 5.0, elsewhere_after=2
     ),
     Reason.TOOL_MISSING: Rule(Layer.HOST, _RETRY, "run cosma worker bootstrap", 5, 5.0, 0),
-    # Code: once may be chance, twice is a defect.
-    Reason.STAGE_CRASHED: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 1, 1.0),
-    Reason.STAGE_SIGNALLED: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 1, 1.0),
+    # Code: once may be chance, twice the host (a driver, a library); again elsewhere, a defect.
+    Reason.STAGE_CRASHED: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 2, 1.0, elsewhere_after=1),
+    Reason.STAGE_SIGNALLED: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 2, 1.0, elsewhere_after=1),
     Reason.STAGE_TIMEOUT: Rule(Layer.CODE, _RETRY, _CHECK_LOG, 1, 1.0),
     # Operator: a job's config is fixed when it is made, so no retry of it can help.
     Reason.CONFIG_INVALID: Rule(Layer.OPERATOR, Verdict.FAIL, "correct the setting, submit again"),

@@ -48,7 +48,7 @@ def test_a_drain_lets_stages_finish_moves_the_rest_and_outlives_the_dispatcher(
 ) -> None:
     with rehearsal(tmp_path, hosts=2) as farm:
         cosma = farm.cosma
-        segments = farm.ingest(3)
+        segments = farm.ingest(4)  # a host holds two: one at work, one ready
         farm.hold(True)
         first = cosma.start("dispatch")
         cosma.wait_until("both hosts work", at_work_on("host-1", "host-2"))
@@ -116,7 +116,7 @@ def test_a_host_that_fails_every_job_is_shut_off_and_no_job_pays_for_it(tmp_path
         inventory["hosts"][0]["stage_python"] = str(hole)
         cosma.inventory.write_text(yaml.safe_dump(inventory))
 
-        segments = farm.ingest(3)
+        segments = farm.ingest(4)  # a host holds two: one at work, one ready
         ended = cosma.run("dispatch", "--once")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert Counter(row["state"] for row in cosma.jobs().values()) == {"done": len(segments) + 1}

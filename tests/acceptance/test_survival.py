@@ -187,8 +187,8 @@ def test_fsck_tells_what_differs_and_repairs_what_it_can(farm: Rehearsal) -> Non
     assert found.returncode == 1
     rows = {(row["kind"], row["where"]) for row in json.loads(found.stdout)["differences"]}
     assert rows == {
-        ("artifact_changed", str(ply.relative_to(farm.cosma.directory))),
-        ("artifact_missing", str(manifest.relative_to(farm.cosma.directory))),
+        ("artifact_changed", str(ply)),
+        ("artifact_missing", str(manifest)),
         ("lease_stray", "database"),
     }
     mended = farm.cosma.run("fsck", "--fix")

@@ -258,14 +258,18 @@ def test_data_is_held_at_once_and_its_frames_stay_where_they_are() -> None:
     assert again.reason is None and effects == (m.TransferInputs(job=job.id, host="h"),)
 
 
-def test_a_crash_is_tried_once_more_on_the_same_host_and_then_held() -> None:
+def test_a_crash_is_tried_once_more_there_once_elsewhere_and_then_held() -> None:
     job = at_run(Stage.COLMAP_RECONSTRUCTION)
     again, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert (again.step, again.host, again.stage) == (Step.PLACE, "h", Stage.COLMAP_RECONSTRUCTION)
     assert again.not_before > 10.0 and again.retries == {"code": 1}
     job = drive(again, [m.StagePlaced(at=0.0, reservation=reservation(again))])
+    moved, _ = step(job, failed(job, Reason.STAGE_CRASHED))
+    assert (moved.state, moved.host, moved.avoid_hosts) == (JobState.QUEUED, None, ("h",))
+    job = drive(moved, [m.HostAssigned(at=0.0, host="other"), m.InputsReady(at=0.0)])
+    job = drive(job, [m.StagePlaced(at=0.0, reservation=reservation(job))])
     held, _ = step(job, failed(job, Reason.STAGE_CRASHED))
-    assert held.state is JobState.HELD and "after 1 retries" in held.message
+    assert held.state is JobState.HELD and "after 2 retries" in held.message
     assert held.advice == (
         "read the log (cosma job logs dive-a-seg1); then: cosma job retry dive-a-seg1"
     )
@@ -296,12 +300,12 @@ def test_training_out_of_memory_takes_smaller_plans_then_a_bigger_gpu(reason: Re
 
 
 def test_a_suspect_host_pays_for_the_failure_and_the_job_goes_elsewhere() -> None:
-    job = at_run(Stage.COLMAP_RECONSTRUCTION, retries={"code": 1})
+    job = at_run(Stage.COLMAP_RECONSTRUCTION, retries={"code": 2})
     held, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert held.state is JobState.HELD
     moved, _ = step(job, failed(job, Reason.STAGE_CRASHED, blame=Layer.HOST))
     assert (moved.state, moved.host, moved.avoid_hosts) == (JobState.QUEUED, None, ("h",))
-    assert moved.retries == {"code": 1, "host": 1}
+    assert moved.retries == {"code": 2, "host": 1}
 
 
 def test_results_are_collected_from_the_host_that_has_them_or_not_at_all() -> None:

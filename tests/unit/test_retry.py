@@ -62,11 +62,12 @@ def test_data_is_held_the_first_time(reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("reason", [Reason.STAGE_CRASHED, Reason.STAGE_SIGNALLED])
-def test_code_gets_one_more_try_whatever_the_hosts_did(reason: Reason) -> None:
+def test_code_gets_a_try_here_and_one_elsewhere_whatever_the_hosts_did(reason: Reason) -> None:
     tired = with_retries(host=4, transport=5)
     assert decide(tired, reason).verdict is Verdict.RETRY
     assert not decide(tired, reason).elsewhere
-    assert decide(with_retries(code=1), reason).verdict is Verdict.HOLD
+    assert decide(with_retries(code=1), reason).elsewhere
+    assert decide(with_retries(code=2), reason).verdict is Verdict.HOLD
 
 
 def test_transport_has_five_tries_of_its_own() -> None:
@@ -121,7 +122,7 @@ def test_results_wait_longer_for_a_host_that_is_away() -> None:
 
 
 def test_blame_moves_a_failure_to_the_place_s_budget() -> None:
-    spent = with_retries(code=1)
+    spent = with_retries(code=2)
     assert decide(spent, Reason.STAGE_CRASHED).verdict is Verdict.HOLD
     host = decide(spent, Reason.STAGE_CRASHED, blame=Layer.HOST)
     assert (host.verdict, host.layer, host.elsewhere) == (Verdict.RETRY, Layer.HOST, True)

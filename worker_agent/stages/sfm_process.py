@@ -24,7 +24,7 @@ __all__ = ["StepCrashed", "counts", "run_step"]
 
 POLL_S = 0.5
 LOG_TAIL = 8000
-_MEMORY_SIGNS = ("bad_alloc", "MemoryError", "Cannot allocate memory")
+_MEMORY_SIGNS = ("bad_alloc", "MemoryError", "annot allocate memory")
 # With an address-space limit, also what a thread's stack and a library's mapping fail with.
 _LIMIT_SIGNS = ("Resource temporarily unavailable", "failed to map segment")
 _NOISE = ("@", "***", "PC:", "^", "$ ")  # native stack traces, Python's markers
