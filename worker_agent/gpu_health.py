@@ -63,13 +63,7 @@ class FaultWatch:
         self._gpu = gpu
         self._first: subprocess.Popen[str] | None = None
         if gpus.is_installed():
-            self._first = subprocess.Popen(
-                [gpus.PROGRAM, *QUERY],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
+            self._first = gpus.start(QUERY, stderr=subprocess.DEVNULL)
         try:
             self._kernel_log = os.open(_KERNEL_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._kernel_log, 0, os.SEEK_END)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 
 PROGRAM = "nvidia-smi"
 TIMEOUT_S = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class GpuQueryError(Exception):
@@ -73,17 +76,24 @@ def parse_compute(text: str) -> tuple[ComputeRow, ...]:
     return tuple(rows)
 
 
+def start(query: tuple[str, ...], *, stderr: int) -> subprocess.Popen[str]:
+    """nvidia-smi, which the kernel ends with the process that asks: a hung one would outlive it."""
+    prctl = ctypes.CDLL(None).prctl  # looked up here: nothing is loaded between fork and exec
+    return subprocess.Popen(
+        [PROGRAM, *query],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+
+
 def ask(query: tuple[str, ...]) -> str:
     """The answer of nvidia-smi. Raises GpuQueryError."""
     # Popen and not run(): a hung driver leaves a process that not even SIGKILL ends, and run()
     # would wait for it for ever.
-    process = subprocess.Popen(
-        [PROGRAM, *query],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(query, stderr=subprocess.STDOUT)
     try:
         text, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

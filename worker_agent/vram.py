@@ -24,13 +24,7 @@ class VramSampler:
         if self._query is None:
             if now - self._asked >= _PERIOD_S and gpus.is_installed():
                 self._asked = now
-                self._query = subprocess.Popen(
-                    [gpus.PROGRAM, *gpus.COMPUTE_QUERY],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                )
+                self._query = gpus.start(gpus.COMPUTE_QUERY, stderr=subprocess.DEVNULL)
         elif self._query.poll() is not None:
             self._collect(self._query)
             self._query = None

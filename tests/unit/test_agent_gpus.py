@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from worker_agent import gpus
 from worker_agent.probe import probe
 from worker_agent.protocol import HostFacts, ProbeRequest
@@ -98,3 +101,28 @@ def test_what_was_missing_is_asked_again(tmp_path: Path, bare: Path) -> None:
     assert probe(request).stage_missing == ("torch", "ffmpeg", "ffprobe")
     python.write_text("#!/bin/sh\necho '[]'\n")
     assert probe(request).stage_missing == ("ffmpeg", "ffprobe")
+
+
+def test_a_hung_driver_query_ends_with_the_agent_that_asked(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    code = (
+        "import subprocess; from worker_agent import gpus\n"
+        "asked = gpus.start((), stderr=subprocess.DEVNULL); print(asked.pid, flush=True)\n"
+        "asked.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as agent:
+        assert agent.stdout is not None
+        query = os.pidfd_open(int(agent.stdout.readline()))
+        agent.kill()
+    try:
+        ended, _, _ = select.select([query], [], [], 10.0)
+        assert ended, "nvidia-smi outlived the agent"
+    finally:
+        os.close(query)
