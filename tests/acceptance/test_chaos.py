@@ -17,8 +17,6 @@ from dispatcher.chaos.schedule import plan
 
 LIMIT_S = 300.0  # of one drill; it takes a fraction of it
 
-pytestmark = pytest.mark.drill
-
 
 def drill(out: Path, *, hosts: int, jobs: int, seed: int) -> tuple[int, dict[str, Any]]:
     words = ("chaos", "--hosts", hosts, "--jobs", jobs, "--seed", seed, "--json", "--out", out)
