@@ -147,6 +147,10 @@ class Reason(StrEnum):
     HOST_DRAINING = "host_draining"
     HOST_QUARANTINED = "host_quarantined"
     GPU_QUARANTINED = "gpu_quarantined"
+    CPU_BUSY = "cpu_busy"
+    RAM_LOW = "ram_low"
+    RAM_TOO_SMALL = "ram_too_small"
+    DECODER_BUSY = "decoder_busy"
     DISK_LOW = "disk_low"
     PROBE_STALE = "probe_stale"
     BACKOFF = "backoff"
@@ -168,8 +172,11 @@ class Reservation:
     host: str
     slot: str  # "extract" | "sfm" | "train" | "stitch": which of the host's max_parallel it uses
     gpu: str | None = None
-    mib: int = 0
+    mib: int = 0  # of the GPU's memory
     disk_bytes: int = 0
+    cpu_cores: float = 0.0
+    ram_mib: int = 0
+    decode_sessions: int = 0  # of the GPU's video decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +198,11 @@ class Job:
     reservation: Reservation | None = None
     inputs_on_host: bool = False  # source bytes lie on the host and must be reclaimed
     need_mib: int | None = None  # escalated or learned memory need; None: the policy's first guess
+    need_ram_mib: int | None = None  # raised after the host ran out of memory
     input_bytes: int = 0
+    frames: int = 0  # what needs depend on; 0: not known yet
+    pixels: int = 0  # of one frame
+    cap: int = 0  # gaussians that the training may make
     retries: dict[str, int] = field(default_factory=dict)  # Layer -> retries used
     not_before: float = 0.0  # wall clock; earlier, the job waits with Reason.BACKOFF
     reason: Reason | None = None
@@ -221,6 +232,9 @@ class GpuView:
     free_mib: int
     own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> MiB used
     foreign_mib: int = 0
+    decode_sessions: int = 0  # foreign ones that use its video decoder now
+    max_decode_sessions: int = 0  # 0: it has no video decoder
+    probe_age_s: float = 0.0  # of these figures; a stale one stops placement on this GPU only
     quarantine: Quarantine | None = None
 
 
@@ -241,6 +255,11 @@ class HostView:
     gpus: tuple[GpuView, ...] = ()
     max_parallel: dict[str, int] = field(default_factory=dict)  # slot -> attempts at once
     headroom_mib: int = 0
+    cpu_cores: int = 0  # 0: not known, not limited
+    ram_total_mib: int = 0  # 0: not known, not limited
+    ram_free_mib: int = 0
+    ram_own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> used
+    link_bytes_s: float = 0.0  # measured towards it; 0: never measured
     disk_free_bytes: int = 0
     disk_reserve_bytes: int = 0
     probe_age_s: float = 0.0

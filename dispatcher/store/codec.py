@@ -36,7 +36,10 @@ from dispatcher.store.rows import (
     Stitch,
 )
 
-_RESERVATION = ("attempt", "host", "slot", "gpu", "mib", "disk_bytes")
+_RESERVATION = (
+    "attempt", "host", "slot", "gpu", "mib", "disk_bytes", "cpu_cores", "ram_mib",
+    "decode_sessions",
+)  # fmt: skip
 
 
 def to_json(value: Any) -> str:

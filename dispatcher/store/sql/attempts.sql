@@ -31,8 +31,11 @@ INSERT INTO stage_metrics (
 SELECT * FROM stage_metrics WHERE (:job IS NULL OR job = :job) ORDER BY job, attempt;
 
 -- name: insert_reservation
-INSERT INTO reservations (job, attempt, host, slot, gpu, mib, disk_bytes)
-VALUES (:job, :attempt, :host, :slot, :gpu, :mib, :disk_bytes);
+INSERT INTO reservations (
+    job, attempt, host, slot, gpu, mib, disk_bytes, cpu_cores, ram_mib, decode_sessions
+) VALUES (
+    :job, :attempt, :host, :slot, :gpu, :mib, :disk_bytes, :cpu_cores, :ram_mib, :decode_sessions
+);
 
 -- name: delete_reservation
 DELETE FROM reservations WHERE job = :job;

@@ -26,16 +26,17 @@ SELECT * FROM runs WHERE job = :job;
 INSERT INTO jobs (
     id, kind, acquisition, name, auv, created_at, state, step, stage, priority, host, attempt,
     inputs_on_host, need_mib, input_bytes, retries, not_before, reason, message, advice,
-    avoid_hosts, shrink, revision
+    avoid_hosts, shrink, frames, pixels, cap, need_ram_mib, revision
 ) VALUES (
     :id, :kind, :acquisition, :name, :auv, :created_at, :state, :step, :stage, :priority, :host,
     :attempt, :inputs_on_host, :need_mib, :input_bytes, :retries, :not_before, :reason, :message,
-    :advice, :avoid_hosts, :shrink, :revision
+    :advice, :avoid_hosts, :shrink, :frames, :pixels, :cap, :need_ram_mib, :revision
 ) ON CONFLICT DO NOTHING;
 
 -- name: select_jobs
 SELECT jobs.*, r.attempt AS r_attempt, r.host AS r_host, r.slot AS r_slot, r.gpu AS r_gpu,
-       r.mib AS r_mib, r.disk_bytes AS r_disk_bytes
+       r.mib AS r_mib, r.disk_bytes AS r_disk_bytes, r.cpu_cores AS r_cpu_cores,
+       r.ram_mib AS r_ram_mib, r.decode_sessions AS r_decode_sessions
 FROM jobs LEFT JOIN reservations AS r ON r.job = jobs.id
 WHERE (:job IS NULL OR jobs.id = :job)
   AND (:acquisition IS NULL OR jobs.acquisition = :acquisition)
@@ -49,6 +50,7 @@ UPDATE jobs SET
     attempt = :attempt, inputs_on_host = :inputs_on_host, need_mib = :need_mib,
     input_bytes = :input_bytes, retries = :retries, not_before = :not_before, reason = :reason,
     message = :message, advice = :advice, avoid_hosts = :avoid_hosts, shrink = :shrink,
+    frames = :frames, pixels = :pixels, cap = :cap, need_ram_mib = :need_ram_mib,
     revision = revision + 1
 WHERE id = :id AND revision = :revision;
 
