@@ -8,12 +8,28 @@ import json
 import logging
 
 from dispatcher.clock import Clock
-from dispatcher.core.model import Job, JobKind, JobState, Stage
-from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches
+from dispatcher.core.model import JobState
+from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches, stitch_job
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Run, Segment, Stitch
 
 log = logging.getLogger("cosma")
+
+
+def segment_view(segment: Segment, state: JobState) -> SegmentView:
+    """As planning sees it; `state` is that of its job."""
+    return SegmentView(job=segment.job, auv=segment.auv, name=segment.label, state=state)
+
+
+def stitch_view(stitch: Stitch) -> StitchView:
+    return StitchView(
+        id=stitch.id,
+        level=stitch.level,
+        auv=stitch.auv,
+        members=stitch.members,
+        state=stitch.state,
+        version=stitch.version,
+    )
 
 
 class Stitching:
@@ -39,21 +55,8 @@ class Stitching:
         stitches = await self._store.stitches(acquisition=acquisition)
         return plan_stitches(
             acquisition,
-            [
-                SegmentView(job=s.job, auv=s.auv, name=s.label, state=jobs[s.job].state)
-                for s in segments
-            ],
-            [
-                StitchView(
-                    id=s.id,
-                    level=s.level,
-                    auv=s.auv,
-                    members=s.members,
-                    state=s.state,
-                    version=s.version,
-                )
-                for s in stitches
-            ],
+            [segment_view(segment, jobs[segment.job].state) for segment in segments],
+            [stitch_view(stitch) for stitch in stitches],
         )
 
     async def _make(self, acquisition: str, plan: StitchPlan) -> None:
@@ -75,15 +78,7 @@ class Stitching:
             log.info("%s: one segment, passed through", plan.id)
             return
         segments = await self._store.segments(acquisition=acquisition)
-        job = Job(
-            id=plan.id,
-            kind=JobKind.STITCH,
-            acquisition=acquisition,
-            name=plan.auv or "all AUVs",
-            auv=plan.auv,
-            created_at=now,
-            stage=Stage.STITCH,
-        )
+        job = stitch_job(acquisition, plan, now)
         await self._store.create_stitch(stitch, job, await self._run(plan, segments, now))
         log.info("%s: queued, %d members", plan.id, len(plan.members))
 

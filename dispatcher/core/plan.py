@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dispatcher.core.model import SETTLED, JobState
+from dispatcher.core.model import SETTLED, Job, JobKind, JobState, Stage
 
 _CROSS = "cross"
 
@@ -62,6 +62,19 @@ def _safe(auv: str) -> str:
         return safe
     # Two names must not become one.
     return f"{safe}-{hashlib.sha256(auv.encode()).hexdigest()[:6]}"
+
+
+def stitch_job(acquisition: str, plan: StitchPlan, created_at: float) -> Job:
+    """The job that makes a stitch which is no pass-through."""
+    return Job(
+        id=plan.id,
+        kind=JobKind.STITCH,
+        acquisition=acquisition,
+        name=plan.auv or "all AUVs",
+        auv=plan.auv,
+        created_at=created_at,
+        stage=Stage.STITCH,
+    )
 
 
 def plan_stitches(
