@@ -100,11 +100,16 @@ class EmbeddedHosts:
                 process.wait()
         self._processes.clear()
 
+    def sshd_pids(self, name: str) -> list[int]:
+        """The server of a host, then the processes of its connections. Raises KeyError."""
+        listener = self._processes[name].pid
+        return [listener, *_sessions_of(listener)]
+
     def stop_host(self, name: str) -> None:
         """Ends one host's sshd and its connections, as if its network had gone. What runs there
         goes on. Raises KeyError for an unknown one."""
+        _, *sessions = self.sshd_pids(name)
         process = self._processes.pop(name)
-        sessions = _sessions_of(process.pid)
         process.terminate()
         process.wait(_STOP_S)
         for pid in sessions:

@@ -14,13 +14,7 @@ from typing import Self
 import yaml
 
 from dispatcher.chaos.hostfiles import HostFiles
-from dispatcher.chaos.processes import (
-    all_pids,
-    command_of,
-    environment_of,
-    kill,
-    parent_of,
-)
+from dispatcher.chaos.processes import all_pids, command_of, environment_of, kill
 from dispatcher.chaos.schedule import Kind
 from dispatcher.embedded import EmbeddedHosts
 
@@ -30,7 +24,6 @@ class LoopbackHost:
     name: str
     files: HostFiles
     work_dir: Path
-    listener: int  # pid of its sshd
 
 
 @dataclass(slots=True)
@@ -65,9 +58,7 @@ class LoopbackHosts:
             files = HostFiles(self.base / row["name"])
             files.prepare_programs()
             row.update(python=str(files.python), stage_python=str(files.stage_python))
-            config = str(files.directory / "sshd_config")
-            listener = next(p for p in all_pids() if config in command_of(p).split())
-            hosts.append(LoopbackHost(row["name"], files, Path(row["work_dir"]), listener))
+            hosts.append(LoopbackHost(row["name"], files, Path(row["work_dir"])))
         self.hosts = tuple(hosts)
         self.inventory.write_text(yaml.safe_dump(text, sort_keys=False))
         return self
@@ -103,9 +94,8 @@ class LoopbackHosts:
 
     def pids(self, name: str) -> list[int]:
         """The sshd and its sessions, and whatever the agent there has started."""
-        host = self._host(name)
-        sshd = self._sshd(host)
-        mine = f"{host.work_dir}/"
+        sshd = self._embedded.sshd_pids(name)
+        mine = f"{self.work_dir(name)}/"
         agents = [
             pid
             for pid in all_pids()
@@ -115,20 +105,12 @@ class LoopbackHosts:
         return [*sshd, *agents]
 
     def kill_sessions(self, name: str) -> int:
-        host = self._host(name)
-        sessions = [pid for pid in self._sshd(host) if pid != host.listener]
+        _, *sessions = self._embedded.sshd_pids(name)
         return sum(kill(pid) for pid in sessions)
 
     def signal_sshd(self, name: str, number: signal.Signals) -> None:
-        for pid in self._sshd(self._host(name)):
+        for pid in self._embedded.sshd_pids(name):
             kill(pid, number)
 
     def _host(self, name: str) -> LoopbackHost:
         return next(host for host in self.hosts if host.name == name)
-
-    def _sshd(self, host: LoopbackHost) -> list[int]:
-        found = [host.listener]
-        for pid in sorted(all_pids()):
-            if parent_of(pid) in found and command_of(pid).startswith("sshd"):
-                found.append(pid)
-        return found
