@@ -1,0 +1,71 @@
+"""The stage process of `bench/makespan.py`: as `worker_agent.stages` runs one, but FrameExtraction
+and Training sleep for their seconds, and the other stages are as short as a stage can be.
+
+`python timed_stage.py <attempt>/started.json`. COSMA_BENCH is a JSON object: `log`, where one line
+for each stage says when it worked, in seconds of CLOCK_BOOTTIME; `seed`; and `stands_for`, which
+stages' files each stage makes besides its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from worker_agent import clock
+from worker_agent.protocol import AttemptSpec
+from worker_agent.stages import __main__ as runner
+from worker_agent.stages import registry, rehearsal
+from worker_agent.stages.api import Artifacts, Reporter
+
+SETTINGS = "COSMA_BENCH"
+LONG_STAGES = ("FrameExtraction", "Training")
+SHORTEST_S, LONGEST_S = 1.0, 1.9
+_PROGRESS_EVERY_S = 0.5
+
+
+def seconds(seed: int, job: str, stage: str) -> float:
+    """How long `stage` of `job` works: uniform between SHORTEST_S and LONGEST_S, 0 for the others.
+    Depends on nothing else, so that the lower bound can be computed from it."""
+    if stage not in LONG_STAGES:
+        return 0.0
+    drawn = hashlib.sha256(f"{seed}/{job}/{stage}".encode()).digest()
+    share: float = int.from_bytes(drawn[:4], "big") / 0xFFFFFFFF
+    return SHORTEST_S + (LONGEST_S - SHORTEST_S) * share
+
+
+def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
+    """Work, then make the files of the stage (and of those it stands for), small but real."""
+    given = json.loads(os.environ[SETTINGS])
+    began = clock.boottime()
+    end = time.monotonic() + seconds(given["seed"], spec.job, spec.stage)
+    while (left := end - time.monotonic()) > 0:
+        report.progress(0.0, f"{left:.1f} s left")
+        time.sleep(min(left, _PROGRESS_EVERY_S))
+    ended = clock.boottime()
+    line = {
+        "job": spec.job, "stage": spec.stage, "run_dir": spec.run_dir, "began": began,
+        "ended": ended,
+    }  # fmt: skip
+    with Path(given["log"]).open("ab", buffering=0) as log:
+        log.write(json.dumps(line).encode() + b"\n")
+    made = [
+        rehearsal.main(dataclasses.replace(spec, stage=stage), report)
+        for stage in given["stands_for"].get(spec.stage, [spec.stage])
+    ]
+    return Artifacts(
+        files=tuple(file for part in made for file in part.files),
+        metrics=made[-1].metrics,
+        completed={key: value for part in made for key, value in part.completed.items()},
+    )
+
+
+if __name__ == "__main__":
+    rehearsal.SHORTEST_S = rehearsal.LONGEST_S = 0.0
+    sys.modules["worker_agent.stages.timed"] = sys.modules[__name__]
+    registry.STAGES = {name: registry.StageEntry("timed") for name in registry.STAGES}
+    sys.exit(runner.main(sys.argv[1:]))
