@@ -197,6 +197,8 @@ class Job:
     attempt: int = 0
     reservation: Reservation | None = None
     inputs_on_host: bool = False  # source bytes lie on the host and must be reclaimed
+    origin: str | None = None  # where what its finished stages made lies, when not yet on `host`
+    leftovers: tuple[str, ...] = ()  # hosts with a copy of that which is of no more use there
     need_mib: int | None = None  # escalated or learned memory need; None: the policy's first guess
     need_ram_mib: int | None = None  # raised after the host ran out of memory
     input_bytes: int = 0
@@ -298,6 +300,35 @@ class InputsReady(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver(Event):
+    """What the finished stages made lies verified on the new host; the job goes on at `stage`."""
+
+    stage: Stage
+    source: str
+    route: str  # "direct": from host to host; "relayed": by way of here; "there": nothing to bring
+    files: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    note: str = ""  # why not direct, or what could not be had
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoffAbandoned(Event):
+    """It cannot be had, or is not worth bringing: the job starts from its first stage."""
+
+    source: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftoversReclaimed(Event):
+    host: str
+    removed_bytes: int
+    trimmed_bytes: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlaced(Event):
     reservation: Reservation  # its attempt is job.attempt + 1
 
@@ -345,7 +376,7 @@ class InputsReclaimed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimFailed(Event):
-    """The inputs still lie on `host`; tried again at the next start."""
+    """Inputs or leftovers still lie on `host`; tried again at the next start."""
 
     host: str
     message: str
@@ -390,6 +421,21 @@ class Effect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferInputs(Effect):
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver(Effect):
+    """Bring what the finished stages made from `source` to `host`."""
+
+    host: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimLeftovers(Effect):
+    """What was handed over lies verified elsewhere: remove the copy on `host`."""
+
     host: str
 
 

@@ -52,6 +52,7 @@ def job_values(job: Job) -> dict[str, Any]:
     del values["reservation"]
     values["retries"] = to_json(job.retries)
     values["avoid_hosts"] = to_json(job.avoid_hosts)
+    values["leftovers"] = to_json(job.leftovers)
     return values
 
 
@@ -71,6 +72,7 @@ def job_of(row: sqlite3.Row) -> Job:
         retries=json.loads(values["retries"]),
         reason=_reason(values["reason"]),
         avoid_hosts=tuple(json.loads(values["avoid_hosts"])),
+        leftovers=tuple(json.loads(values["leftovers"])),
     )
     return Job(**values, reservation=reservation)
 

@@ -82,7 +82,8 @@ async def test_jobs_come_back_as_they_were(store: Store) -> None:
         JOB, id="full", kind=JobKind.STITCH, auv=None, stage=Stage.STITCH, priority=3,
         state=JobState.HELD, step=Step.REST, host="h", inputs_on_host=True, need_mib=9000,
         retries={"gpu": 2}, not_before=5.5, reason=Reason.GPU_OUT_OF_MEMORY,
-        message="needs “more”", advice="x", avoid_hosts=("a", "b"), created_at=0.5,
+        message="needs “more”", advice="x", avoid_hosts=("a", "b"), created_at=0.5, origin="o",
+        leftovers=("l", "m"),
     )  # fmt: skip
     assert await store.create_job(full, dataclasses.replace(RUN, job="full"))
     assert await store.job("full") == full
