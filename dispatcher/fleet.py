@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker, quarantine
-from dispatcher.core.model import GpuView, HostView, Reason
+from dispatcher.core.model import HostView, Reason
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
+from dispatcher.fleet_view import HostState, host_view, reached
 from dispatcher.inventory_model import Inventory, InventoryDiff, InventoryHost, diff
-from worker_agent.protocol import GpuFacts, HostFacts
+from worker_agent.protocol import HostFacts
 
-GIB = 1 << 30
-# Placement sees a host that was never probed as one whose probe is this old.
-NEVER_S = 1e9
 # Between an end of the probe's own limit and the fleet's: installing the agent may come first.
 PROBE_MARGIN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostState:
-    """Times are monotonic seconds. `facts` are the last ones seen, also while unreachable."""
-
-    host: InventoryHost
-    facts: HostFacts | None = None
-    probed_at: float | None = None  # when `facts` were asked for
-    reachable: bool = False
-    reason: Reason | None = Reason.PROBE_STALE
-    message: str = "not probed yet"
-    since: float = 0.0  # reachable, or not, since then
-
 
 MakeExecutor = Callable[[InventoryHost], Executor]
 
@@ -127,16 +110,8 @@ class Fleet:
         state = self._states.get(name)
         if state is None:
             return
-        since = state.since if state.reachable else self._clock.monotonic()
-        self._states[name] = replace(
-            state,
-            facts=facts,
-            probed_at=asked,
-            reachable=True,
-            reason=None,
-            message="",
-            since=since,
-        )
+        now = self._clock.monotonic()
+        self._states[name] = reached(state, facts, asked=asked, now=now)
 
     def host_views(
         self,
@@ -161,7 +136,7 @@ class Fleet:
             draining=self.cordons.get(name, False),
             quarantine=quarantine(self.breakers.get(name)),
             gpus=tuple(
-                replace(gpu, quarantine=quarantine(self.breakers.get(gpu.uuid)))
+                replace(gpu, quarantine=quarantine(self.breakers.get(gpu.uuid)) or gpu.quarantine)
                 for gpu in view.gpus
             ),
         )
@@ -201,82 +176,8 @@ def _connection(host: InventoryHost) -> InventoryHost:
         "cordoned": False,
         "vram_headroom_mib": 0,
         "gpus": "auto",
+        "max_decode_sessions": 0,
         "requeue": "auto",
     }
     kept = InventoryHost(name=host.name, address=host.address)
     return host.model_copy(update={**plain, "max_parallel": kept.max_parallel, "disk": kept.disk})
-
-
-def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> HostView:
-    """Pure: one host's state at monotonic time `now` as placement sees it."""
-    host, facts = state.host, state.facts
-    disk_reserve = int((host.disk.min_free_gib + host.disk.reserve_gib) * GIB)
-    missing = not_ready(host, facts) if facts else ""
-    return HostView(
-        name=host.name,
-        reachable=state.reachable,
-        unreachable_reason=state.reason,
-        unreachable_message=state.message,
-        silent_s=0.0 if state.reachable else max(0.0, now - state.since),
-        cordoned=host.cordoned,
-        ready=facts is not None and not missing,
-        not_ready_message=missing,
-        gpus=tuple(gpu_view(gpu) for gpu in _usable(host, facts.gpus)) if facts else (),
-        max_parallel=host.max_parallel.model_dump(),
-        headroom_mib=host.vram_headroom_mib,
-        disk_free_bytes=facts.disk_free_bytes if facts else 0,
-        disk_reserve_bytes=disk_reserve,
-        probe_age_s=NEVER_S if state.probed_at is None else max(0.0, now - state.probed_at),
-        cached_bytes=dict(cached_bytes),
-    )
-
-
-def not_ready(host: InventoryHost, facts: HostFacts) -> str:
-    """Why stages cannot run there, in one line with the fix; "" when they can."""
-    if facts.stage_python in facts.stage_missing:
-        return (
-            f"{host.name}: there is no {facts.stage_python}. Run `cosma worker bootstrap "
-            f"{host.name}`, or correct its stage_python in the inventory"
-        )
-    if facts.stage_missing:
-        names = ", ".join(facts.stage_missing)
-        return (
-            f"{host.name}: {facts.stage_python or 'no stage Python'} lacks {names}. "
-            f"Run `cosma worker bootstrap {host.name}`"
-        )
-    if not _usable(host, facts.gpus):
-        wanted = "" if host.gpus == "auto" else f" of {', '.join(host.gpus)}"
-        why = facts.gpu_error or "none was found"
-        return f"{host.name}: no GPU{wanted}: {why}. Check `gpus:` and `nvidia-smi` there"
-    return ""
-
-
-def _usable(host: InventoryHost, gpus: Iterable[GpuFacts]) -> list[GpuFacts]:
-    if host.gpus == "auto":
-        return list(gpus)
-    return [gpu for gpu in gpus if gpu.uuid in host.gpus]
-
-
-def gpu_view(gpu: GpuFacts) -> GpuView:
-    """Pure. The memory of cosma's own attempts is listed by (job, attempt), the rest is foreign."""
-    own: dict[tuple[str, int], int] = {}
-    foreign = 0
-    for process in gpu.processes:
-        if process.run_dir is not None and process.attempt is not None:
-            # A run directory ends in the job's id.
-            key = (PurePosixPath(process.run_dir).name, process.attempt)
-            own[key] = own.get(key, 0) + process.used_mib
-        else:
-            foreign += process.used_mib
-    if gpu.kind == "cuda":
-        # What the process list leaves out (a container, another user, the driver itself).
-        foreign = max(foreign, gpu.total_mib - gpu.free_mib - sum(own.values()))
-    return GpuView(
-        uuid=gpu.uuid,
-        name=gpu.name,
-        kind=gpu.kind,
-        total_mib=gpu.total_mib,
-        free_mib=gpu.free_mib,
-        own_mib=own,
-        foreign_mib=foreign,
-    )

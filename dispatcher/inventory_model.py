@@ -55,9 +55,13 @@ class HostOptions(_Frozen):
     work_dir: str = Field(default="~/cosma", min_length=1)  # `~` is the user's home on the host
     python: str = Field(default="python3", min_length=1)  # runs the agent: 3.11 or newer
     stage_python: str | None = None  # runs the stages; None: the agent looks for one
+    # auto: all there are, or the CPU where there is none; []: none, for stages that need none.
     gpus: Literal["auto"] | tuple[Annotated[str, Field(pattern="^(GPU|MIG|CPU)-")], ...] = "auto"
     labels: tuple[str, ...] = ()
     vram_headroom_mib: int = Field(default=512, ge=0)
+    # Videos that one GPU decodes at once. The driver sets no limit; beyond a few they only share
+    # the decoder's throughput and cost memory each.
+    max_decode_sessions: int = Field(default=4, ge=0, le=64)
     max_parallel: MaxParallel = MaxParallel()
     disk: Disk = Disk()
     cordoned: bool = False

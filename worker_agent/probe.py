@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from worker_agent import clock, gpus, interpreter, processes
+from worker_agent import allowance, clock, gpus, interpreter, processes
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
     GpuFacts,
@@ -19,7 +19,6 @@ from worker_agent.refusal import failed
 from worker_agent.version import agent_hash
 from worker_agent.version import interpreter as python_version
 
-_MIB = 1024 * 1024
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 
@@ -36,7 +35,7 @@ def probe(request: ProbeRequest) -> HostFacts:
             f"cannot create work_dir {work_dir}: {error.strerror}: "
             "create it, or give the host another work_dir in the inventory",
         ) from None
-    memory = memory_mib()
+    memory = allowance.memory_mib()
     devices, gpu_error = _devices(memory)
     disk = os.statvfs(work_dir)
     python = interpreter.choose(request.stage_python, work_dir)
@@ -49,24 +48,16 @@ def probe(request: ProbeRequest) -> HostFacts:
         python=python_version(),
         stage_python=python,
         stage_missing=interpreter.missing(python, work_dir, cuda=cuda),
-        cpu_count=len(os.sched_getaffinity(0)),
+        cpu_count=allowance.cores(),
         ram_total_mib=memory[0],
         ram_free_mib=memory[1],
+        ram_own=allowance.ram_of_attempts(),
         disk_total_bytes=disk.f_blocks * disk.f_frsize,
         disk_free_bytes=disk.f_bavail * disk.f_frsize,
         gpus=devices,
         gpu_error=gpu_error,
         time=clock.wall(),
     )
-
-
-def memory_mib() -> tuple[int, int]:
-    """(total, available) of the host, from /proc/meminfo."""
-    fields = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        fields[name] = int(rest.split()[0]) // 1024
-    return fields["MemTotal"], fields["MemAvailable"]
 
 
 def _devices(memory: tuple[int, int]) -> tuple[tuple[GpuFacts, ...], str]:
@@ -98,21 +89,13 @@ def _process(pid: int, used_mib: int) -> GpuProcess:
 
 
 def _cpu(memory: tuple[int, int]) -> GpuFacts:
-    """The host itself as a device: its RAM, and what cosma's own attempts use of it."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    own = []
-    for pid in processes.pids():
-        if processes.attempt_of(pid) is not None:
-            stat = processes.stat_of(pid)
-            if stat is not None:
-                own.append(_process(pid, stat.rss_pages * page // _MIB))
+    """The host itself as a device: its RAM."""
     return GpuFacts(
         uuid=f"CPU-{machine_id()}",
         name=_cpu_name(),
         kind="cpu",
         total_mib=memory[0],
         free_mib=memory[1],
-        processes=tuple(own),
     )
 
 

@@ -242,26 +242,47 @@ class AttemptStatus(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess(Message):
     pid: int
-    used_mib: int
+    used_mib: int | None  # None: the driver does not tell
     run_dir: str | None = None  # set when the process belongs to one of cosma's attempts
     attempt: int | None = None
+    name: str = ""  # of its program; "" when this user may not know
+    user: str = ""
+    decodes: bool = False  # it used the video decoder in the last seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts(Message):
     """A device that can train. A host without an NVIDIA GPU reports one of kind "cpu" whose
-    memory is the host's RAM and whose uuid is "CPU-" + machine id."""
+    memory is the host's RAM and whose uuid is "CPU-" + machine id; its own use is
+    `HostFacts.ram_own`."""
 
-    uuid: str
+    uuid: str  # a MIG instance is a device of its own: "MIG-..."
     name: str
     kind: str  # "cuda" | "cpu"
     total_mib: int
     free_mib: int
+    reserved_mib: int = 0  # of total, what the driver keeps for itself
+    parent: str = ""  # UUID of the GPU that a MIG instance is a part of
     processes: tuple[GpuProcess, ...] = ()
+    has_decoder: bool = False
+    decoder_percent: int = 0  # how busy the video decoder is
+    encoder_sessions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptMemory(Message):
+    """RAM that the processes of one attempt use, without what the kernel can drop (file pages)."""
+
+    run_dir: str
+    attempt: int
+    used_mib: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts(Message):
+    """Cores and RAM are what the agent may use: affinity and control groups may allow less than
+    the machine has."""
+
     protocol: int
     agent_hash: str
     hostname: str
@@ -272,10 +293,11 @@ class HostFacts(Message):
     cpu_count: int
     ram_total_mib: int
     ram_free_mib: int
+    ram_own: tuple[AttemptMemory, ...] = ()
     disk_total_bytes: int
     disk_free_bytes: int
     gpus: tuple[GpuFacts, ...]
-    gpu_error: str = ""  # why GPUs could not be read, when they could not
+    gpu_error: str = ""  # why one GPU or all could not be read; those are not in `gpus`
     time: float = 0.0
 
 
@@ -349,7 +371,8 @@ class FrameHeader(Message):
     """One line on the stdout of `follow`, followed by exactly `bytes` raw bytes.
 
     `events` frames always end at a line end. `exit` comes once, after every byte of events and
-    log, with the AttemptStatus as its body. `heartbeat` has no body and comes every few seconds.
+    log, with the AttemptStatus as its body. `heartbeat` has no body and comes every few seconds;
+    one that names an attempt answers its WatchRequest.
     """
 
     kind: str  # events | log | exit | heartbeat

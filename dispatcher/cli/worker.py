@@ -18,7 +18,8 @@ from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import HostView, Reason
 from dispatcher.errors import ExitCode, InventoryError, TransportError, UsageError
 from dispatcher.executors.ssh import SshExecutor, ssh_target
-from dispatcher.fleet import Fleet, HostState, not_ready
+from dispatcher.fleet import Fleet
+from dispatcher.fleet_view import HostState, not_ready
 from dispatcher.inventory import find_inventory, inventory_path, load_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.settings import DispatcherSettings
@@ -216,6 +217,7 @@ def _row(state: HostState, view: HostView) -> dict[str, Any]:
         "reason": state.reason
         or (view.quarantine.line if view.quarantine else None)
         or (not_ready(host, facts) if facts else None)
+        or view.gpu_error
         or "; ".join(suspects)
         or None,
     }

@@ -205,6 +205,7 @@ class Job:
     frames: int = 0  # what needs depend on; 0: not known yet
     pixels: int = 0  # of one frame
     cap: int = 0  # gaussians that the training may make
+    train_steps: int = 0
     retries: dict[str, int] = field(default_factory=dict)  # Layer -> retries used
     not_before: float = 0.0  # wall clock; earlier, the job waits with Reason.BACKOFF
     reason: Reason | None = None
@@ -212,6 +213,7 @@ class Job:
     advice: str = ""
     avoid_hosts: tuple[str, ...] = ()  # hosts that failed this job on a host or transport fault
     shrink: int = 0  # steps down to a smaller plan, taken after running out of memory
+    stride: int = 1  # every n-th frame is used, so that the stack of them fits a host's RAM
     revision: int = 0  # of the stored row; the store's fence
 
 
@@ -234,6 +236,7 @@ class GpuView:
     free_mib: int
     own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> MiB used
     foreign_mib: int = 0
+    holders: tuple[tuple[str, int], ...] = ()  # (whose, MiB) of foreign_mib, the largest first
     decode_sessions: int = 0  # foreign ones that use its video decoder now
     max_decode_sessions: int = 0  # 0: it has no video decoder
     probe_age_s: float = 0.0  # of these figures; a stale one stops placement on this GPU only
@@ -255,6 +258,7 @@ class HostView:
     ready: bool = True  # stage dependencies are there
     not_ready_message: str = ""
     gpus: tuple[GpuView, ...] = ()
+    gpu_error: str = ""  # why some GPU, or all of them, cannot be read there
     max_parallel: dict[str, int] = field(default_factory=dict)  # slot -> attempts at once
     headroom_mib: int = 0
     cpu_cores: int = 0  # 0: not known, not limited

@@ -12,7 +12,8 @@ from dispatcher.core.breaker import Breaker, Position
 from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.executors.base import Executor
-from dispatcher.fleet import Fleet, HostState, gpu_view, host_view
+from dispatcher.fleet import Fleet
+from dispatcher.fleet_view import HostState, gpu_view, host_view
 from dispatcher.inventory_model import Disk, Inventory, InventoryHost, MaxParallel
 from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
 
@@ -57,8 +58,10 @@ def test_memory_of_own_attempts_is_listed_and_never_counted_as_foreign() -> None
     assert view.own_mib == {("job-1", 3): 3_000, ("job-2", 1): 500}
     # 7000 MiB are used, 3500 of them by cosma: the rest is foreign, listed or not.
     assert view.foreign_mib == 3_500
-    cpu = gpu_view(replace(GPU, kind="cpu"))
-    assert cpu.foreign_mib == 1_500
+    assert view.holders == (
+        ("a process that the driver does not list", 2_000),
+        ("a process (pid 4)", 1_500),
+    )
 
 
 def test_a_host_view_carries_what_placement_needs() -> None:
@@ -77,7 +80,8 @@ def test_only_the_gpus_of_the_inventory_are_offered() -> None:
     assert [gpu.uuid for gpu in host_view(state, 0.0, {}).gpus] == ["GPU-2"]
     none = replace(state, host=HOST.model_copy(update={"gpus": ("GPU-9",)}))
     view = host_view(none, 0.0, {})
-    assert not view.ready and "GPU-9" in view.not_ready_message
+    # Its CPU stages may go on.
+    assert view.ready and view.gpus == () and "GPU-9" in view.gpu_error
 
 
 def test_a_host_that_lacks_something_is_not_ready_and_says_what_to_run() -> None:

@@ -1,0 +1,238 @@
+"""Facts of a host -> what placement sees of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from dispatcher.core.model import GpuView, HostView, Quarantine, Reason
+from dispatcher.inventory_model import InventoryHost
+from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
+
+GIB = 1 << 30
+# Placement sees a host that was never probed as one whose probe is this old.
+NEVER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilentGpu:
+    """What a GPU last said, before a probe in which it alone, or its driver, did not answer."""
+
+    facts: GpuFacts
+    probed_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostState:
+    """Times are monotonic seconds. `facts` are the last ones seen, also while unreachable."""
+
+    host: InventoryHost
+    facts: HostFacts | None = None
+    probed_at: float | None = None  # when `facts` were asked for
+    silent: tuple[SilentGpu, ...] = ()  # not in `facts`
+    reachable: bool = False
+    reason: Reason | None = Reason.PROBE_STALE
+    message: str = "not probed yet"
+    since: float = 0.0  # reachable, or not, since then
+
+
+def reached(state: HostState, facts: HostFacts, *, asked: float, now: float) -> HostState:
+    """The state after a probe that was answered."""
+    return replace(
+        state,
+        facts=facts,
+        probed_at=asked,
+        silent=tuple(_silent(state, facts)),
+        reachable=True,
+        reason=None,
+        message="",
+        since=state.since if state.reachable else now,
+    )
+
+
+def _silent(before: HostState, facts: HostFacts) -> Iterator[SilentGpu]:
+    """GPUs that were seen before and are missing now; without an error they are truly gone."""
+    if not facts.gpu_error:
+        return
+    answered = {gpu.uuid for gpu in facts.gpus}
+    if before.facts is not None and before.probed_at is not None:
+        for gpu in before.facts.gpus:
+            if gpu.kind == "cuda" and gpu.uuid not in answered:
+                yield SilentGpu(facts=gpu, probed_at=before.probed_at)
+    yield from (silent for silent in before.silent if silent.facts.uuid not in answered)
+
+
+def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> HostView:
+    """One host's state at monotonic time `now` as placement sees it."""
+    host, facts = state.host, state.facts
+    missing = not_ready(host, facts) if facts else ""
+    own = _by_attempt((m.run_dir, m.attempt, m.used_mib) for m in facts.ram_own) if facts else {}
+    return HostView(
+        name=host.name,
+        reachable=state.reachable,
+        unreachable_reason=state.reason,
+        unreachable_message=state.message,
+        silent_s=0.0 if state.reachable else max(0.0, now - state.since),
+        cordoned=host.cordoned,
+        ready=facts is not None and not missing,
+        not_ready_message=missing,
+        gpus=tuple(_gpus(state, now, own)),
+        gpu_error=no_gpu(state),
+        max_parallel=host.max_parallel.model_dump(),
+        headroom_mib=host.vram_headroom_mib,
+        cpu_cores=facts.cpu_count if facts else 0,
+        ram_total_mib=facts.ram_total_mib if facts else 0,
+        ram_free_mib=facts.ram_free_mib if facts else 0,
+        ram_own_mib=own,
+        disk_free_bytes=facts.disk_free_bytes if facts else 0,
+        disk_reserve_bytes=int((host.disk.min_free_gib + host.disk.reserve_gib) * GIB),
+        probe_age_s=_age(state.probed_at, now),
+        cached_bytes=dict(cached_bytes),
+    )
+
+
+def _age(probed_at: float | None, now: float) -> float:
+    return NEVER_S if probed_at is None else max(0.0, now - probed_at)
+
+
+def _gpus(state: HostState, now: float, ram_own: dict[tuple[str, int], int]) -> Iterator[GpuView]:
+    """Those of the inventory. One that does not answer keeps its last figures, with their age,
+    and gets no work until it answers again."""
+    host, facts = state.host, state.facts
+    if facts is None:
+        return
+    age = _age(state.probed_at, now)
+    for gpu in facts.gpus:
+        if _offered(host, gpu):
+            own = ram_own if gpu.kind == "cpu" else {}
+            yield gpu_view(gpu, own, max_decode_sessions=host.max_decode_sessions, age_s=age)
+    for silent in state.silent:
+        if _offered(host, silent.facts):
+            yield replace(
+                gpu_view(
+                    silent.facts,
+                    max_decode_sessions=host.max_decode_sessions,
+                    age_s=_age(silent.probed_at, now),
+                ),
+                quarantine=Quarantine(line=f"silent: {facts.gpu_error}"),
+            )
+
+
+def _offered(host: InventoryHost, gpu: GpuFacts) -> bool:
+    return host.gpus == "auto" or gpu.uuid in host.gpus
+
+
+def not_ready(host: InventoryHost, facts: HostFacts) -> str:
+    """Why no stage can run there, in one line with the fix; "" when some can."""
+    if facts.stage_python in facts.stage_missing:
+        return (
+            f"{host.name}: there is no {facts.stage_python}. Run `cosma worker bootstrap "
+            f"{host.name}`, or correct its stage_python in the inventory"
+        )
+    if facts.stage_missing:
+        names = ", ".join(facts.stage_missing)
+        return (
+            f"{host.name}: {facts.stage_python or 'no stage Python'} lacks {names}. "
+            f"Run `cosma worker bootstrap {host.name}`"
+        )
+    return ""
+
+
+def no_gpu(state: HostState) -> str:
+    """What is wrong with the GPUs of a probed host, in one line with the fix; "" when nothing is.
+    Stages that need no GPU run there all the same."""
+    host, facts = state.host, state.facts
+    if facts is None or host.gpus == ():
+        return ""
+    if facts.gpu_error:
+        return f"{host.name}: {facts.gpu_error}. Run `nvidia-smi` there"
+    absent = set() if host.gpus == "auto" else set(host.gpus).difference(g.uuid for g in facts.gpus)
+    if absent:
+        names = ", ".join(sorted(absent))
+        return f"{host.name}: there is no GPU {names}. Check `gpus:` against `nvidia-smi -L` there"
+    return ""
+
+
+def gpu_view(
+    gpu: GpuFacts,
+    ram_own: Mapping[tuple[str, int], int] | None = None,
+    *,
+    max_decode_sessions: int = 0,
+    age_s: float = 0.0,
+) -> GpuView:
+    """The memory of cosma's own attempts is listed by (job, attempt), the rest is foreign.
+
+    `ram_own` is what attempts use of a device of kind "cpu". A device's memory in use is
+    own + foreign, each MiB once: what the process list leaves out (the driver itself, another
+    container) is foreign, unless it can only belong to attempts whose use the driver hides.
+    """
+    if gpu.kind == "cpu":
+        return GpuView(
+            uuid=gpu.uuid,
+            name=gpu.name,
+            kind=gpu.kind,
+            total_mib=gpu.total_mib,
+            free_mib=gpu.free_mib,
+            own_mib=dict(ram_own or {}),
+            probe_age_s=age_s,
+        )
+    ours = [p for p in gpu.processes if p.run_dir is not None]
+    others = [p for p in gpu.processes if p.run_dir is None]
+    own = _by_attempt((p.run_dir or "", p.attempt or 0, p.used_mib or 0) for p in ours)
+    in_use = gpu.total_mib - gpu.free_mib
+    listed = sum(p.used_mib or 0 for p in others)
+    unlisted = max(0, in_use - gpu.reserved_mib - sum(own.values()) - listed)
+    hidden = _by_attempt((p.run_dir or "", p.attempt or 0, 0) for p in ours if p.used_mib is None)
+    if hidden and not others:
+        # Counted as foreign, it would be taken off a second time beside their reservations.
+        share, rest = divmod(unlisted, len(hidden))
+        for at, key in enumerate(sorted(hidden)):
+            own[key] += share + (at < rest)
+        unlisted = 0
+    foreign = max(listed, in_use - sum(own.values()))
+    holders = [(_whose(p), p.used_mib) for p in others if p.used_mib]
+    if foreign > listed:
+        kept = min(gpu.reserved_mib, foreign - listed)
+        holders += [("the driver", kept)] if kept else []
+        unseen = foreign - listed - kept
+        holders += [(_unseen(others), unseen)] if unseen else []
+    decoding = sum(p.decodes for p in others)
+    if gpu.decoder_percent and not any(p.decodes for p in gpu.processes):
+        decoding += 1  # somebody who is not on the list
+    return GpuView(
+        uuid=gpu.uuid,
+        name=gpu.name,
+        kind=gpu.kind,
+        total_mib=gpu.total_mib,
+        free_mib=gpu.free_mib,
+        own_mib=own,
+        foreign_mib=foreign,
+        holders=tuple(sorted(holders, key=lambda holder: (-holder[1], holder[0]))),
+        decode_sessions=decoding,
+        max_decode_sessions=max_decode_sessions if gpu.has_decoder else 0,
+        probe_age_s=age_s,
+    )
+
+
+def _whose(process: GpuProcess) -> str:
+    name = process.name or "a process"
+    return (
+        f"{name} of {process.user} (pid {process.pid})"
+        if process.user
+        else (f"{name} (pid {process.pid})")
+    )
+
+
+def _unseen(others: Iterable[GpuProcess]) -> str:
+    hiding = [_whose(process) for process in others if process.used_mib is None]
+    return " and ".join(hiding) or "a process that the driver does not list"
+
+
+def _by_attempt(uses: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int], int]:
+    """(run_dir, attempt, MiB) -> MiB by (job, attempt): a run directory ends in the job's id."""
+    found: dict[tuple[str, int], int] = {}
+    for run_dir, attempt, mib in uses:
+        key = (PurePosixPath(run_dir).name, attempt)
+        found[key] = found.get(key, 0) + mib
+    return found
