@@ -1,0 +1,401 @@
+"""The farm on a virtual clock: what the dispatcher will do, played ahead. Pure.
+
+Board decides, machine.step moves the jobs, retry.decide answers failures, plan_stitches makes the
+stitches: nothing here schedules. Only what hosts and links do is played: a stage takes the seconds
+its Need says, inputs take their bytes over the host's link, a fault comes where a function says.
+Hosts stay as the snapshot shows them; collecting results takes no time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dispatcher.core import model as m
+from dispatcher.core.board import Board
+from dispatcher.core.machine import StaleEvent, recover, step
+from dispatcher.core.model import (
+    SETTLED,
+    Event,
+    GpuView,
+    HostView,
+    Job,
+    JobState,
+    Reason,
+    Reservation,
+    Stage,
+    Step,
+    Waiting,
+)
+from dispatcher.core.need import Need, Needs
+from dispatcher.core.place import Placement, Policy
+from dispatcher.core.plan import SegmentView, StitchView, plan_stitches, stitch_job
+
+ASSUMED_LINK_BYTES_S = 100e6  # of a link that was never measured: gigabit Ethernet
+OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took
+TELLING = 0.05  # progress below this share says nothing about the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Underway:
+    """How far the running attempt of a job is."""
+
+    elapsed_s: float
+    fraction: float | None = None  # of the stage, where it said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that a forecast starts from. Times are wall-clock Unix seconds."""
+
+    now: float
+    jobs: tuple[Job, ...]
+    hosts: tuple[HostView, ...]
+    policy: Policy
+    needs: Needs
+    segments: Mapping[str, tuple[SegmentView, ...]] = field(default_factory=dict)  # by acquisition
+    stitches: Mapping[str, tuple[StitchView, ...]] = field(default_factory=dict)  # by acquisition
+    underway: Mapping[str, Underway] = field(default_factory=dict)  # by job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """One decision: the job gets a host, or (with `stage`) its next stage starts there."""
+
+    at: float
+    job: str
+    host: str
+    stage: Stage | None = None
+    gpu: str | None = None
+    mib: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """What became of everything. A job that `ended` lacks waits for ever, `left` says why."""
+
+    jobs: Mapping[str, Job]  # stitches that were planned on the way included
+    began: Mapping[str, float]  # job -> when its next stage was placed
+    ended: Mapping[str, float]  # job -> when it settled; settled in the snapshot: its `now`
+    left: tuple[Waiting, ...]
+    rounds: int
+    end: float
+
+
+Seconds = Callable[[Job, GpuView | None, Need], float]
+# Of an attempt: why it fails, and after which share of its time; None: it succeeds.
+Fault = Callable[[Job], tuple[Reason, float] | None]
+
+
+def likely(_job: Job, _gpu: GpuView | None, need: Need) -> float:
+    return need.seconds.likely
+
+
+def no_fault(_job: Job) -> None:
+    return None
+
+
+def play(
+    snapshot: Snapshot,
+    *,
+    seconds: Seconds = likely,
+    fault: Fault = no_fault,
+    tick_s: float = 0.0,
+    board: Board | None = None,
+    trace: list[Decided] | None = None,
+) -> Played:
+    """Until nothing more happens. What ends within one `tick_s` is decided on together, as a
+    dispatcher decides once on all that came while it was busy; 0: every instant on its own.
+
+    `board`: an empty one to decide on; `trace` is given every decision in order.
+    """
+    farm = _Farm(snapshot, seconds, fault, board or Board(snapshot.policy), trace)
+    farm.begin()
+    while farm.events:
+        first = farm.events[0][0]
+        steps = math.ceil((first - snapshot.now) / tick_s) if tick_s else 0
+        farm.turn(max(first, snapshot.now + steps * tick_s))
+    return farm.played()
+
+
+class _Farm:
+    """Jobs, hosts and the events to come. One turn: everything due, then one decision."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        seconds: Seconds,
+        fault: Fault,
+        board: Board,
+        trace: list[Decided] | None,
+    ) -> None:
+        self.events: list[tuple[float, int, str, Event | None]] = []
+        self._snapshot = snapshot
+        self._seconds = seconds
+        self._fault = fault
+        self._board = board
+        self._trace = trace
+        self._order = itertools.count()
+        self._jobs = {job.id: job for job in snapshot.jobs}
+        self._hosts = {host.name: host for host in snapshot.hosts}
+        self._gpus = {gpu.uuid: gpu for host in snapshot.hosts for gpu in host.gpus}
+        self._underway = dict(snapshot.underway)
+        self._link_free: defaultdict[str, float] = defaultdict(lambda: snapshot.now)
+        self._segments = {
+            name: {view.job: view for view in views} for name, views in snapshot.segments.items()
+        }
+        self._stitches = {
+            name: {view.id: view for view in views} for name, views in snapshot.stitches.items()
+        }
+        self._changed_jobs: set[str] = set(self._jobs)
+        self._changed_hosts: set[str] = set(self._hosts)
+        self._to_plan: set[str] = set(self._segments)
+        self._began: dict[str, float] = {}
+        self._ended = {job.id: snapshot.now for job in snapshot.jobs if job.state in SETTLED}
+        self._undecided = True
+        self._rounds = 0
+        self._now = snapshot.now
+
+    def begin(self) -> None:
+        now = self._snapshot.now
+        for job in self._snapshot.jobs:
+            for effect in recover(job):
+                self._perform(job, effect, now)
+            if job.step is Step.PLACE and job.not_before > now:
+                self._at(job.not_before, job.id, None)
+        self.turn(now)
+
+    def turn(self, now: float) -> None:
+        self._now = now
+        while self.events and self.events[0][0] <= now:
+            _, _, job, event = heapq.heappop(self.events)
+            if event is None:
+                self._undecided = True  # a delay has passed
+            else:
+                self._apply(job, event)
+        self._plan_stitches(now)
+        if self._undecided:
+            self._undecided = False
+            self._carry_out(self._decide(now), now)
+
+    def played(self) -> Played:
+        return Played(
+            jobs=self._jobs,
+            began=self._began,
+            ended=self._ended,
+            left=self._board.waiting(),
+            rounds=self._rounds,
+            end=self._now,
+        )
+
+    # --- decisions ---
+
+    def _decide(self, now: float) -> Placement:
+        for name in sorted(self._changed_hosts):
+            self._board.put_host(self._hosts[name])
+        for job in sorted(self._changed_jobs):
+            self._board.put_job(self._jobs[job])
+        self._changed_hosts.clear()
+        self._changed_jobs.clear()
+        self._rounds += 1
+        return self._board.decide(now)
+
+    def _carry_out(self, placement: Placement, now: float) -> None:
+        for job, host in placement.assignments:
+            if self._trace is not None:
+                self._trace.append(Decided(at=now, job=job, host=host))
+            self._apply(job, m.HostAssigned(at=now, host=host))
+        for promise in placement.stages:
+            self._began.setdefault(promise.job, now)
+            if self._trace is not None:
+                self._trace.append(
+                    Decided(
+                        at=now,
+                        job=promise.job,
+                        host=promise.host,
+                        stage=self._jobs[promise.job].stage,
+                        gpu=promise.gpu,
+                        mib=promise.mib,
+                    )
+                )
+            self._apply(promise.job, m.StagePlaced(at=now, reservation=promise))
+
+    # --- events ---
+
+    def _at(self, at: float, job: str, event: Event | None) -> None:
+        heapq.heappush(self.events, (at, next(self._order), job, event))
+
+    def _apply(self, name: str, event: Event) -> None:
+        before = self._jobs[name]
+        try:
+            after, effects = step(before, event)
+        except StaleEvent:
+            return
+        self._jobs[name] = after
+        self._changed_jobs.add(name)
+        if before.reservation is not None and after.reservation is None:
+            self._released(before.reservation)
+            self._undecided = True
+        if after.step is Step.PLACE:
+            if after.not_before > event.at:
+                self._at(after.not_before, name, None)
+            self._undecided = True
+        elif after.step is Step.REST and before.step is not Step.REST:
+            self._settled(after, event.at)
+        for effect in effects:
+            self._perform(after, effect, event.at)
+
+    def _released(self, promise: Reservation) -> None:
+        """What the last probe saw the attempt use is free again."""
+        host = self._hosts.get(promise.host)
+        if host is None:
+            return
+        key = (promise.job, promise.attempt)
+        if key not in host.ram_own_mib and all(key not in gpu.own_mib for gpu in host.gpus):
+            return
+        self._put(
+            dataclasses.replace(
+                host,
+                gpus=tuple(_without(gpu, key) for gpu in host.gpus),
+                ram_free_mib=host.ram_free_mib + host.ram_own_mib.get(key, 0),
+                ram_own_mib={k: mib for k, mib in host.ram_own_mib.items() if k != key},
+            )
+        )
+
+    def _settled(self, job: Job, at: float) -> None:
+        self._ended[job.id] = at
+        self._undecided = True
+        segments = self._segments.get(job.acquisition, {})
+        if job.id in segments:
+            segments[job.id] = dataclasses.replace(segments[job.id], state=job.state)
+        stitches = self._stitches.get(job.acquisition, {})
+        if job.id in stitches:
+            stitches[job.id] = dataclasses.replace(stitches[job.id], state=job.state)
+
+    def _plan_stitches(self, now: float) -> None:
+        for acquisition in sorted(self._to_plan):
+            segments = self._segments.get(acquisition, {})
+            made = self._stitches.setdefault(acquisition, {})
+            # A pass-through is done at once and may be all that a cross-AUV stitch waits for.
+            while plans := plan_stitches(acquisition, segments.values(), made.values()):
+                for plan in plans:
+                    made[plan.id] = StitchView(
+                        id=plan.id,
+                        level=plan.level,
+                        auv=plan.auv,
+                        members=plan.members,
+                        state=JobState.DONE if plan.passthrough else JobState.QUEUED,
+                        version=plan.version,
+                    )
+                    if not plan.passthrough:
+                        self._jobs[plan.id] = stitch_job(acquisition, plan, now)
+                        self._changed_jobs.add(plan.id)
+                        self._undecided = True
+        self._to_plan.clear()
+
+    # --- what hosts and links do ---
+
+    def _perform(self, job: Job, effect: m.Effect, at: float) -> None:
+        match effect:
+            case m.TransferInputs():
+                end = self._arrival(job, effect.host, max(at, job.not_before))
+                self._at(end, job.id, m.InputsReady(at=end))
+            case m.StartAttempt():
+                self._at(at, job.id, m.AttemptStarted(at=at, attempt=effect.attempt))
+            case m.FollowAttempt():
+                self._follow(job, at)
+            case m.CancelAttempt():
+                self._at(at, job.id, m.CancelConfirmed(at=at))
+            case m.ReclaimInputs():
+                self._reclaimed(job, effect.host)
+                gone = m.InputsReclaimed(
+                    at=at, host=effect.host, removed_bytes=job.input_bytes, trimmed_bytes=None
+                )
+                self._at(at, job.id, gone)
+            case m.CollectResults():
+                ready = max(at, job.not_before)
+                self._at(ready, job.id, m.ResultsCollected(at=ready))
+            case m.PlanStitches():
+                self._to_plan.add(effect.acquisition)
+            case _:
+                raise TypeError(f"no way to play {effect}")
+
+    def _arrival(self, job: Job, name: str, begin: float) -> float:
+        """Inputs of several jobs follow one another on a host's link."""
+        host = self._hosts.get(name)
+        if host is None:
+            return begin
+        there = host.cached_bytes.get(job.id, 0)
+        missing = max(0, job.input_bytes - there)
+        begin = max(begin, self._link_free[name]) if missing else begin
+        end = begin + missing / (host.link_bytes_s or ASSUMED_LINK_BYTES_S)
+        self._link_free[name] = max(end, self._link_free[name])
+        if missing:
+            self._put(
+                dataclasses.replace(
+                    host,
+                    # The ledger counts bytes on their way until they are cached.
+                    cached_bytes={**host.cached_bytes, job.id: there + missing},
+                    disk_free_bytes=host.disk_free_bytes - missing,
+                )
+            )
+        return end
+
+    def _reclaimed(self, job: Job, name: str) -> None:
+        host = self._hosts.get(name)
+        if host is None or job.id not in host.cached_bytes:
+            return
+        cached = dict(host.cached_bytes)
+        freed = cached.pop(job.id)
+        self._put(
+            dataclasses.replace(
+                host, cached_bytes=cached, disk_free_bytes=host.disk_free_bytes + freed
+            )
+        )
+
+    def _follow(self, job: Job, at: float) -> None:
+        promise = job.reservation
+        gpu = self._gpus.get(promise.gpu) if promise is not None and promise.gpu else None
+        need = self._snapshot.needs.of(job, gpu)
+        drawn = self._seconds(job, gpu, need)
+        underway = self._underway.pop(job.id, None)
+        left = drawn if underway is None else _left(underway, drawn, need)
+        failure = self._fault(job)
+        if failure is None:
+            end = at + left
+            done = m.AttemptSucceeded(at=end, attempt=job.attempt)
+            self._at(end, job.id, done)
+            return
+        reason, share = failure
+        end = at + left * share
+        failed = m.AttemptFailed(at=end, attempt=job.attempt, reason=reason, message="played")
+        self._at(end, job.id, failed)
+
+    def _put(self, host: HostView) -> None:
+        self._hosts[host.name] = host
+        self._changed_hosts.add(host.name)
+
+
+def _without(gpu: GpuView, key: tuple[str, int]) -> GpuView:
+    if key not in gpu.own_mib:
+        return gpu
+    return dataclasses.replace(
+        gpu,
+        free_mib=gpu.free_mib + gpu.own_mib[key],
+        own_mib={k: mib for k, mib in gpu.own_mib.items() if k != key},
+    )
+
+
+def _left(underway: Underway, drawn: float, need: Need) -> float:
+    """Seconds that a running stage still takes: by its own progress where that tells, else by
+    what such a stage takes in all."""
+    elapsed, fraction = underway.elapsed_s, underway.fraction
+    if fraction is not None and fraction >= TELLING:
+        rest = elapsed * (1.0 - min(1.0, fraction)) / fraction
+        return rest * drawn / need.seconds.likely if need.seconds.likely > 0 else rest
+    return max(drawn - elapsed, OVERDUE * elapsed)
