@@ -226,6 +226,7 @@ class ExitRecord(Message):
     events_bytes: int
     log_bytes: int
     boot_id: str
+    peak_disk_bytes: int | None = None  # by which the run directory grew; None: never measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

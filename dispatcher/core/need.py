@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dispatcher.core.model import GpuView, Job, JobKind, Stage
+from dispatcher.core.model import GpuView, Job, JobKind, Reason, Stage
 
 GPU_STAGES = frozenset({Stage.TRAINING, Stage.STITCH})
 
@@ -46,6 +46,8 @@ class Observation:
     peak_rss_mib: float
     peak_vram_mib: float | None
     peak_disk_bytes: int | None
+    train_steps: int = 0
+    died_of: Reason | None = None  # out of memory: it needed more than it took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

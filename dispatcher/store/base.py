@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Event, Job, JobState, Reservation, Waiting
+from dispatcher.core.need import Observation
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (
     Acquisition,
@@ -115,6 +116,15 @@ class Store(Protocol):
         ...
 
     async def stage_metrics(self, job: str | None = None) -> list[StageMetrics]: ...
+
+    async def observations(self, *, newest: int) -> list[Observation]:
+        """What runs took, oldest first; of each stage and device the `newest` ones. Only of those
+        that succeeded by work of their own, or that ran out of memory."""
+        ...
+
+    async def observation(self, job: str, attempt: int) -> Observation | None:
+        """The same of one attempt; None when it says nothing about needs."""
+        ...
 
     async def leases(self) -> list[Lease]: ...
 

@@ -19,6 +19,7 @@ from dispatcher.core.model import (
     Step,
     Waiting,
 )
+from dispatcher.core.need import Observation
 from dispatcher.core.plan import StitchLevel
 from dispatcher.store.rows import (
     Acquisition,
@@ -111,6 +112,23 @@ def metrics_of(row: sqlite3.Row) -> StageMetrics:
     values = _plain(row, "metrics")
     values["stage"] = Stage(values["stage"])
     return StageMetrics(**values)
+
+
+def observation_of(row: sqlite3.Row) -> Observation:
+    return Observation(
+        stage=Stage(row["stage"]),
+        device=row["device"],
+        frames=row["frames"],
+        pixels=row["pixels"],
+        cap=row["cap"],
+        train_steps=row["train_steps"],
+        wall_s=row["wall_s"],
+        cpu_s=row["cpu_s"],
+        peak_rss_mib=row["peak_rss_mib"],
+        peak_vram_mib=row["peak_vram_mib"],
+        peak_disk_bytes=row["peak_disk_bytes"],
+        died_of=_reason(row["died_of"]),
+    )
 
 
 def progress_of(row: sqlite3.Row) -> tuple[str, Progress]:

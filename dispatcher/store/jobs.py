@@ -16,6 +16,8 @@ from dispatcher.core.model import (
     Job,
     Waiting,
 )
+from dispatcher.core.need import Observation
+from dispatcher.core.shape import measured, shape_of
 from dispatcher.store import codec
 from dispatcher.store.base import StaleRevision, StoreError
 from dispatcher.store.connection import Database
@@ -93,6 +95,11 @@ def load_jobs(
 ) -> list[Job]:
     rows = db.rows("select_jobs", job=job, acquisition=acquisition, active_only=active_only)
     return [codec.job_of(row) for row in rows]
+
+
+def _one_job(db: Database, job: str) -> Job:
+    (found,) = load_jobs(db, active_only=False, acquisition=None, job=job)
+    return found
 
 
 def apply(db: Database, before: Job, after: Job, event: Event, epoch: int) -> Applied:
@@ -213,6 +220,9 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
     known = attempt(db, job, number)
     db.change("keep_exit", job=job, attempt=number, exit=record.to_json())
     outcome = record.outcome
+    metrics = outcome.metrics if outcome is not None else {}
+    shape = shape_of(measured(_one_job(db, job), metrics), known.stage)
+    device = db.row("select_device", host=known.host, gpu=known.gpu)
     db.change(
         "upsert_stage_metrics",
         job=job,
@@ -220,11 +230,14 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
         stage=known.stage,
         host=known.host,
         gpu=known.gpu,
+        device=device["name"] if device is not None else "",
+        **dataclasses.asdict(shape),
         wall_s=record.wall_s,
         cpu_s=record.cpu_s,
         peak_rss_mib=record.peak_rss_mib,
         peak_vram_mib=record.peak_vram_mib,
-        metrics=codec.to_json(outcome.metrics if outcome is not None else {}),
+        peak_disk_bytes=record.peak_disk_bytes,
+        metrics=codec.to_json(metrics),
     )
     files = outcome.artifacts if outcome is not None else ()
     add_artifacts(
@@ -247,6 +260,15 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
 
 def stage_metrics(db: Database, job: str | None) -> list[StageMetrics]:
     return [codec.metrics_of(row) for row in db.rows("select_stage_metrics", job=job)]
+
+
+def observations(db: Database, newest: int) -> list[Observation]:
+    return [codec.observation_of(row) for row in db.rows("select_observations", newest=newest)]
+
+
+def observation(db: Database, job: str, number: int) -> Observation | None:
+    row = db.row("select_observation", job=job, attempt=number)
+    return codec.observation_of(row) if row is not None else None
 
 
 # --- artifacts ---

@@ -98,9 +98,15 @@ class StageMetrics:
     gpu: str | None
     wall_s: float
     cpu_s: float
-    peak_rss_mib: float
+    peak_rss_mib: float  # of all processes of the attempt together
     peak_vram_mib: float | None
     metrics: dict[str, Any]  # what the stage says of its own work
+    device: str = ""  # the GPU's model; "" for none
+    frames: int = 0
+    pixels: int = 0
+    cap: int = 0
+    train_steps: int = 0
+    peak_disk_bytes: int | None = None  # by which the run directory grew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

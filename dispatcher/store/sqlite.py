@@ -13,6 +13,7 @@ from typing import Any, Self
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Event, Job, JobState, Reservation, Waiting
+from dispatcher.core.need import Observation
 from dispatcher.store import farm, jobs, streams, survival
 from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database, Worker
@@ -133,6 +134,12 @@ class SqliteStore:
 
     async def stage_metrics(self, job: str | None = None) -> list[StageMetrics]:
         return await self._reader.read(jobs.stage_metrics, job)
+
+    async def observations(self, *, newest: int) -> list[Observation]:
+        return await self._reader.read(jobs.observations, newest)
+
+    async def observation(self, job: str, attempt: int) -> Observation | None:
+        return await self._reader.read(jobs.observation, job, attempt)
 
     async def leases(self) -> list[Lease]:
         return await self._reader.read(survival.leases)

@@ -22,13 +22,37 @@ UPDATE attempts SET exit = :exit WHERE job = :job AND attempt = :attempt;
 
 -- name: upsert_stage_metrics
 INSERT INTO stage_metrics (
-    job, attempt, stage, host, gpu, wall_s, cpu_s, peak_rss_mib, peak_vram_mib, metrics
+    job, attempt, stage, host, gpu, device, frames, pixels, cap, train_steps,
+    wall_s, cpu_s, peak_rss_mib, peak_vram_mib, peak_disk_bytes, metrics
 ) VALUES (
-    :job, :attempt, :stage, :host, :gpu, :wall_s, :cpu_s, :peak_rss_mib, :peak_vram_mib, :metrics
+    :job, :attempt, :stage, :host, :gpu, :device, :frames, :pixels, :cap, :train_steps,
+    :wall_s, :cpu_s, :peak_rss_mib, :peak_vram_mib, :peak_disk_bytes, :metrics
 ) ON CONFLICT (job, attempt) DO NOTHING;
 
 -- name: select_stage_metrics
 SELECT * FROM stage_metrics WHERE (:job IS NULL OR job = :job) ORDER BY job, attempt;
+
+-- name: select_device
+SELECT name FROM gpus WHERE host = :host AND uuid = :gpu;
+
+-- name: select_observations
+-- The newest of each stage and device, oldest first. What was resumed did no work, and what failed
+-- otherwise than for memory says nothing about how much is needed.
+SELECT * FROM (
+    SELECT m.*, a.reason AS died_of, a.ended_at AS at, ROW_NUMBER() OVER (
+        PARTITION BY m.stage, m.device ORDER BY a.ended_at DESC, m.job DESC, m.attempt DESC
+    ) AS age
+    FROM stage_metrics AS m JOIN attempts AS a ON a.job = m.job AND a.attempt = m.attempt
+    WHERE (a.state = 'succeeded' AND NOT a.resumed)
+       OR (a.state = 'failed' AND a.reason IN ('gpu_out_of_memory', 'out_of_memory'))
+) WHERE age <= :newest ORDER BY at, job, attempt;
+
+-- name: select_observation
+SELECT m.*, a.reason AS died_of
+FROM stage_metrics AS m JOIN attempts AS a ON a.job = m.job AND a.attempt = m.attempt
+WHERE m.job = :job AND m.attempt = :attempt
+  AND ((a.state = 'succeeded' AND NOT a.resumed)
+       OR (a.state = 'failed' AND a.reason IN ('gpu_out_of_memory', 'out_of_memory')));
 
 -- name: insert_reservation
 INSERT INTO reservations (

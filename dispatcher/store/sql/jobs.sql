@@ -26,12 +26,13 @@ SELECT * FROM runs WHERE job = :job;
 INSERT INTO jobs (
     id, kind, acquisition, name, auv, created_at, state, step, stage, priority, host, attempt,
     inputs_on_host, need_mib, input_bytes, retries, not_before, reason, message, advice,
-    avoid_hosts, shrink, frames, pixels, cap, need_ram_mib, origin, leftovers, revision
+    avoid_hosts, shrink, frames, pixels, cap, train_steps, stride, need_ram_mib, origin, leftovers,
+    revision
 ) VALUES (
     :id, :kind, :acquisition, :name, :auv, :created_at, :state, :step, :stage, :priority, :host,
     :attempt, :inputs_on_host, :need_mib, :input_bytes, :retries, :not_before, :reason, :message,
-    :advice, :avoid_hosts, :shrink, :frames, :pixels, :cap, :need_ram_mib, :origin, :leftovers,
-    :revision
+    :advice, :avoid_hosts, :shrink, :frames, :pixels, :cap, :train_steps, :stride,
+    :need_ram_mib, :origin, :leftovers, :revision
 ) ON CONFLICT DO NOTHING;
 
 -- name: select_jobs
@@ -51,7 +52,8 @@ UPDATE jobs SET
     attempt = :attempt, inputs_on_host = :inputs_on_host, need_mib = :need_mib,
     input_bytes = :input_bytes, retries = :retries, not_before = :not_before, reason = :reason,
     message = :message, advice = :advice, avoid_hosts = :avoid_hosts, shrink = :shrink,
-    frames = :frames, pixels = :pixels, cap = :cap, need_ram_mib = :need_ram_mib,
+    frames = :frames, pixels = :pixels, cap = :cap, train_steps = :train_steps, stride = :stride,
+    need_ram_mib = :need_ram_mib,
     origin = :origin, leftovers = :leftovers, revision = revision + 1
 WHERE id = :id AND revision = :revision;
 

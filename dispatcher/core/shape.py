@@ -1,0 +1,84 @@
+"""How large the work of a stage is, and the smaller plans of a job that ran out of memory. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.core.model import Job, Stage
+
+# (key of train.cpu and train.cuda, factor, least): fewer gaussians first, then smaller images.
+SHRINKS: tuple[tuple[str, float, int], ...] = (("cap", 0.6, 100), ("width", 0.75, 32))
+# The stages that hold all frames, or what is found in all of them, in memory at once.
+STACK_STAGES = frozenset({Stage.COLMAP_RECONSTRUCTION, Stage.TRAINING})
+MAX_STRIDE = 8  # neighbours further apart than this do not overlap any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the cost of a stage depends on; 0: not known.
+
+    `cap` and `train_steps` are those of the plan for a CUDA device: a CPU trains by a plan of its
+    own, whose costs are learned under its own name.
+    """
+
+    frames: int = 0
+    pixels: int = 0  # of one frame
+    cap: int = 0
+    train_steps: int = 0
+
+
+def shape_of(job: Job, stage: Stage | None = None) -> Shape:
+    """Of `stage` (None: the job's next one), with the job's smaller plan applied."""
+    stage = job.stage if stage is None else stage
+    strided = job.stride if stage in STACK_STAGES else 1
+    pixels, cap = float(job.pixels), float(job.cap)
+    for key, factor, _ in SHRINKS[: job.shrink]:
+        if key == "cap":
+            cap *= factor
+        elif stage is Stage.TRAINING:
+            pixels *= factor**2
+    return Shape(
+        frames=-(-job.frames // max(1, strided)),
+        pixels=round(pixels),
+        cap=round(cap),
+        train_steps=job.train_steps,
+    )
+
+
+def measured(job: Job, metrics: Mapping[str, Any]) -> Job:
+    """The job with what a stage of it found its frames to be. A stage that reads every n-th frame
+    only counts those, so nothing is taken from it."""
+    if job.stage in STACK_STAGES:
+        return job
+    frames, width, height = (_count(metrics.get(key)) for key in ("frames", "width", "height"))
+    return dataclasses.replace(
+        job, frames=frames or job.frames, pixels=width * height or job.pixels
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def shrunk(config: Mapping[str, Any], steps: int, stride: int = 1) -> dict[str, Any]:
+    """The config of a job that ran out of memory: each step makes the training smaller by one
+    factor of SHRINKS, on either kind of device, and with a `stride` the stages that hold all
+    frames use every n-th. What was asked for stays in the job's run."""
+    after = dict(config)
+    train = dict(config.get("train", {}))
+    for kind in ("cpu", "cuda"):
+        plan = dict(train.get(kind, {}))
+        for key, factor, least in SHRINKS[:steps]:
+            if key in plan:
+                plan[key] = min(plan[key], max(least, int(plan[key] * factor)))
+        if plan:
+            train[kind] = plan
+    if train:
+        after["train"] = train
+    if stride > 1:
+        for section in ("sfm", "train"):
+            after[section] = {**after.get(section, {}), "frame_stride": stride}
+    return after
