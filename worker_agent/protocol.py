@@ -358,8 +358,18 @@ class SelftestReport(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallHeader(Message):
+    """One line on the stdin of `session`, followed by exactly `bytes` raw bytes: what `verb`, run
+    by itself, reads on its stdin. `watch` is no verb of its own: its bytes are a WatchRequest."""
+
+    call: int  # names the reply
+    verb: str
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WatchRequest(Message):
-    """One line on the stdin of `follow`: watch this attempt from these byte offsets."""
+    """Watch this attempt from these byte offsets."""
 
     run_dir: str
     attempt: int
@@ -369,18 +379,21 @@ class WatchRequest(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameHeader(Message):
-    """One line on the stdout of `follow`, followed by exactly `bytes` raw bytes.
+    """One line on the stdout of `session`, followed by exactly `bytes` raw bytes.
 
-    `events` frames always end at a line end. `exit` comes once, after every byte of events and
-    log, with the AttemptStatus as its body. `heartbeat` has no body and comes every few seconds;
-    one that names an attempt answers its WatchRequest.
+    `reply` answers a call: what the verb wrote on its stdout, and its exit code. `events` frames
+    always end at a line end. `exit` comes once, after every byte of events and log, with the
+    AttemptStatus as its body. `heartbeat` has no body and comes every few seconds; one that names
+    an attempt answers its WatchRequest.
     """
 
-    kind: str  # events | log | exit | heartbeat
+    kind: str  # reply | events | log | exit | heartbeat
     run_dir: str = ""
     attempt: int = 0
     offset: int = 0
     bytes: int = 0
+    call: int = 0
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,11 +432,13 @@ class TransferReport(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendRequest(Message):
-    """`send`: the reply is one TransferReport line, then the raw bytes from `offset` on."""
+    """`send`: the reply is one TransferReport line, then the raw bytes from `offset` on; without
+    them when there are more than `at_most`."""
 
     run_dir: str
     path: str
     offset: int = 0
+    at_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
