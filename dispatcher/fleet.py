@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker, quarantine
-from dispatcher.core.model import HostView, Reason
+from dispatcher.core.model import Reason
+from dispatcher.core.views import HostView
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet_view import HostState, host_view, reached

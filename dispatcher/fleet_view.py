@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from dispatcher.core.model import GpuView, HostView, Quarantine, Reason
+from dispatcher.core.model import Reason
+from dispatcher.core.views import GpuView, HostView, Quarantine
 from dispatcher.inventory_model import InventoryHost
 from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
 

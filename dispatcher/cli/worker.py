@@ -15,7 +15,8 @@ from dispatcher import agent_bundle, bootstrap, inventory_edit
 from dispatcher.cli import cordon, options, render
 from dispatcher.cli.stored import with_store
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import HostView, Reason
+from dispatcher.core.model import Reason
+from dispatcher.core.views import HostView
 from dispatcher.errors import ExitCode, InventoryError, TransportError, UsageError
 from dispatcher.executors.ssh import SshExecutor, ssh_target
 from dispatcher.fleet import Fleet

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dispatcher.core.ledger import Policy
-from dispatcher.core.model import HostView, Job, Waiting
+from dispatcher.core.model import Job, Waiting
 from dispatcher.core.place import Placement, place
+from dispatcher.core.views import HostView
 
 
 class Board:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
-from dispatcher.core.model import AttemptFailed, Job, Layer, Quarantine, Reason
+from dispatcher.core.model import AttemptFailed, Job, Layer, Reason
 from dispatcher.core.retry import layer_of
+from dispatcher.core.views import Quarantine
 
 # They tell of the link or of one incident that ended all attempts of a host at the same time.
 NO_EVIDENCE: Final = frozenset(

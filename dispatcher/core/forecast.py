@@ -22,8 +22,6 @@ from dispatcher.core.machine import StaleEvent, recover, step
 from dispatcher.core.model import (
     SETTLED,
     Event,
-    GpuView,
-    HostView,
     Job,
     JobState,
     Reason,
@@ -35,6 +33,7 @@ from dispatcher.core.model import (
 from dispatcher.core.need import Need, Needs
 from dispatcher.core.place import Placement, Policy
 from dispatcher.core.plan import SegmentView, StitchView, plan_stitches, stitch_job
+from dispatcher.core.views import GpuView, HostView
 
 ASSUMED_LINK_BYTES_S = 100e6  # of a link that was never measured: gigabit Ethernet
 OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from dispatcher.core.model import GpuView, HostView, Job, JobKind, Reason, Reservation, Stage, Step
+from dispatcher.core.model import Job, JobKind, Reason, Reservation, Stage, Step
+from dispatcher.core.views import GpuView, HostView
 
 SLOT_OF: dict[Stage, str] = {
     Stage.VALIDATION: "extract",

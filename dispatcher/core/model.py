@@ -218,61 +218,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quarantine:
-    """Failures made a host or a GPU suspect; nothing starts there before a self-test passed."""
-
-    line: str  # since when, why, until when, what lifts it
-    failed_test: bool = False  # proven unfit: what waits there goes elsewhere
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuView:
-    """One device as placement sees it; own use is by attempt, so that it is counted once."""
-
-    uuid: str
-    name: str
-    kind: str  # "cuda" | "cpu"
-    total_mib: int
-    free_mib: int
-    own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> MiB used
-    foreign_mib: int = 0
-    holders: tuple[tuple[str, int], ...] = ()  # (whose, MiB) of foreign_mib, the largest first
-    decode_sessions: int = 0  # foreign ones that use its video decoder now
-    max_decode_sessions: int = 0  # 0: it has no video decoder
-    probe_age_s: float = 0.0  # of these figures; a stale one stops placement on this GPU only
-    quarantine: Quarantine | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostView:
-    """One host as placement sees it."""
-
-    name: str
-    reachable: bool
-    unreachable_reason: Reason | None = None
-    unreachable_message: str = ""
-    silent_s: float = 0.0  # unreachable for so long
-    cordoned: bool = False
-    draining: bool = False  # what waits there goes elsewhere
-    quarantine: Quarantine | None = None
-    ready: bool = True  # stage dependencies are there
-    not_ready_message: str = ""
-    gpus: tuple[GpuView, ...] = ()
-    gpu_error: str = ""  # why some GPU, or all of them, cannot be read there
-    max_parallel: dict[str, int] = field(default_factory=dict)  # slot -> attempts at once
-    headroom_mib: int = 0
-    cpu_cores: int = 0  # 0: not known, not limited
-    ram_total_mib: int = 0  # 0: not known, not limited
-    ram_free_mib: int = 0
-    ram_own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> used
-    link_bytes_s: float = 0.0  # measured towards it; 0: never measured
-    disk_free_bytes: int = 0
-    disk_reserve_bytes: int = 0
-    probe_age_s: float = 0.0
-    cached_bytes: dict[str, int] = field(default_factory=dict)  # job -> input bytes already there
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """Why one job is not running: the first failing test of each host, with numbers."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dispatcher.core.model import GpuView, Job, JobKind, Reason, Stage
+from dispatcher.core.model import Job, JobKind, Reason, Stage
+from dispatcher.core.views import GpuView
 
 GPU_STAGES = frozenset({Stage.TRAINING, Stage.STITCH})
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dispatcher.core.forecast import Decided, Played, Seconds, Snapshot, play
-from dispatcher.core.model import SETTLED, GpuView, Job, Waiting
+from dispatcher.core.model import SETTLED, Job, Waiting
 from dispatcher.core.need import Need, Span
+from dispatcher.core.views import GpuView
 
 MOST_DRAWS = 9  # an interval of 8 in 10
 LEAST_DRAWS = 3  # of 5 in 10

@@ -17,17 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dispatcher.core.ledger import GPU_STAGES, SLOT_OF, Ledger, Policy
-from dispatcher.core.model import (
-    SETTLED,
-    GpuView,
-    HostView,
-    Job,
-    Reason,
-    Reservation,
-    Stage,
-    Step,
-    Waiting,
-)
+from dispatcher.core.model import SETTLED, Job, Reason, Reservation, Stage, Step, Waiting
+from dispatcher.core.views import GpuView, HostView
 
 __all__ = ["GPU_STAGES", "SLOT_OF", "Placement", "Policy", "place"]
 

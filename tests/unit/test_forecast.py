@@ -20,8 +20,6 @@ from dispatcher.core.forecast import (
 from dispatcher.core.model import (
     RECONSTRUCT_STAGES,
     SETTLED,
-    GpuView,
-    HostView,
     Job,
     JobKind,
     JobState,
@@ -35,6 +33,7 @@ from dispatcher.core.need import Need, Needs, Span
 from dispatcher.core.outlook import drawn, look_ahead, quantile
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy
 from dispatcher.core.plan import SegmentView
+from dispatcher.core.views import GpuView, HostView
 
 GIB = 1 << 30
 NOW = 1000.0

@@ -11,19 +11,9 @@ from hypothesis import strategies as st
 
 from dispatcher.core import model as m
 from dispatcher.core.machine import step
-from dispatcher.core.model import (
-    GpuView,
-    HostView,
-    Job,
-    JobKind,
-    JobState,
-    Quarantine,
-    Reason,
-    Reservation,
-    Stage,
-    Step,
-)
+from dispatcher.core.model import Job, JobKind, JobState, Reason, Reservation, Stage, Step
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy, place
+from dispatcher.core.views import GpuView, HostView, Quarantine
 
 GIB = 1 << 30
 NOW = 1000.0
