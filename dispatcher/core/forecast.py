@@ -14,7 +14,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dispatcher.core import model as m
 from dispatcher.core.board import Board
@@ -30,36 +30,15 @@ from dispatcher.core.model import (
     Step,
     Waiting,
 )
-from dispatcher.core.need import Need, Needs
-from dispatcher.core.place import Placement, Policy
-from dispatcher.core.plan import SegmentView, StitchView, plan_stitches, stitch_job
+from dispatcher.core.need import Need
+from dispatcher.core.place import Placement
+from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
+from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 
 ASSUMED_LINK_BYTES_S = 100e6  # of a link that was never measured: gigabit Ethernet
 OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took
 TELLING = 0.05  # progress below this share says nothing about the end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Underway:
-    """How far the running attempt of a job is."""
-
-    elapsed_s: float
-    fraction: float | None = None  # of the stage, where it said
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """All that a forecast starts from. Times are wall-clock Unix seconds."""
-
-    now: float
-    jobs: tuple[Job, ...]
-    hosts: tuple[HostView, ...]
-    policy: Policy
-    needs: Needs
-    segments: Mapping[str, tuple[SegmentView, ...]] = field(default_factory=dict)  # by acquisition
-    stitches: Mapping[str, tuple[StitchView, ...]] = field(default_factory=dict)  # by acquisition
-    underway: Mapping[str, Underway] = field(default_factory=dict)  # by job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,8 +281,19 @@ class _Farm:
     def _perform(self, job: Job, effect: m.Effect, at: float) -> None:
         match effect:
             case m.TransferInputs():
-                end = self._arrival(job, effect.host, max(at, job.not_before))
+                end = self._brought(job, effect.host, max(at, job.not_before))
                 self._at(end, job.id, m.InputsReady(at=end))
+            case m.HandOver():
+                # What stages made of a video is smaller than it; how much is not stored.
+                begin = max(at, job.not_before)
+                end = self._carried(effect.host, job.input_bytes, begin)
+                there = m.HandedOver(at=end, stage=job.stage, source=effect.source, route="direct")
+                self._at(end, job.id, there)
+            case m.ReclaimLeftovers():
+                gone = m.LeftoversReclaimed(
+                    at=at, host=effect.host, removed_bytes=job.input_bytes, trimmed_bytes=None
+                )
+                self._at(at, job.id, gone)
             case m.StartAttempt():
                 self._at(at, job.id, m.AttemptStarted(at=at, attempt=effect.attempt))
             case m.FollowAttempt():
@@ -312,10 +302,10 @@ class _Farm:
                 self._at(at, job.id, m.CancelConfirmed(at=at))
             case m.ReclaimInputs():
                 self._reclaimed(job, effect.host)
-                gone = m.InputsReclaimed(
+                removed = m.InputsReclaimed(
                     at=at, host=effect.host, removed_bytes=job.input_bytes, trimmed_bytes=None
                 )
-                self._at(at, job.id, gone)
+                self._at(at, job.id, removed)
             case m.CollectResults():
                 ready = max(at, job.not_before)
                 self._at(ready, job.id, m.ResultsCollected(at=ready))
@@ -324,26 +314,31 @@ class _Farm:
             case _:
                 raise TypeError(f"no way to play {effect}")
 
-    def _arrival(self, job: Job, name: str, begin: float) -> float:
-        """Inputs of several jobs follow one another on a host's link."""
+    def _carried(self, name: str, bytes_: int, begin: float) -> float:
+        """When they have arrived: what comes for several jobs follows one another on the link."""
+        host = self._hosts.get(name)
+        if host is None or not bytes_:
+            return begin
+        rate = host.link_bytes_s or ASSUMED_LINK_BYTES_S
+        self._link_free[name] = max(begin, self._link_free[name]) + bytes_ / rate
+        return self._link_free[name]
+
+    def _brought(self, job: Job, name: str, begin: float) -> float:
         host = self._hosts.get(name)
         if host is None:
             return begin
         there = host.cached_bytes.get(job.id, 0)
         missing = max(0, job.input_bytes - there)
-        begin = max(begin, self._link_free[name]) if missing else begin
-        end = begin + missing / (host.link_bytes_s or ASSUMED_LINK_BYTES_S)
-        self._link_free[name] = max(end, self._link_free[name])
         if missing:
+            # Taken off the disk at once: the ledger counts bytes on their way all the same.
             self._put(
                 dataclasses.replace(
                     host,
-                    # The ledger counts bytes on their way until they are cached.
                     cached_bytes={**host.cached_bytes, job.id: there + missing},
                     disk_free_bytes=host.disk_free_bytes - missing,
                 )
             )
-        return end
+        return self._carried(name, missing, begin)
 
     def _reclaimed(self, job: Job, name: str) -> None:
         host = self._hosts.get(name)

@@ -13,9 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dispatcher.core.forecast import Decided, Played, Seconds, Snapshot, play
+from dispatcher.core.forecast import Decided, Played, Seconds, play
 from dispatcher.core.model import SETTLED, Job, Waiting
 from dispatcher.core.need import Need, Span
+from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView
 
 MOST_DRAWS = 9  # an interval of 8 in 10

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from dispatcher.core.forecast import (
     ASSUMED_LINK_BYTES_S,
     Decided,
-    Snapshot,
-    Underway,
     likely,
     play,
 )
@@ -33,6 +31,7 @@ from dispatcher.core.need import Need, Needs, Span
 from dispatcher.core.outlook import drawn, look_ahead, quantile
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy
 from dispatcher.core.plan import SegmentView
+from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 
 GIB = 1 << 30
