@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dispatcher.clock import Clock, SystemClock
-from dispatcher.core.breaker import Breaker, quarantine
+from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Reason
 from dispatcher.core.views import HostView
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
-from dispatcher.fleet_view import HostState, host_view, reached
+from dispatcher.fleet_view import HostState, held_against, host_view, reached
 from dispatcher.inventory_model import Inventory, InventoryDiff, InventoryHost, diff
 from worker_agent.protocol import HostFacts
 
@@ -129,18 +129,7 @@ class Fleet:
 
     def view(self, state: HostState, now: float, cached: Mapping[str, int]) -> HostView:
         """`host_view` with what operator and breakers hold against the host and its GPUs."""
-        view = host_view(state, now, cached)
-        name = view.name
-        return replace(
-            view,
-            cordoned=view.cordoned or name in self.cordons,
-            draining=self.cordons.get(name, False),
-            quarantine=quarantine(self.breakers.get(name)),
-            gpus=tuple(
-                replace(gpu, quarantine=quarantine(self.breakers.get(gpu.uuid)) or gpu.quarantine)
-                for gpu in view.gpus
-            ),
-        )
+        return held_against(host_view(state, now, cached), self.cordons, self.breakers)
 
     async def reload(self, inventory: Inventory, make: MakeExecutor) -> InventoryDiff:
         """Apply a changed inventory. A host whose connection data changed gets a new executor;

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from dispatcher.core.breaker import Breaker, quarantine
 from dispatcher.core.model import Reason
 from dispatcher.core.views import GpuView, HostView, Quarantine
 from dispatcher.inventory_model import InventoryHost
@@ -90,6 +91,24 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
         disk_reserve_bytes=int((host.disk.min_free_gib + host.disk.reserve_gib) * GIB),
         probe_age_s=_age(state.probed_at, now),
         cached_bytes=dict(cached_bytes),
+    )
+
+
+def held_against(
+    view: HostView, cordons: Mapping[str, bool], breakers: Mapping[str, Breaker]
+) -> HostView:
+    """With what operator and breakers hold against the host and its GPUs. `cordons`: cordoned
+    hosts, True for those to be drained; `breakers`: by host name or GPU UUID."""
+    name = view.name
+    return replace(
+        view,
+        cordoned=view.cordoned or name in cordons,
+        draining=cordons.get(name, False),
+        quarantine=quarantine(breakers.get(name)),
+        gpus=tuple(
+            replace(gpu, quarantine=quarantine(breakers.get(gpu.uuid)) or gpu.quarantine)
+            for gpu in view.gpus
+        ),
     )
 
 
