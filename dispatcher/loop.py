@@ -225,6 +225,8 @@ class Dispatcher:
         if start is not None:
             start.cancel()
         await self.session(job.host or "").abandon(job.id, job.attempt)
+        # It may run on there for ever: ended as soon as the host is heard, not an hour later.
+        self._reconciled.pop(job.host or "", None)
         return m.AttemptFailed(
             at=self.clock.now(),
             stimulus=stimulus,

@@ -95,7 +95,9 @@ def rehearsal(base: Path, hosts: int, **defaults: Any) -> Iterator[Rehearsal]:
             f"  stage_python: {sys.executable}\n", f"  stage_python: {python}\n{lines}"
         )
         farm.inventory.write_text(text)
+        cosma = Cosma(directory, farm.inventory)
         try:
-            yield Rehearsal(Cosma(directory, farm.inventory), farm, log)
+            yield Rehearsal(cosma, farm, log)
         finally:
+            cosma.end_all()
             farm.power_off()

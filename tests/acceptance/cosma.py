@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Cosma:
 
     directory: Path
     inventory: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def database(self) -> Path:
@@ -56,10 +57,18 @@ class Cosma:
         return done
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*words), cwd=self.directory, env=self.environment, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def end_all(self) -> None:
+        """Whatever a test that failed has left running."""
+        for process in self.started:
+            process.kill()
+            process.wait()
 
     def json(self, *words: str) -> Any:
         done = self.run(*words, "--json")
