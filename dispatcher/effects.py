@@ -20,33 +20,29 @@ from dispatcher.core.model import (
     CancelConfirmed,
     Event,
     InputsReady,
-    InputsReclaimed,
     Job,
     JobKind,
     Reason,
-    ReclaimFailed,
     ResultsCollected,
     TransferFailed,
 )
 from dispatcher.errors import HostError, TransportError
 from dispatcher.executors.base import Executor
-from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.reclaim import Reclaimer
 from dispatcher.session import RENEW_CALL_S, RESTART, HostSession, lease_of, renewed_at
 from dispatcher.store.base import Store
 from dispatcher.store.rows import ArtifactRow, Lease
-from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest, ReclaimReport
+from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest
 
 log = logging.getLogger("cosma")
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
 CONNECT_PATIENCE_S = 120.0  # for a host that was there when the stage was placed
-RECLAIM_TRIES = 10  # about two minutes; then again at the next start
 COPIES_AT_ONCE = 4  # of one job; a default sshd allows ten sessions a connection
 DELIVERED = "input_delivered"
-FRAMES_PROOF = "frames/frames.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,42 +192,10 @@ class Effects:
             delay = min(RETRY_MOST_S, delay * 2)
 
     async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
-        """Source videos go once every frame is verified on the host; a cancelled job's and a
-        stitch's inputs are copies of what lies elsewhere."""
-        delay = RETRY_FIRST_S
-        for _ in range(RECLAIM_TRIES):
-            try:
-                report = await self._reclaim(job, self.fleet.executor(host), host)
-            except TransportError as error:
-                why = error.line
-                await asyncio.sleep(delay)
-                delay = min(RETRY_MOST_S, delay * 2)
-            except HostError as error:
-                why = error.line
-                break
-            else:
-                return InputsReclaimed(
-                    at=self.clock.now(),
-                    stimulus=stimulus,
-                    host=host,
-                    removed_bytes=report.removed_bytes,
-                    trimmed_bytes=report.trimmed_bytes,
-                    note=f"{report.trim_note}; {report.remaining_input_bytes} bytes of input left",
-                )
-        return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=why)
-
-    async def _reclaim(self, job: Job, executor: Executor, host: str) -> ReclaimReport:
-        run_dir = await self.specs.run_dir(job, executor)
-        inputs = await self.specs.inputs(job)
-        proven = job.kind is JobKind.RECONSTRUCT and await self.specs.frames_done(job, host)
-        return await executor.reclaim(
-            run_dir,
-            [item.path for item in inputs],
-            epoch=self.epoch,
-            verified_by=FRAMES_PROOF if proven else None,
-            trim=self._trim(host, (await self.specs.config(job))["reclaim"]["fstrim"]),
-            expected_sha256={} if proven else await self._proofs(inputs),
+        reclaimer = Reclaimer(
+            fleet=self.fleet, specs=self.specs, clock=self.clock, epoch=self.epoch
         )
+        return await reclaimer.reclaim(job, host, stimulus)
 
     async def collect_results(self, job: Job, host: str, stimulus: str) -> Event:
         """Copy the small and the final results here, verified by hash."""
@@ -263,28 +227,6 @@ class Effects:
         local.parent.mkdir(parents=True, exist_ok=True)
         await executor.collect_file(run_dir, row.path, local, sha256=row.sha256)
         await self.store.artifact_collected(job.id, row.path, str(local))
-
-    def _trim(self, host: str, wanted: str) -> str:
-        """What the inventory says of the host's disk goes before what the job was given."""
-        state = self.fleet.state(host)
-        of_host = state.host.disk.fstrim if state else "auto"
-        return wanted if of_host == "auto" else of_host
-
-    async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
-        """What shows that a copy lies here too: the hash of the original, read again now. An
-        original that cannot be read proves nothing, and its copy on the host stays."""
-        proofs = {}
-        for item in inputs:
-            if item.pull is None and not await asyncio.to_thread(Path(item.local).is_file):
-                log.warning("%s is gone: its copy on the host is kept", item.local)
-            elif item.sha256 is not None:
-                proofs[item.path] = item.sha256
-            elif item.pull is None:
-                try:
-                    proofs[item.path] = await asyncio.to_thread(file_sha256, Path(item.local))
-                except OSError as error:
-                    log.warning("%s: its copy on the host is kept: %s", item.local, error)
-        return proofs
 
     async def _keep_report(self, job: Job) -> None:
         """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""

@@ -9,20 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dispatcher.artifact_store import COLLECTED_KINDS
-from dispatcher.core.machine import LIVE_STEPS
-from dispatcher.core.model import TERMINAL, Job, Reservation
+from dispatcher.clock import SystemClock
+from dispatcher.core.machine import LIVE_STEPS, step
+from dispatcher.core.model import TERMINAL, Job, ReclaimFailed, Reservation
 from dispatcher.core.place import SLOT_OF
-from dispatcher.core.reconcile import DIFFERENCES, reconcile
-from dispatcher.errors import HostError
+from dispatcher.core.reconcile import DIFFERENCES, Kind, reconcile
+from dispatcher.errors import HostError, TakenOver
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
+from dispatcher.jobspec import JobSpecs
+from dispatcher.reclaim import Reclaimer
 from dispatcher.reconcile import seen_of
 from dispatcher.store.base import Store
 from dispatcher.store.rows import ArtifactRow, Lease
+from worker_agent.protocol import AttemptRef, AttemptState
 
 ANSWER_S = 60.0  # for a host to list its attempts
+STIMULUS = "fsck"  # of what a repair changes in a job
 
-_SELF = "a running dispatcher sees to it: cosma dispatch"
+_SELF = "a running dispatcher sees to it: cosma dispatch; or, without one, cosma fsck --fix"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,7 @@ class Difference:
     job: str
     where: str  # a host, a file, or the table
     message: str
+    attempt: int | None = None
     advice: str = ""
     repairable: bool = False
     repaired: bool = False
@@ -82,6 +88,7 @@ def inputs_left(jobs: Sequence[Job]) -> list[Difference]:
             where=job.host or "",
             message=f"inputs of a job that is {job.state} lie on {job.host}",
             advice=_SELF,
+            repairable=True,
         )
         for job in jobs
         if job.state in TERMINAL and job.inputs_on_host
@@ -130,7 +137,9 @@ async def _host_differences(store: Store, fleet: Fleet, host: str) -> list[Diffe
             job=finding.job,
             where=host,
             message=f"attempt {finding.attempt}: {finding.message}",
+            attempt=finding.attempt,
             advice=advice[finding.kind.value].replace("JOB", finding.job),
+            repairable=finding.kind is Kind.SUPERSEDED,
         )
         for finding in reconcile(host, before, seen_of(statuses), after)
         if finding.kind in DIFFERENCES
@@ -169,13 +178,21 @@ def _artifact_state(row: ArtifactRow, path: Path) -> tuple[str, str]:
 
 async def repair(store: Store, fleet: Fleet, report: Report) -> Report:
     """What can be put right safely; the caller holds the dispatcher's lock. Nothing is deleted
-    but rows that speak of attempts that are over; a changed file is kept beside the good one."""
+    but rows that speak of attempts that are over, and inputs as a dispatcher would remove them; a
+    changed file is kept beside the good one."""
     rows = {row.local_path: row for row in await store.artifacts() if row.local_path}
     jobs = {job.id: job for job in await store.load_jobs()}
+    # That of the dispatcher before: a new one would take the hosts from another database's.
+    epoch = await store.last_epoch()
     done = []
-    for item in report.differences:
+    # What still runs goes first: it may read what is removed after it.
+    for item in sorted(report.differences, key=lambda item: item.kind != "attempt_superseded"):
         if not item.repairable:
             done.append(item)
+        elif item.kind == "attempt_superseded":
+            done.append(await _end(fleet, jobs[item.job], epoch, item))
+        elif item.kind == "inputs_left":
+            done.append(await _reclaim(store, fleet, jobs[item.job], epoch, item))
         elif item.kind == "lease_stray":
             await store.delete_stray_leases()
             done.append(replace(item, repaired=True))
@@ -188,6 +205,35 @@ async def repair(store: Store, fleet: Fleet, report: Report) -> Report:
         else:
             done.append(await _collect_again(fleet, jobs[item.job], rows[item.where], item))
     return replace(report, differences=tuple(done))
+
+
+async def _end(fleet: Fleet, job: Job, epoch: int, item: Difference) -> Difference:
+    """As a dispatcher would: the job's own row says that this attempt is over."""
+    try:
+        executor = fleet.executor(item.where)
+        run_dir = f"{await executor.work_dir()}/{job.acquisition}/{job.id}"
+        status = await executor.cancel(
+            AttemptRef(run_dir=run_dir, attempt=item.attempt or 0), epoch=epoch
+        )
+    except (HostError, TakenOver) as error:
+        return replace(item, advice=error.line)
+    return replace(item, repaired=status.state is not AttemptState.RUNNING)
+
+
+async def _reclaim(
+    store: Store, fleet: Fleet, job: Job, epoch: int, item: Difference
+) -> Difference:
+    specs = JobSpecs(store, lambda _: None)
+    reclaimer = Reclaimer(fleet=fleet, specs=specs, clock=SystemClock(), epoch=epoch)
+    try:
+        event = await reclaimer.reclaim(job, item.where, STIMULUS, tries=1)
+    except TakenOver as error:
+        return replace(item, advice=error.line)
+    if isinstance(event, ReclaimFailed):
+        return replace(item, advice=event.message)
+    after, _ = step(job, event)
+    await store.apply(job, after, event)
+    return replace(item, repaired=True)
 
 
 async def _rebuild(store: Store, job: Job) -> None:

@@ -70,6 +70,10 @@ class Store(Protocol):
         """
         ...
 
+    async def last_epoch(self) -> int:
+        """The greatest number handed out; 0 before the first."""
+        ...
+
     # --- what is to be done ---
 
     async def create_acquisition(self, row: Acquisition) -> bool:

@@ -19,6 +19,11 @@ def new_epoch(db: Database, host: str, pid: int, at: float) -> int:
     return db.insert("insert_dispatcher", host=host, pid=pid, started_at=at)
 
 
+def last_epoch(db: Database) -> int:
+    row = db.row("select_last_epoch")
+    return 0 if row is None else int(row["epoch"])
+
+
 # --- hosts ---
 
 

@@ -84,6 +84,9 @@ class SqliteStore:
         self._epoch = await self._writer.write(True, farm.new_epoch, host, pid, at)
         return self._epoch
 
+    async def last_epoch(self) -> int:
+        return await self._reader.read(farm.last_epoch)
+
     # --- what is to be done ---
 
     async def create_acquisition(self, row: Acquisition) -> bool:

@@ -112,8 +112,10 @@ async def test_epochs_order_the_dispatchers_of_two_databases(
 async def test_a_transition_is_one_commit_of_job_attempt_reservation_lease_and_event(
     store: Store,
 ) -> None:
+    assert await store.last_epoch() == 0
     assert await store.new_epoch(host="here", pid=1, at=0.0) == 1
     assert await store.new_epoch(host="here", pid=2, at=0.0) == 2
+    assert await store.last_epoch() == 2
     job = await running(store)
     assert job.revision == 4 and await store.job(job.id) == job
     assert job.reservation is not None

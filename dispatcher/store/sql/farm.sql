@@ -84,3 +84,6 @@ UPDATE requests SET state = :state, answer = :answer, finished_at = :finished_at
 INSERT INTO dispatchers (epoch, host, pid, started_at)
 SELECT MAX(COALESCE(MAX(epoch), 0) + 1, CAST(:started_at * 1000000 AS INTEGER)), :host, :pid, :started_at
 FROM dispatchers;
+
+-- name: select_last_epoch
+SELECT epoch FROM dispatchers ORDER BY epoch DESC LIMIT 1;
