@@ -58,6 +58,8 @@ class Watched:
     renewed_at: float  # no renewal can have arrived after this
     confirmed_at: float  # the last renewal that was answered
     absent: bool = False  # the host answers and knows nothing of it: not renewed any more
+    # Since when it is being taken up again, after a restart or a loss; None: it is followed.
+    reattach_since: float | None = None
 
 
 class HostSession:
@@ -94,6 +96,7 @@ class HostSession:
         """Follow one more attempt. Its end is posted as exactly one event."""
         if (job.id, job.attempt) in self._watched:
             return
+        asked = self._clock.monotonic()
         lease = await lease_of(self._store, job)
         restarted = stimulus == RESTART
         self._watched[(job.id, job.attempt)] = watched = Watched(
@@ -106,6 +109,7 @@ class HostSession:
             renewed_at=renewed_at(lease, self._clock) if restarted else self._clock.monotonic(),
             # How much of its lease is used up is not known: an earlier start may have arrived.
             confirmed_at=float("-inf"),
+            reattach_since=asked if restarted else None,
         )
         self._wanted.set()
         if self._follower is not None:
@@ -139,6 +143,8 @@ class HostSession:
             await self._give_up_dead()
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(RETRY_MOST_S, delay * 2)
+            for watched in self._watched.values():
+                watched.reattach_since = self._clock.monotonic()
 
     async def _open(self) -> Follower:
         executor = self._fleet.executor(self._host)
@@ -225,6 +231,8 @@ class HostSession:
         watched = self._watched.get((header.run_dir.rpartition("/")[2], header.attempt))
         if watched is None:
             return  # a heartbeat, or the rest of an attempt whose end is known
+        if watched.reattach_since is not None:
+            await self._reattached(watched, watched.reattach_since)
         if header.kind == "events":
             await self._keep_events(watched, header.offset, body)
         elif header.kind == "log":
@@ -237,6 +245,21 @@ class HostSession:
             )
         elif header.kind == "exit":
             await self._ended(watched, body)
+
+    async def _reattached(self, watched: Watched, since: float) -> None:
+        watched.reattach_since = None
+        seconds = self._clock.monotonic() - since
+        log.debug(
+            "%s: attempt %d of %s is followed again after %.2f s",
+            self._host, watched.attempt, watched.job, seconds,
+        )  # fmt: skip
+        await self._store.record_event(
+            "attempt_reattached",
+            job=watched.job,
+            attempt=watched.attempt,
+            host=self._host,
+            payload={"seconds": round(seconds, 4)},
+        )
 
     async def _keep_events(self, watched: Watched, offset: int, body: bytes) -> None:
         end = offset + len(body)

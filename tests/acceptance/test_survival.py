@@ -134,8 +134,11 @@ def test_a_silent_host_is_told_with_what_is_at_risk_and_heard_again(farm: Rehear
     assert done.returncode == 0, done.stderr
     assert farm.cosma.json("why", job)["at_risk"] == []
     assert set(farm.runs().values()) == {1}
-    kinds = [row["kind"] for row in _events(farm) if row["kind"].startswith("host_")]
+    kinds = [row["kind"] for row in _events(farm)]
     assert kinds.index("host_silent") < kinds.index("host_found")
+    # The only one that was running when a dispatcher began.
+    (again,) = (event for event in farm.cosma.events(job) if event["kind"] == "attempt_reattached")
+    assert (again["attempt"], again["host"]) == (1, "host-1")
 
 
 def test_the_older_of_two_dispatchers_ends_and_leaves_the_work_alone(
