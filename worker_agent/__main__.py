@@ -26,6 +26,7 @@ from worker_agent.protocol import (
     FetchRequest,
     ListRequest,
     Message,
+    PackRequest,
     ProbeRequest,
     ProtocolError,
     ReceiveRequest,
@@ -35,6 +36,7 @@ from worker_agent.protocol import (
     SelftestRequest,
     SendRequest,
     StatusRequest,
+    UnpackRequest,
 )
 from worker_agent.refusal import RefusedError, from_os_error
 
@@ -98,6 +100,19 @@ def _send(line: bytes) -> int:
     return EXIT_OK
 
 
+def _pack(line: bytes) -> int:
+    from worker_agent.pack import pack
+
+    pack(PackRequest.from_json(line), sys.stdout.buffer)
+    return EXIT_OK
+
+
+def _unpack(line: bytes) -> int:
+    from worker_agent.unpack import unpack
+
+    return _reply(unpack(UnpackRequest.from_json(line), sys.stdin.buffer))
+
+
 def _reclaim(line: bytes) -> int:
     from worker_agent.disk import reclaim
 
@@ -128,6 +143,8 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "fetch": _fetch,
     "receive": _receive,
     "send": _send,
+    "pack": _pack,
+    "unpack": _unpack,
     "reclaim": _reclaim,
     "list": _list,
     "selftest": _selftest,
@@ -137,6 +154,7 @@ VERBS: dict[str, Callable[[bytes], int]] = {
 def _reply(messages: Iterable[Message]) -> int:
     for message in messages:
         sys.stdout.write(message.to_json() + "\n")
+        sys.stdout.flush()  # whoever asked may act on the first before there is a second
     return EXIT_OK
 
 

@@ -97,11 +97,32 @@ class Checkpoint:
     def load(cls, run_dir: Path, job_id: str) -> Self:
         """The stored checkpoint; an empty one when there is none, or it is of another job, or
         does not have the format (then nothing of it can be trusted)."""
-        empty = cls(run_dir, job_id)
         try:
-            data = json.loads((run_dir / PATH).read_bytes())
+            text = (run_dir / PATH).read_bytes()
+        except FileNotFoundError:
+            text = b""
+        return cls._parse(run_dir, job_id, text) or cls(run_dir, job_id)
+
+    @classmethod
+    def adopt(cls, run_dir: Path, job_id: str, text: bytes) -> None:
+        """Take over the checkpoint of another host, durably, unless the one here is of a later
+        attempt. Its folders become those of this host; what it claims of the files is believed
+        only where they verify, as always."""
+        found = cls._parse(run_dir, job_id, text)
+        if found is None or found.attempt < cls.load(run_dir, job_id).attempt:
+            return
+        there = str(json.loads(text).get("temp_folder", ""))
+        for key, value in found.completed_stages.items():
+            if there and isinstance(value, str) and value.startswith(f"{there}/"):
+                found.completed_stages[key] = f"{run_dir}/{value.removeprefix(f'{there}/')}"
+        write_json(run_dir / PATH, found.to_dict())
+
+    @classmethod
+    def _parse(cls, run_dir: Path, job_id: str, text: bytes) -> Self | None:
+        try:
+            data = json.loads(text)
             if data["job_id"] != job_id:
-                return empty
+                return None
             return cls(
                 run_dir=run_dir,
                 job_id=job_id,
@@ -116,8 +137,8 @@ class Checkpoint:
                 },
                 metrics=dict(data.get("metrics", {})),
             )
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, ProtocolError):
-            return empty
+        except (ValueError, KeyError, TypeError, AttributeError, ProtocolError):
+            return None
 
     def resume(self, stage: str, digest: str, now: float) -> StageOutcome | None:
         """The outcome to report when the stage need not run; None when it must."""

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from worker_agent.epoch import check_epoch
+from worker_agent.exclusive import alone
 from worker_agent.paths import inside, run_directory, work_directory
 from worker_agent.protocol import ReclaimReport, ReclaimRequest
 from worker_agent.refusal import RefusedError
@@ -29,6 +30,11 @@ def reclaim(request: ReclaimRequest) -> ReclaimReport:
     """
     run_dir = run_directory(request.run_dir)
     check_epoch(work_directory(run_dir), request.epoch)
+    with alone(run_dir):
+        return _reclaim(run_dir, request)
+
+
+def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
     targets = [_target(run_dir, relative) for relative in request.paths]
     proven = False
     if request.verified_by is not None and any(path.exists() for path in targets):

@@ -442,6 +442,66 @@ class SendRequest(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackItem(Message):
+    """A file from byte `skip` on. Kind "frames": a listing and all frames in it. Kind "frame": the
+    frames of the listing `path` from the `skip`-th on, without the listing."""
+
+    path: str
+    kind: str
+    skip: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest(Message):
+    """`pack`: many files as one stream; each is a PackedFile line and its raw bytes."""
+
+    run_dir: str
+    items: tuple[PackItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFile(Message):
+    path: str  # "" ends the stream
+    kind: str = ""
+    bytes: int = 0  # that follow; -1: there is no such file
+    sha256: str = ""  # of the whole file, where whoever asked cannot know it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackSource(Message):
+    """How a host reaches `pack` on another one, by its own ssh."""
+
+    destination: str  # [user@]address
+    port: int | None
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackRequest(Message):
+    """First line on the stdin of `unpack`: have these files here, whole.
+
+    The first reply is a PackRequest with what is missing. Its stream then comes on stdin, or with
+    `source` is pulled from there. The second reply is an UnpackReport.
+    """
+
+    epoch: int
+    job: str
+    run_dir: str
+    files: tuple[Artifact, ...]
+    extras: tuple[PackItem, ...] = ()  # taken where there are such: their hash is not known here
+    source_run_dir: str
+    source: PackSource | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackReport(Message):
+    files: int  # that came
+    bytes: int
+    missing: tuple[str, ...]  # of `files`: those that are not here whole
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimRequest(Message):
     """Remove what was made useless. Source videos go only when `verified_by` proves the frames."""
 
