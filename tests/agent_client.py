@@ -19,6 +19,7 @@ from worker_agent.protocol import (
     AttemptSpec,
     AttemptState,
     AttemptStatus,
+    CallHeader,
     CancelRequest,
     FrameHeader,
     Message,
@@ -80,11 +81,11 @@ class AgentClient:
         return AttemptSpec(**{**values, **changes})
 
     @contextmanager
-    def follow(self) -> Iterator[Follow]:
-        process = self.spawn("follow")
+    def session(self) -> Iterator[Session]:
+        process = self.spawn("session")
         assert process.stdin is not None and process.stdout is not None
         try:
-            yield Follow(process, process.stdin, process.stdout)
+            yield Session(process, process.stdin, process.stdout)
         finally:
             process.kill()
             process.wait()
@@ -102,20 +103,25 @@ class AgentClient:
                 self.call("cancel", request)
 
     def wait(self, spec: AttemptSpec) -> AttemptStatus:
-        """Until the attempt is over, told by `follow`."""
-        with self.follow() as follow:
-            follow.watch(spec)
-            for header, body in follow.frames():
+        """Until the attempt is over, told by its session."""
+        with self.session() as session:
+            session.watch(spec)
+            for header, body in session.frames():
                 if header.kind == "exit":
                     return AttemptStatus.from_json(body)
-        raise AssertionError("follow ended before the attempt")
+        raise AssertionError("the session ended before the attempt")
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
+class Session:
     process: subprocess.Popen[bytes]
     requests: IO[bytes]
     stream: IO[bytes]
+
+    def send(self, call: int, verb: str, body: bytes) -> None:
+        header = CallHeader(call=call, verb=verb, bytes=len(body))
+        self.requests.write(header.to_json().encode() + b"\n" + body)
+        self.requests.flush()
 
     def watch(self, spec: AttemptSpec, events_from: int = 0, log_from: int = 0) -> None:
         request = WatchRequest(
@@ -124,8 +130,7 @@ class Follow:
             events_from=events_from,
             log_from=log_from,
         )
-        self.requests.write(request.to_json().encode() + b"\n")
-        self.requests.flush()
+        self.send(0, "watch", request.to_json().encode())
 
     def frames(self) -> Iterator[tuple[FrameHeader, bytes]]:
         """Complete frames only, until the stream ends."""

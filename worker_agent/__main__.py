@@ -62,10 +62,20 @@ def _status(line: bytes) -> int:
     return _reply(attempts.status(attempts.of_reference(r)) for r in request.attempts)
 
 
-def _follow(_: bytes) -> int:
-    from worker_agent.follow import follow
+def _session(_: bytes) -> int:
+    # All that a call may need, so that it need not be read for every one again.
+    from worker_agent import (  # noqa: F401
+        control,
+        disk,
+        fetch,
+        launch,
+        probe,
+        selftest,
+        transfer,
+    )
+    from worker_agent.session import session
 
-    follow(0, 1)
+    session(0, 1, _run_one)
     return EXIT_OK
 
 
@@ -137,7 +147,7 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "probe": _probe,
     "start": _start,
     "status": _status,
-    "follow": _follow,
+    "session": _session,
     "renew": _renew,
     "cancel": _cancel,
     "fetch": _fetch,
@@ -149,6 +159,9 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "list": _list,
     "selftest": _selftest,
 }
+
+
+_USAGE = f"usage: {' | '.join(VERBS)}, with one JSON request on stdin"
 
 
 def _reply(messages: Iterable[Message]) -> int:
@@ -164,13 +177,17 @@ def _refuse(refusal: Refusal, exit_code: int) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in VERBS:
-        usage = f"usage: {' | '.join(VERBS)}, with one JSON request on stdin"
-        return _refuse(Refusal(error="bad_request", message=usage), EXIT_USAGE)
-    verb = arguments[0]
+    if len(arguments) != 1:
+        return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
+    return _run_one(arguments[0])
+
+
+def _run_one(verb: str) -> int:
+    if verb not in VERBS:
+        return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
     try:
-        # `follow` reads all of stdin itself, as it comes.
-        line = b"" if verb == "follow" else sys.stdin.buffer.readline()
+        # `session` reads all of stdin itself, as it comes.
+        line = b"" if verb == "session" else sys.stdin.buffer.readline()
         return VERBS[verb](line)
     except RefusedError as error:
         return _refuse(error.refusal, error.exit_code)

@@ -170,18 +170,9 @@ def _become_supervisor(
         os.dup2(null, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
-            if int(name) > 2 and int(name) not in (lock, ready):
-                _close(int(name))
+        processes.close_all_but(0, 1, 2, lock, ready)
         supervisor.supervise(files, spec, lock=lock, ready=ready, code=code)
     except BaseException as error:
         os.write(2, f"supervisor: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(1)
-
-
-def _close(descriptor: int) -> None:
-    try:
-        os.close(descriptor)
-    except OSError:
-        return  # the descriptor of the listing itself, gone by now

@@ -67,6 +67,29 @@ def attempt_of(pid: int) -> tuple[str, int] | None:
     return None if value is None else parse_cookie(value)
 
 
+def program_of(pid: int) -> str:
+    """The program's name without its arguments, which may be secret; "" when not to be known."""
+    for name in ("cmdline", "comm"):
+        try:
+            text = (_PROC / str(pid) / name).read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if word := os.fsdecode(text.partition(b"\0")[0]).strip():
+            return word.rpartition("/")[2]
+    return ""
+
+
+def user_of(pid: int) -> str:
+    """Who runs it: by /etc/passwd, as a directory service may hang; else the number."""
+    try:
+        uid = (_PROC / str(pid)).stat().st_uid
+        lines = Path("/etc/passwd").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    rows = (line.split(":") for line in lines)
+    return next((row[0] for row in rows if row[2:3] == [str(uid)]), str(uid))
+
+
 def is_alive(pid: int, start_ticks: int) -> bool:
     """A pid is a name that gets reused; with its start time it is an identity."""
     stat = stat_of(pid)
@@ -130,6 +153,16 @@ def children_of(parent: int) -> list[int]:
         if stat is not None and stat.parent == parent and stat.state not in "ZX":
             found.append(pid)
     return found
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every other descriptor of this process."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+        if int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the descriptor of the listing itself, gone by now
 
 
 def kill(pid: int, number: signal.Signals) -> None:

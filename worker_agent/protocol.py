@@ -432,8 +432,8 @@ class TransferReport(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendRequest(Message):
-    """`send`: the reply is one TransferReport line, then the raw bytes from `offset` on; without
-    them when there are more than `at_most`."""
+    """`send`: the reply is one TransferReport line, then the raw bytes from `offset` on; when there
+    are more than `at_most` only the size, which is quick to tell."""
 
     run_dir: str
     path: str

@@ -87,7 +87,10 @@ def _report(request: ReceiveRequest, size: int, sha256: str | None, began: float
 
 def send(request: SendRequest, output: BinaryIO) -> None:
     """One TransferReport line with the size and hash of the whole file, then its bytes from
-    `offset` on. Raises RefusedError (input_missing, bad_request) before anything was written."""
+    `offset` on; when those are more than `at_most` only its size, unread and not complete.
+
+    Raises RefusedError (input_missing, bad_request) before anything was written.
+    """
     began = time.monotonic()
     path = inside(run_directory(request.run_dir), request.path)
     if not path.is_file():
@@ -96,17 +99,18 @@ def send(request: SendRequest, output: BinaryIO) -> None:
         size = path.stat().st_size
         if not 0 <= request.offset <= size:
             raise RefusedError("bad_request", f"{path} has {size} bytes, not {request.offset}")
+        left = size - request.offset
+        wanted = request.at_most is None or left <= request.at_most
         report = TransferReport(
             path=request.path,
             bytes=size,
-            sha256=sha256_of(path),
-            complete=True,
+            sha256=sha256_of(path) if wanted else None,
+            complete=wanted,
             seconds=round(time.monotonic() - began, 3),
         )
         output.write(report.to_json().encode() + b"\n")
         stream.seek(request.offset)
-        left = size - request.offset
-        while left and (block := stream.read(min(BLOCK, left))):
+        while wanted and left and (block := stream.read(min(BLOCK, left))):
             output.write(block)
             left -= len(block)
         output.flush()

@@ -1,15 +1,19 @@
-"""The agent on a host: put there by content hash, called one verb at a time."""
+"""The agent on a host: put there by content hash, called over one session that stays open."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from dispatcher.agent_bundle import AgentBundle
-from dispatcher.errors import AgentBroken, AgentRefusal, TakenOver
+from dispatcher.core.model import Reason
+from dispatcher.errors import AgentBroken, AgentRefusal, HostError, TakenOver, TransportError
+from dispatcher.executors.agent_session import AgentSession
 from dispatcher.transport.base import Completed, Stream, Transport
 from worker_agent.protocol import (
     EXIT_FAILED,
@@ -23,6 +27,10 @@ from worker_agent.protocol import (
 )
 
 AGENT_PYTHON = (3, 11)
+
+# The agent is heard every 5 s while it is asked something; silent for so long, its session hangs.
+SILENT_S = 15.0
+SLOW_CALLS = 4  # on one host, of those that take long
 
 # Runs on any python3, before the agent is there: resolves `~`, and with the agent's bytes on stdin
 # installs them (temp, fsync, rename). Answers one JSON object.
@@ -59,6 +67,10 @@ class Installed:
     path: str  # of the agent's zipapp, absolute
 
 
+class AgentGone(AgentBroken):
+    """The agent's file is not on the host any more."""
+
+
 class AgentLink:
     """Calls verbs of the agent on one host; installs the agent before the first."""
 
@@ -72,6 +84,9 @@ class AgentLink:
         self._bundle = bundle
         self._installed: Installed | None = None
         self._lock = asyncio.Lock()
+        self._session: AgentSession | None = None
+        self._opening = asyncio.Lock()
+        self._slow = asyncio.Semaphore(SLOW_CALLS)
 
     async def ensure(self) -> Installed:
         """Put the agent there unless its very bytes are. Raises TransportError, AgentBroken."""
@@ -125,12 +140,68 @@ class AgentLink:
             )
         return found, installed
 
-    async def open(self, verb: str, *, bulk: bool = False) -> Stream:
-        """Start a verb that talks both ways."""
-        return await self._transport.stream(await self._argv(verb), bulk=bulk)
+    async def open(self, verb: str) -> Stream:
+        """Start a verb in a process of its own, on the connection for bulk copies."""
+        return await self._transport.stream(await self._argv(verb), bulk=True)
+
+    async def session(self) -> AgentSession:
+        """The one that stands, else a new one. Raises TransportError, AgentBroken."""
+        async with self._opening:
+            if self._session is None or self._session.ended:
+                stream = await self._transport.stream(await self._argv("session"))
+                self._session = AgentSession(self.name, stream, self._why_ended)
+            return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
 
     async def _argv(self, verb: str) -> list[str]:
         return [self._python, "-I", (await self.ensure()).path, verb]
+
+    async def ask(
+        self, verb: str, request: Message, *, body: bytes = b"", timeout_s: float = 60.0
+    ) -> Completed:
+        """One request line, and `body` after it, to a verb; what it says and its exit code."""
+        said = request.to_json().encode() + b"\n" + body
+        try:
+            return await self._ask(verb, said, timeout_s)
+        except AgentGone:
+            # Somebody removed the work directory since: every verb can be repeated.
+            self._installed = None
+            return await self._ask(verb, said, timeout_s)
+
+    async def _ask(self, verb: str, said: bytes, timeout_s: float) -> Completed:
+        session = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                try:
+                    session = await self.session()
+                except TransportError as error:
+                    error.sent = False
+                    raise
+                return await session.call(verb, said)
+        except TimeoutError:
+            if session is not None and time.monotonic() > session.heard_at + SILENT_S:
+                await session.close()
+            late = TransportError(
+                Reason.HOST_UNREACHABLE,
+                "host cannot be reached",
+                where=self.name,
+                why=f"no answer to `{verb}` within {timeout_s:g} s",
+                fix=f"Check that the host is up: `cosma worker probe {self.name}`",
+            )
+            late.sent = session is not None
+            raise late from None
+
+    def _why_ended(self, done: Completed) -> HostError:
+        if done.returncode == EXIT_USAGE and b"can't open file" in done.stderr + done.stdout:
+            return AgentGone("the agent is gone", where=self.name)
+        try:
+            self.check("session", done)
+        except HostError as error:
+            return error
+        return self._broken("session", _tail(done))
 
     async def call(
         self,
@@ -138,20 +209,15 @@ class AgentLink:
         request: Message,
         reply: type[M],
         *,
+        body: bytes = b"",
         timeout_s: float = 60.0,
-        bulk: bool = False,
+        slow: bool = False,
         answers: Sequence[int] = (EXIT_OK,),
     ) -> list[M]:
-        """One request line in, any number of `reply` lines out. `bulk` for verbs that take long;
-        `answers` are the exit codes with which the verb replies."""
-        line = request.to_json().encode() + b"\n"
-        argv = await self._argv(verb)
-        done = await self._transport.run(argv, input=line, timeout_s=timeout_s, bulk=bulk)
-        if done.returncode == EXIT_USAGE and b"can't open file" in done.stderr:
-            # Somebody removed the work directory since: every verb can be repeated.
-            self._installed = None
-            argv = await self._argv(verb)
-            done = await self._transport.run(argv, input=line, timeout_s=timeout_s, bulk=bulk)
+        """One request in, any number of `reply` lines out. `slow` for verbs that take long and
+        load the host; `answers` are the exit codes with which the verb replies."""
+        async with self._slow if slow else contextlib.nullcontext():
+            done = await self.ask(verb, request, body=body, timeout_s=timeout_s)
         lines = [text for text in done.stdout.splitlines() if text.strip()]
         if done.returncode in answers and done.returncode != EXIT_OK:
             try:
@@ -167,13 +233,14 @@ class AgentLink:
         request: Message,
         reply: type[M],
         *,
+        body: bytes = b"",
         timeout_s: float = 60.0,
-        bulk: bool = False,
+        slow: bool = False,
         answers: Sequence[int] = (EXIT_OK,),
     ) -> M:
         """As `call`, where exactly one line is the answer."""
         replies = await self.call(
-            verb, request, reply, timeout_s=timeout_s, bulk=bulk, answers=answers
+            verb, request, reply, body=body, timeout_s=timeout_s, slow=slow, answers=answers
         )
         if len(replies) != 1:
             raise self._broken(verb, f"{len(replies)} replies, expected one")

@@ -91,7 +91,7 @@ class SshExecutor:
             request,
             SelftestReport,
             timeout_s=SELFTEST_TIMEOUT_S,
-            bulk=True,
+            slow=True,
             answers=(EXIT_OK, EXIT_FAILED),
         )
 
@@ -123,7 +123,7 @@ class SshExecutor:
 
     async def fetch(self, request: FetchRequest) -> TransferReport:
         return await self._agent.call_one(
-            "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, bulk=True
+            "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, slow=True
         )
 
     async def push_file(
@@ -171,11 +171,12 @@ class SshExecutor:
             expected_sha256=expected_sha256 or {},
         )
         return await self._agent.call_one(
-            "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S, bulk=True
+            "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S, slow=True
         )
 
     async def follow(self) -> AgentFollower:
-        return AgentFollower(self._agent, await self._agent.open("follow"))
+        return AgentFollower(self.host.name, await self._agent.session())
 
     async def close(self) -> None:
+        await self._agent.close()
         await self._transport.close()

@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,7 @@ from dispatcher.transport.base import Stream
 from worker_agent.protocol import ReceiveRequest, SendRequest, TransferReport
 
 BLOCK = 1 << 20
+SMALL = 256 << 10  # bytes; so much of a file may go before an event that waits
 BUSY_TRIES = 20
 BUSY_DELAY_S = 0.5
 
@@ -46,7 +48,10 @@ async def push(
     except OSError as error:
         raise _local_error(agent.name, local, error) from None
     request = ReceiveRequest(run_dir=run_dir, path=path, bytes=size, sha256=digest)
-    there = await agent.call_one("receive", request, TransferReport)
+    if size <= SMALL:
+        there = await _unless_busy(partial(_push_whole, agent, local, request))
+    else:
+        there = await agent.call_one("receive", request, TransferReport)
     for _ in range(2):
         if there.complete:
             break
@@ -77,19 +82,33 @@ async def _unless_busy(once: Callable[[], Awaitable[TransferReport]]) -> Transfe
     return await once()
 
 
+async def _push_whole(agent: AgentLink, local: Path, request: ReceiveRequest) -> TransferReport:
+    """In one call; a file that is there already stays as it is."""
+    try:
+        content = await asyncio.to_thread(local.read_bytes)
+    except OSError as error:
+        raise _local_error(agent.name, local, error) from None
+    try:
+        return await agent.call_one(
+            "receive", replace(request, offset=0), TransferReport, body=content
+        )
+    except AgentRefusal as refusal:
+        return _begin_again(refusal, request)
+
+
+def _begin_again(refusal: AgentRefusal, request: ReceiveRequest) -> TransferReport:
+    """What lay there was of another file, or this one changes: the agent has dropped it."""
+    if refusal.reason is not Reason.TRANSFER_CORRUPT:
+        raise refusal
+    return TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
+
+
 async def _push_from(
     agent: AgentLink, local: Path, request: ReceiveRequest, offset: int, progress: Progress | None
 ) -> TransferReport:
-    header = ReceiveRequest(
-        run_dir=request.run_dir,
-        path=request.path,
-        bytes=request.bytes,
-        sha256=request.sha256,
-        offset=offset,
-    )
-    stream = await agent.open("receive", bulk=True)
+    stream = await agent.open("receive")
     try:
-        reading = await stream.write(header.to_json().encode() + b"\n")
+        reading = await stream.write(replace(request, offset=offset).to_json().encode() + b"\n")
         if reading:
             await _write_file(stream, agent.name, local, offset, request.bytes, progress)
         await stream.write_eof()
@@ -99,10 +118,7 @@ async def _push_from(
     try:
         agent.check("receive", done)
     except AgentRefusal as refusal:
-        if refusal.reason is not Reason.TRANSFER_CORRUPT:
-            raise
-        # What lay there was of another file: the agent has dropped it, begin again.
-        return TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
+        return _begin_again(refusal, request)
     return agent.decode("receive", done.stdout.strip(), TransferReport)
 
 
@@ -175,9 +191,14 @@ async def _collect_into(
     agent: AgentLink, request: SendRequest, part: Path, progress: Progress | None
 ) -> TransferReport:
     offset = _size(part, missing=0)
-    if offset:
-        request = SendRequest(run_dir=request.run_dir, path=request.path, offset=offset)
-    stream = await agent.open("send", bulk=True)
+    request = replace(request, offset=offset)
+    report, content = await _small(agent, request)
+    if report.complete:
+        await asyncio.to_thread(_append, part, content)
+        if progress:
+            progress(report.bytes, report.bytes)
+        return report
+    stream = await agent.open("send")
     try:
         await stream.write(request.to_json().encode() + b"\n")
         await stream.write_eof()
@@ -190,6 +211,21 @@ async def _collect_into(
     finally:
         await stream.close()
     return report
+
+
+async def _small(agent: AgentLink, request: SendRequest) -> tuple[TransferReport, bytes]:
+    """The report on a file with what is still to come of it; without, and not complete, when that
+    is much."""
+    done = await agent.ask("send", replace(request, at_most=SMALL))
+    agent.check("send", done)
+    line, _, content = done.stdout.partition(b"\n")
+    return agent.decode("send", line, TransferReport), content
+
+
+def _append(part: Path, content: bytes) -> None:
+    with part.open("ab") as sink:
+        sink.write(content)
+        _sync(sink)
 
 
 async def _read_file(

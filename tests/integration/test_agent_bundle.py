@@ -101,7 +101,7 @@ def test_start_unpacks_the_code_once_for_the_stages(pushed: AgentClient, tmp_pat
 @pytest.mark.parametrize("line", [b"", b"\n", b"nonsense\n", b"[]\n", b'{"run_dir": 1}\n'])
 def test_every_verb_refuses_nonsense_in_one_line(tmp_path: Path, line: bytes) -> None:
     agent = AgentClient(tmp_path / "work")
-    for verb in VERBS.keys() - {"follow"}:
+    for verb in VERBS.keys() - {"session"}:
         answer = agent.call(verb, line)
         assert (answer.code, answer.one["error"], answer.stderr) == (2, "bad_request", ""), verb
 

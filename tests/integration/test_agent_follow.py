@@ -1,4 +1,4 @@
-"""`follow`: every byte of events and log exactly once, across any number of broken streams."""
+"""What a session follows: every event and log byte once, across any number of broken streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_client import AgentClient, Follow, script
+from tests.agent_client import AgentClient, Session, script
 from worker_agent.attempts import AttemptFiles
 from worker_agent.protocol import AttemptSpec, AttemptState, AttemptStatus, FrameHeader
 
@@ -48,8 +48,8 @@ class Gathered:
             assert header.kind != "events" or body.endswith(b"\n")
             self.data[header.kind] += body
 
-    def attach(self, follow: Follow, spec: AttemptSpec) -> None:
-        follow.watch(spec, len(self.data["events"]), len(self.data["log"]))
+    def attach(self, session: Session, spec: AttemptSpec) -> None:
+        session.watch(spec, len(self.data["events"]), len(self.data["log"]))
 
 
 def test_every_byte_once_across_broken_streams(agent: AgentClient, tmp_path: Path) -> None:
@@ -58,9 +58,9 @@ def test_every_byte_once_across_broken_streams(agent: AgentClient, tmp_path: Pat
     agent.call("start", spec)
     while not gathered.exits:
         frames_left = chance.randint(1, 4)
-        with agent.follow() as follow:
-            gathered.attach(follow, spec)
-            for header, body in follow.frames():
+        with agent.session() as session:
+            gathered.attach(session, spec)
+            for header, body in session.frames():
                 gathered.take(header, body)
                 frames_left -= 1
                 if gathered.exits or frames_left == 0:
@@ -89,24 +89,24 @@ def test_one_stream_for_many_attempts_and_later_watches(agent: AgentClient, tmp_
         os.mkfifo(run_dir / "go")
         specs.append(agent.spec(stage, run_dir=str(run_dir), job=name))
     gathered = {spec.run_dir: Gathered() for spec in specs}
-    with agent.follow() as follow:
-        follow.watch(specs[2])  # before it is started: waits for it
+    with agent.session() as session:
+        session.watch(specs[2])  # before it is started: waits for it
         for spec in specs:
             agent.call("start", spec)
             (Path(spec.run_dir) / "go").write_text("hello\n")
-        stream = follow.frames()
+        stream = session.frames()
         for header, body in stream:
             if header.kind == "heartbeat":
                 continue
             gathered[header.run_dir].take(header, body)
             if header.kind == "exit" and header.run_dir == specs[2].run_dir:
                 for spec in specs[:2]:
-                    gathered[spec.run_dir].attach(follow, spec)
+                    gathered[spec.run_dir].attach(session, spec)
             if all(item.exits for item in gathered.values()):
                 break
-        follow.requests.close()
+        session.requests.close()
         assert [header.kind for header, _ in stream if header.kind != "heartbeat"] == []
-        assert follow.process.wait() == 0
+        assert session.process.wait() == 0
     for spec in specs:
         assert bytes(gathered[spec.run_dir].data["log"]).decode() == (
             f"{spec.run_dir}#1 says hello\n"
@@ -114,12 +114,23 @@ def test_one_stream_for_many_attempts_and_later_watches(agent: AgentClient, tmp_
 
 
 def test_heartbeat_comes_without_any_watch(agent: AgentClient) -> None:
-    with agent.follow() as follow:
-        header, body = next(follow.frames())
+    with agent.session() as session:
+        header, body = next(session.frames())
     assert (header.kind, body) == ("heartbeat", b"")
 
 
+def test_a_watch_is_answered_at_once_though_the_attempt_has_nothing_to_say(
+    agent: AgentClient, tmp_path: Path
+) -> None:
+    spec = agent.spec(script(tmp_path / "never-started", WRITES))
+    with agent.session() as session:
+        session.watch(spec)
+        header, body = next(session.frames())
+    assert (header.kind, body) == ("heartbeat", b"")
+    assert (header.run_dir, header.attempt) == (spec.run_dir, spec.attempt)
+
+
 def test_line_that_is_no_request_ends_it_with_one_refusal(agent: AgentClient) -> None:
-    answer = agent.call("follow", b"nonsense\n")
+    answer = agent.call("session", b"nonsense\n")
     assert (answer.code, answer.one["error"]) == (3, "bad_request")
     assert answer.stderr == ""
