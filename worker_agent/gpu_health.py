@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from worker_agent import gpus
+from worker_agent import driver_query, nvidia_smi
 
 QUERY = (
     "--query-gpu=uuid,pci.bus_id,ecc.errors.uncorrected.volatile.total",
@@ -61,9 +60,9 @@ class FaultWatch:
 
     def __init__(self, gpu: str) -> None:
         self._gpu = gpu
-        self._first: subprocess.Popen[str] | None = None
-        if gpus.is_installed():
-            self._first = gpus.start(QUERY, stderr=subprocess.DEVNULL)
+        self._first: driver_query.Child | None = None
+        if nvidia_smi.is_installed():
+            self._first = nvidia_smi.start(QUERY)
         try:
             self._kernel_log = os.open(_KERNEL_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._kernel_log, 0, os.SEEK_END)
@@ -78,12 +77,12 @@ class FaultWatch:
             return {}
         found: dict[str, Any] = {}
         try:
-            after = parse_health(gpus.ask(QUERY)).get(self._gpu)
+            after = parse_health(nvidia_smi.ask(QUERY)).get(self._gpu)
             if after is None:
-                found["lost"] = f"{gpus.PROGRAM} no longer lists {self._gpu}"
+                found["lost"] = f"{nvidia_smi.PROGRAM} no longer lists {self._gpu}"
             elif (after.uncorrected or 0) > (before.uncorrected or 0):
                 found["ecc_uncorrected"] = (after.uncorrected or 0) - (before.uncorrected or 0)
-        except gpus.GpuQueryError as error:
+        except nvidia_smi.SmiError as error:
             if any(sign in str(error) for sign in _LOST):
                 found["lost"] = str(error)
         xids = hardware_xids(self._logged(), before.bus)
@@ -94,12 +93,8 @@ class FaultWatch:
     def _before(self) -> Health | None:
         if self._first is None:
             return None
-        try:
-            text, _ = self._first.communicate(timeout=gpus.TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._first.kill()
-            return None
-        return parse_health(text).get(self._gpu)
+        (answer,) = driver_query.answers([self._first], nvidia_smi.TIMEOUT_S)
+        return parse_health("\n".join(answer.lines)).get(self._gpu)
 
     def _logged(self) -> str:
         """What the kernel has logged since the start: one record a read."""

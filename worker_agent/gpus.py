@@ -1,105 +1,193 @@
-"""NVIDIA GPUs as `nvidia-smi` reports them: no library, so that a bare host can be asked."""
+"""The NVIDIA GPUs of this host: NVML where it answers, `nvidia-smi` where it cannot be asked.
+
+Every question is put by a child process with a time limit. A GPU that does not answer costs only
+its own figures: the others are asked again, each by a child of its own.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import signal
-import subprocess
+import contextlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-PROGRAM = "nvidia-smi"
-TIMEOUT_S = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from worker_agent import clock, driver_query, nvidia_smi, nvml, processes
+from worker_agent.durable import write_json
 
-
-class GpuQueryError(Exception):
-    """The driver is there and does not answer properly; the text says how."""
+_NO_DRIVER = (nvml.LIBRARY_NOT_FOUND, nvml.DRIVER_NOT_LOADED)
+PATIENCE_S = 5.0  # without persistence mode a driver takes a second or two for each GPU
 
 
 @dataclass(frozen=True, slots=True)
-class GpuRow:
+class Use:
+    pid: int
+    used_mib: int | None  # None: the driver does not tell
+    decodes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU, or an instance of one in MIG mode."""
+
     uuid: str
     name: str
     total_mib: int
     free_mib: int
+    reserved_mib: int
+    parent: str
+    uses: tuple[Use, ...]
+    has_decoder: bool
+    decoder_percent: int
+    encoder_sessions: int
 
 
 @dataclass(frozen=True, slots=True)
-class ComputeRow:
-    gpu: str
-    pid: int
-    used_mib: int
+class Reading:
+    gpus: tuple[Gpu, ...] = ()
+    error: str = ""  # what could not be read; those GPUs are not in `gpus`
+    driver: bool = True  # one is installed
 
 
-GPU_QUERY = ("--query-gpu=uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits")
-COMPUTE_QUERY = (
-    "--query-compute-apps=gpu_uuid,pid,used_memory",
-    "--format=csv,noheader,nounits",
-)
+class _Silent(Exception):
+    """NVML cannot be asked at all; `code` is its error code, 0 for a child that died or hung."""
+
+    def __init__(self, text: str, code: int = 0, *, hung: bool = False) -> None:
+        super().__init__(text)
+        self.code = code
+        self.hung = hung
 
 
-def is_installed() -> bool:
-    return shutil.which(PROGRAM) is not None
+def read(state: Path) -> Reading:
+    """All GPUs now. `state` is where the agent remembers what it could not end. Never raises for
+    what a driver does."""
+    stuck = _Stuck(state / "driver_stuck.json")
+    try:
+        return _by_nvml(stuck)
+    except _Silent as error:
+        if not nvidia_smi.is_installed():
+            # The library alone comes with many packages, also where there is no GPU.
+            return Reading(driver=False) if error.code in _NO_DRIVER else Reading(error=str(error))
+        if error.hung:
+            return Reading(error=str(error))
+    try:
+        return _by_program()
+    except nvidia_smi.SmiError as error:
+        stuck.note({None: error.stuck})
+        return Reading(error=str(error))
+    except OSError as error:
+        return Reading(error=f"{nvidia_smi.PROGRAM}: {error}")
 
 
-def query_gpus() -> tuple[GpuRow, ...]:
-    """All GPUs. Raises GpuQueryError when the driver hangs, fails or answers nonsense."""
+def _by_nvml(stuck: _Stuck) -> Reading:
+    """Raises _Silent."""
+    skip = stuck.alive()
+    if None in skip:
+        raise _Silent(f"the driver hangs in process {skip[None]}", hung=True)
+    found: dict[int, dict[str, Any]] = {
+        index: {"error": f"hangs in process {pid}"} for index, pid in skip.items()
+        if index is not None
+    }  # fmt: skip
+    (first,) = _ask([("list", *(str(index) for index in found))])
+    rows = _messages(first)
+    if not rows or "count" not in rows[0]:
+        if first.hung:
+            stuck.note({None: first.stuck})
+            raise _Silent(f"the driver did not answer within {PATIENCE_S:g} s", hung=True)
+        last = rows[-1] if rows else {"error": f"NVML ended with code {first.returncode}"}
+        raise _Silent(str(last["error"]), int(last.get("code", 0)))
+    found |= {int(row["index"]): row for row in rows[1:]}
+    missing = [index for index in range(int(rows[0]["count"])) if index not in found]
+    if missing:
+        # The child came to its end in the first of them.
+        found[missing[0]] = _lost(first)
+        stuck.note({missing[0]: first.stuck})
+        rest = missing[1:]
+        answers = _ask([("one", str(index)) for index in rest])
+        for index, answer in zip(rest, answers, strict=True):
+            found[index] = next(iter(_messages(answer)), _lost(answer))
+            stuck.note({index: answer.stuck})
+    gpus = [gpu for index in sorted(found) for gpu in found[index].get("gpus", ())]
+    errors = [f"GPU {i}: {found[i]['error']}" for i in sorted(found) if "error" in found[i]]
+    if not gpus:
+        raise _Silent("; ".join(errors) or "NVML lists no GPU", hung=first.hung)
+    return Reading(tuple(_gpu(row) for row in gpus), "; ".join(errors))
+
+
+def _ask(words: list[tuple[str, ...]]) -> list[driver_query.Answer]:
+    return driver_query.ask([nvml.command(*w) for w in words], patience_s=PATIENCE_S)
+
+
+def _messages(answer: driver_query.Answer) -> list[dict[str, Any]]:
     rows = []
-    for line in ask(GPU_QUERY).splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) < 4:
-            continue
-        try:
-            total, free = int(fields[-2]), int(fields[-1])
-        except ValueError:
-            raise GpuQueryError(f"{PROGRAM} reports no memory figures: {line.strip()}") from None
-        rows.append(GpuRow(fields[0], ",".join(fields[1:-2]), total, free))
-    if not rows:
-        raise GpuQueryError(f"{PROGRAM} lists no GPU")
-    return tuple(rows)
+    for line in answer.lines:
+        with contextlib.suppress(ValueError):  # cut off in the middle
+            rows.append(json.loads(line))
+    return rows
 
 
-def query_compute() -> tuple[ComputeRow, ...]:
-    """Compute processes of all GPUs. Raises GpuQueryError."""
-    return parse_compute(ask(COMPUTE_QUERY))
+def _lost(answer: driver_query.Answer) -> dict[str, Any]:
+    if answer.hung:
+        return {"error": f"did not answer within {PATIENCE_S:g} s"}
+    return {"error": f"NVML ended with code {answer.returncode}"}
 
 
-def parse_compute(text: str) -> tuple[ComputeRow, ...]:
-    """Rows of COMPUTE_QUERY; memory the driver does not tell ("[N/A]") counts as 0."""
-    rows = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 3 and fields[1].isdigit():
-            used = int(fields[2]) if fields[2].isdigit() else 0
-            rows.append(ComputeRow(fields[0], int(fields[1]), used))
-    return tuple(rows)
+def _gpu(row: dict[str, Any]) -> Gpu:
+    uses = tuple(Use(pid, used, decodes) for pid, used, decodes in row["uses"])
+    return Gpu(**{**row, "uses": uses})
 
 
-def start(query: tuple[str, ...], *, stderr: int) -> subprocess.Popen[str]:
-    """nvidia-smi, which the kernel ends with the process that asks: a hung one would outlive it."""
-    prctl = ctypes.CDLL(None).prctl  # looked up here: nothing is loaded between fork and exec
-    return subprocess.Popen(
-        [PROGRAM, *query],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+def _by_program() -> Reading:
+    """Raises SmiError, OSError. nvidia-smi lists no MIG instance's memory, and no decoder."""
+    rows, used = nvidia_smi.query_gpus(), nvidia_smi.query_compute()
+    return Reading(
+        tuple(
+            Gpu(
+                uuid=row.uuid,
+                name=row.name,
+                total_mib=row.total_mib,
+                free_mib=row.free_mib,
+                reserved_mib=0,
+                parent="",
+                uses=tuple(Use(u.pid, u.used_mib, False) for u in used if u.gpu == row.uuid),
+                has_decoder=True,
+                decoder_percent=0,
+                encoder_sessions=0,
+            )
+            for row in rows
+        )
     )
 
 
-def ask(query: tuple[str, ...]) -> str:
-    """The answer of nvidia-smi. Raises GpuQueryError."""
-    # Popen and not run(): a hung driver leaves a process that not even SIGKILL ends, and run()
-    # would wait for it for ever.
-    process = start(query, stderr=subprocess.STDOUT)
-    try:
-        text, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise GpuQueryError(f"{PROGRAM} did not answer within {TIMEOUT_S:g} s") from None
-    if process.returncode != 0:
-        reason = " ".join(text.split()) or "no output"
-        raise GpuQueryError(f"{PROGRAM} failed with exit code {process.returncode}: {reason}")
-    return text
+class _Stuck:
+    """Children that could not be ended, by the index of the GPU they hang in (None: the driver).
+    While one is there the same question would only hang another process, and be late."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def alive(self) -> dict[int | None, int]:
+        return {row["gpu"]: row["pid"] for row in self._rows()}
+
+    def note(self, pids: dict[int | None, int | None]) -> None:
+        rows = []
+        for gpu, pid in pids.items():
+            stat = processes.stat_of(pid) if pid is not None else None
+            if stat is not None:
+                rows.append({"gpu": gpu, "pid": pid, "start_ticks": stat.start_ticks,
+                             "boot_id": clock.boot_id()})  # fmt: skip
+        if rows:
+            with contextlib.suppress(OSError):  # a full disk: it is asked again, and hangs again
+                write_json(self._path, [*self._rows(), *rows])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            rows = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return []
+        return [
+            row
+            for row in rows
+            if row["boot_id"] == clock.boot_id()
+            and processes.is_alive(row["pid"], row["start_ticks"])
+        ]

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 from worker_agent import allowance, clock, gpus, interpreter, processes
+from worker_agent.epoch import state_directory
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
     GpuFacts,
@@ -36,7 +37,7 @@ def probe(request: ProbeRequest) -> HostFacts:
             "create it, or give the host another work_dir in the inventory",
         ) from None
     memory = allowance.memory_mib()
-    devices, gpu_error = _devices(memory)
+    devices, gpu_error = _devices(memory, state_directory(work_dir))
     disk = os.statvfs(work_dir)
     python = interpreter.choose(request.stage_python, work_dir)
     cuda = any(device.kind == "cuda" for device in devices)
@@ -60,32 +61,43 @@ def probe(request: ProbeRequest) -> HostFacts:
     )
 
 
-def _devices(memory: tuple[int, int]) -> tuple[tuple[GpuFacts, ...], str]:
+def _devices(memory: tuple[int, int], state: Path) -> tuple[tuple[GpuFacts, ...], str]:
     """An installed driver that fails is an error, never a reason to train on the CPU."""
-    if not gpus.is_installed():
+    reading = gpus.read(state)
+    if not reading.driver:
         return (_cpu(memory),), ""
-    try:
-        rows, used = gpus.query_gpus(), gpus.query_compute()
-    except (gpus.GpuQueryError, OSError) as error:
-        return (), str(error)
-    return tuple(_cuda(row, used) for row in rows), ""
+    return tuple(_cuda(gpu) for gpu in reading.gpus), reading.error
 
 
-def _cuda(row: gpus.GpuRow, used: tuple[gpus.ComputeRow, ...]) -> GpuFacts:
+def _cuda(gpu: gpus.Gpu) -> GpuFacts:
     return GpuFacts(
-        uuid=row.uuid,
-        name=row.name,
+        uuid=gpu.uuid,
+        name=gpu.name,
         kind="cuda",
-        total_mib=row.total_mib,
-        free_mib=row.free_mib,
-        processes=tuple(_process(u.pid, u.used_mib) for u in used if u.gpu == row.uuid),
+        total_mib=gpu.total_mib,
+        free_mib=gpu.free_mib,
+        reserved_mib=gpu.reserved_mib,
+        parent=gpu.parent,
+        processes=tuple(_process(use) for use in gpu.uses),
+        has_decoder=gpu.has_decoder,
+        decoder_percent=gpu.decoder_percent,
+        encoder_sessions=gpu.encoder_sessions,
     )
 
 
-def _process(pid: int, used_mib: int) -> GpuProcess:
-    owner = processes.attempt_of(pid)
+def _process(use: gpus.Use) -> GpuProcess:
+    """Ours by the attempt's cookie; of others whose it is, as far as this user may know."""
+    owner = processes.attempt_of(use.pid)
     run_dir, attempt = owner if owner is not None else (None, None)
-    return GpuProcess(pid=pid, used_mib=used_mib, run_dir=run_dir, attempt=attempt)
+    return GpuProcess(
+        pid=use.pid,
+        used_mib=use.used_mib,
+        run_dir=run_dir,
+        attempt=attempt,
+        name=processes.program_of(use.pid),
+        user=processes.user_of(use.pid),
+        decodes=use.decodes,
+    )
 
 
 def _cpu(memory: tuple[int, int]) -> GpuFacts:

@@ -26,7 +26,7 @@ from worker_agent.refusal import is_disk_full
 from worker_agent.reserve import drop_reserves
 from worker_agent.stages.api import Reporter
 from worker_agent.verdict import judge
-from worker_agent.vram import VramSampler
+from worker_agent.vram import VramWatch
 
 GRACE_S = 5.0  # between TERM and KILL
 _TICK_S = 0.2
@@ -74,7 +74,7 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     _tell(reporter, "started", pid=stage.pid, stage=spec.stage)
     os.close(ready)
 
-    sampler = VramSampler(files.cookie) if spec.gpu_kind == "cuda" else None
+    sampler = VramWatch(spec.gpu, files.cookie) if spec.gpu_kind == "cuda" and spec.gpu else None
     cause = _watch(files, spec, stage.pid, began, sampler)
     peak_vram_mib = None if sampler is None else sampler.finish()
     # Not yet reaped: its pid, and with it the group's id, cannot belong to anybody else.
@@ -206,7 +206,7 @@ def _prepare_stage() -> None:
 
 
 def _watch(
-    files: AttemptFiles, spec: AttemptSpec, pid: int, began: float, sampler: VramSampler | None
+    files: AttemptFiles, spec: AttemptSpec, pid: int, began: float, sampler: VramWatch | None
 ) -> str:
     """Until the stage has ended (it stays a zombie): why it did."""
     lease_until = clock.boottime() + spec.lease_s if spec.lease_s > 0 else math.inf

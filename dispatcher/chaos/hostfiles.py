@@ -73,7 +73,9 @@ case "$1" in
 esac
 """
 
-# SHLVL: see dispatcher.embedded; a drill host has no business in this machine's ~/.bashrc.
+# SHLVL: see dispatcher.embedded; a drill host has no business in this machine's ~/.bashrc, nor
+# with its driver: the GPU of a drill host is what its own nvidia-smi says.
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SSHD = """\
 Port 22
 ListenAddress 0.0.0.0
@@ -91,7 +93,7 @@ PrintLastLog no
 ClientAliveInterval 5
 ClientAliveCountMax 3
 Subsystem sftp internal-sftp
-SetEnv SHLVL=1 PATH={directory}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+SetEnv SHLVL=1 COSMA_NVML_LIBRARY={directory}/absent PATH={directory}/bin:{system_path}
 LogLevel INFO
 """
 
@@ -149,7 +151,9 @@ class HostFiles:
         keys = self.directory / "authorized_keys"
         keys.write_text(identity.with_name(f"{identity.name}.pub").read_text())
         keys.chmod(0o600)
-        (self.directory / "sshd_config").write_text(_SSHD.format(directory=self.directory))
+        (self.directory / "sshd_config").write_text(
+            _SSHD.format(directory=self.directory, system_path=_SYSTEM_PATH)
+        )
         text = _NVIDIA_SMI.format(
             control=shlex.quote(str(self.directory / "gpu")),
             hanging=HANGING,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from worker_agent import gpus
+from worker_agent import nvidia_smi, nvml
 from worker_agent.probe import probe
 from worker_agent.protocol import HostFacts, ProbeRequest
 
@@ -26,12 +26,13 @@ esac
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with a shell and nothing else."""
+    """A PATH with a shell and nothing else, and no driver library."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sh", "sleep"):
         (programs / name).symlink_to(f"/bin/{name}")
     monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv(nvml.LIBRARY_VARIABLE, str(tmp_path / "no-driver"))
     return programs
 
 
@@ -64,7 +65,7 @@ def test_gpus_and_their_processes(bare: Path, tmp_path: Path) -> None:
     assert (first.kind, first.total_mib, first.free_mib) == ("cuda", 24576, 20000)
     assert [(p.pid, p.used_mib, p.attempt) for p in first.processes] == [
         (os.getpid(), 4000, None),
-        (1, 0, None),
+        (1, None, None),
     ]
     assert second.processes == ()
 
@@ -81,7 +82,7 @@ def test_gpus_and_their_processes(bare: Path, tmp_path: Path) -> None:
 def test_driver_that_fails_is_an_error_and_not_a_cpu(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
 ) -> None:
-    monkeypatch.setattr(gpus, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(nvidia_smi, "TIMEOUT_S", 0.3)
     put(bare, body)
     found = facts(tmp_path)
     assert found.gpus == ()
@@ -108,13 +109,13 @@ def test_a_hung_driver_query_ends_with_the_agent_that_asked(tmp_path: Path) -> N
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
     code = (
-        "import subprocess; from worker_agent import gpus\n"
-        "asked = gpus.start((), stderr=subprocess.DEVNULL); print(asked.pid, flush=True)\n"
-        "asked.wait()"
+        "from worker_agent import nvidia_smi\n"
+        "print(nvidia_smi.start(()).pid, flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as agent:
