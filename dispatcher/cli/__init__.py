@@ -17,6 +17,7 @@ from dispatcher.cli import (
     ingest,
     job,
     jobs,
+    plan,
     stitch,
     summary,
     top,
@@ -40,6 +41,7 @@ app.command("jobs")(jobs.jobs)
 app.add_typer(job.app, name="job")
 app.add_typer(stitch.app, name="stitch")
 app.command("why")(why.why)
+app.command("plan")(plan.plan)
 app.command("fsck")(fsck.fsck)
 app.command("summary")(summary.summary)
 app.command("chaos")(chaos.chaos)

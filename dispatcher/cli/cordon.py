@@ -17,14 +17,13 @@ from dispatcher.cli import options
 from dispatcher.cli.stored import with_store
 from dispatcher.core.model import SETTLED, Job, Reason, Step, Waiting
 from dispatcher.errors import ExitCode, InventoryError, UsageError
-from dispatcher.heartbeat import heartbeat_path
+from dispatcher.heartbeat import dispatcher_runs
 from dispatcher.inventory import find_inventory, inventory_path
 from dispatcher.inventory_model import InventoryHost
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 
 POLL_S = 0.5
-HEARTBEAT_STALE_S = 30.0
 Name = Annotated[str, typer.Argument(help="Name of the host in the inventory.")]
 
 
@@ -53,7 +52,7 @@ def drain(
     _mark(db, host, "drained", cordoned=True, draining=True)
     _say(f"{host}: drains; `cosma worker resume {host}` lifts it")
     if wait:
-        if not _dispatcher_runs(db):
+        if not dispatcher_runs(DispatcherSettings.load(database=db).database, time.time()):
             _say("no dispatcher runs now: what waits there moves once `cosma dispatch` does")
         left = with_store(db, lambda store: _wait_until_empty(store, host, timeout))
         for line in left:
@@ -116,12 +115,6 @@ async def _wait_until_empty(store: Store, host: str, timeout_s: float | None) ->
 def _stays(job: Job, waiting: Waiting | None) -> bool:
     """The dispatcher has looked, and nobody else could take the job."""
     return job.step is Step.PLACE and waiting is not None and waiting.reason is Reason.HOST_DRAINING
-
-
-def _dispatcher_runs(db: Path | None) -> bool:
-    """By its heartbeat, which it writes every few seconds."""
-    path = heartbeat_path(DispatcherSettings.load(database=db).database)
-    return path.exists() and time.time() - path.stat().st_mtime < HEARTBEAT_STALE_S
 
 
 def _known(inventory: Path | None, name: str) -> InventoryHost:

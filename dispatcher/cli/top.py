@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json as json_text
 import sys
 import time
 from pathlib import Path
@@ -18,14 +17,14 @@ from dispatcher.cli import options
 from dispatcher.cli.jobs import COLUMNS, load_rows
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
-from dispatcher.heartbeat import heartbeat_path
+from dispatcher.heartbeat import heartbeat_age_s
 from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 from dispatcher.tui.view import GpuRow, Snapshot, render
 
 
-async def load_snapshot(store: Store, heartbeat: Path) -> Snapshot:
+async def load_snapshot(store: Store, database: Path) -> Snapshot:
     now = time.time()
     jobs = {job.id: job for job in await store.load_jobs()}
     promised = {
@@ -64,7 +63,7 @@ async def load_snapshot(store: Store, heartbeat: Path) -> Snapshot:
     return Snapshot(
         gpus=tuple(rows),
         jobs=tuple(await load_rows(store, None)),
-        dispatcher_age_s=_age(heartbeat, now),
+        dispatcher_age_s=heartbeat_age_s(database, now),
         risks=tuple(await load_risks(store)),
         now=now,
     )
@@ -76,16 +75,16 @@ def top(
     json: options.Json = False,
 ) -> None:
     """Follow the farm until Ctrl-C. Off a terminal, or with --json, print once."""
-    heartbeat = heartbeat_path(DispatcherSettings.load(database=db).database)
+    database = DispatcherSettings.load(database=db).database
 
     async def once(store: Store) -> Snapshot:
-        return await load_snapshot(store, heartbeat)
+        return await load_snapshot(store, database)
 
     async def live(store: Store) -> None:
         console = Console()
         with Live(console=console, screen=True, auto_refresh=False) as view:
             while True:
-                snapshot = await load_snapshot(store, heartbeat)
+                snapshot = await load_snapshot(store, database)
                 view.update(render(snapshot, height=console.size.height), refresh=True)
                 await asyncio.sleep(interval)
 
@@ -102,10 +101,3 @@ def top(
         print_rows(COLUMNS, [dataclasses.asdict(row) for row in snapshot.jobs])
         for risk in snapshot.risks:
             print(f"{risk.line(snapshot.now)} ({risk.why})")
-
-
-def _age(heartbeat: Path, now: float) -> float | None:
-    try:
-        return max(0.0, now - float(json_text.loads(heartbeat.read_text())["time"]))
-    except (OSError, ValueError, KeyError):
-        return None

@@ -60,6 +60,7 @@ class Played:
     jobs: Mapping[str, Job]  # stitches that were planned on the way included
     began: Mapping[str, float]  # job -> when its next stage was placed
     ended: Mapping[str, float]  # job -> when it settled; settled in the snapshot: its `now`
+    waiting: tuple[Waiting, ...]  # after the first decision; only where there is a `trace`
     left: tuple[Waiting, ...]
     rounds: int
     end: float
@@ -135,6 +136,7 @@ class _Farm:
         self._to_plan: set[str] = set(self._segments)
         self._began: dict[str, float] = {}
         self._ended = {job.id: snapshot.now for job in snapshot.jobs if job.state in SETTLED}
+        self._waiting: tuple[Waiting, ...] = ()
         self._undecided = True
         self._rounds = 0
         self._now = snapshot.now
@@ -147,6 +149,8 @@ class _Farm:
             if job.step is Step.PLACE and job.not_before > now:
                 self._at(job.not_before, job.id, None)
         self.turn(now)
+        if self._trace is not None:
+            self._waiting = self._board.waiting()
 
     def turn(self, now: float) -> None:
         self._now = now
@@ -166,6 +170,7 @@ class _Farm:
             jobs=self._jobs,
             began=self._began,
             ended=self._ended,
+            waiting=self._waiting,
             left=self._board.waiting(),
             rounds=self._rounds,
             end=self._now,

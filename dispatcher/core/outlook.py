@@ -43,8 +43,14 @@ class Outlook:
     end: Eta | None  # of everything that ends; None: nothing does
     begins: Mapping[str, float]  # job -> when its next stage starts in the likely run
     decisions: tuple[Decided, ...]  # of the likely run
+    waiting: tuple[Waiting, ...]  # after the first of them
     left: tuple[Waiting, ...]
     draws: int
+
+    @property
+    def at_once(self) -> frozenset[str]:
+        """Jobs that the next decision gives a host or starts a stage of."""
+        return frozenset(one.job for one in self.decisions if one.at == self.now)
 
     @property
     def share(self) -> float:
@@ -99,6 +105,7 @@ def look_ahead(snapshot: Snapshot, *, draws: int | None = None) -> Outlook:
         end=_etas([{"": max(ends.values())} if ends else {} for ends in runs]).get(""),
         begins=first.began,
         decisions=tuple(trace),
+        waiting=first.waiting,
         left=first.left,
         draws=draws,
     )

@@ -1,0 +1,164 @@
+"""The farm as the database shows it, for commands that are not the dispatcher."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatcher.core.model import Job, Reason, Step
+from dispatcher.core.need import Needs
+from dispatcher.core.place import Policy
+from dispatcher.core.plan import SegmentView, StitchView
+from dispatcher.core.snapshot import Snapshot, Underway
+from dispatcher.errors import InventoryError
+from dispatcher.fleet_view import HostState, held_against, host_view
+from dispatcher.heartbeat import dispatcher_runs
+from dispatcher.inventory import find_inventory
+from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.stitching import segment_view, stitch_view
+from dispatcher.store.base import Store
+from dispatcher.store.rows import Attempt, Host, Progress
+from worker_agent.protocol import HostFacts, ProtocolError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFarm:
+    """`snapshot.now` is the moment the hosts are shown at: this one while a dispatcher runs, else
+    the last at which one looked at them. `notes` say what a reader must know about that."""
+
+    snapshot: Snapshot
+    notes: tuple[str, ...]
+
+
+async def load_farm(store: Store, database: Path, inventory: Path | None) -> StoredFarm:
+    """Raises InventoryError for an inventory that is named and cannot be used.
+
+    Without one, hosts are those the database has seen, with the defaults of the inventory.
+    """
+    now = time.time()
+    hosts = await store.hosts()
+    notes = []
+    as_of = now
+    if not dispatcher_runs(database, now):
+        looked = [row.probed_at for row in hosts if row.probed_at is not None]
+        as_of = max(looked, default=now)
+        notes.append(
+            "no dispatcher runs; hosts are shown as they were last seen, "
+            f"{_ago(now - as_of)} ago (cosma dispatch)"
+            if looked
+            else "no dispatcher has seen the hosts yet (cosma dispatch)"
+        )
+    try:
+        known = find_inventory(inventory)
+    except InventoryError:
+        if inventory is not None:
+            raise
+        known = Inventory(
+            hosts=tuple(InventoryHost(name=row.name, address=row.name) for row in hosts)
+        )
+        notes.append("without an inventory: limits of hosts are taken to be the defaults")
+    jobs = await store.load_jobs()
+    cordons, breakers = await store.cordons(), await store.breakers()
+    cached = _cached(jobs)
+    rows = {row.name: row for row in hosts}
+    views = [
+        held_against(
+            host_view(_state(host, rows.get(host.name), as_of), as_of, cached.get(host.name, {})),
+            cordons,
+            breakers,
+        )
+        for host in known.hosts
+    ]
+    segments, stitches = await _survey(store, jobs)
+    return StoredFarm(
+        snapshot=Snapshot(
+            now=as_of,
+            jobs=tuple(jobs),
+            hosts=tuple(views),
+            policy=Policy(),
+            needs=Needs(),
+            segments=segments,
+            stitches=stitches,
+            underway=await _underway(store, jobs, as_of),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _state(host: InventoryHost, row: Host | None, as_of: float) -> HostState:
+    """On the wall clock, where the fleet's own states are on the monotonic one."""
+    if row is None:
+        return HostState(host=host, since=as_of)
+    reachable = row.state == "reachable"
+    facts: HostFacts | None = None
+    message = row.message
+    if row.facts is not None:
+        try:
+            facts = HostFacts.from_dict(row.facts)
+        except ProtocolError as error:
+            message = f"its facts are of another version: {error}"
+    known = row.state in Reason.__members__.values()
+    return HostState(
+        host=host,
+        facts=facts,
+        probed_at=row.probed_at,
+        reachable=reachable and facts is not None,
+        reason=None if reachable else Reason(row.state) if known else Reason.HOST_UNREACHABLE,
+        message=message,
+        since=as_of if row.probed_at is None else row.probed_at,
+    )
+
+
+def _cached(jobs: Iterable[Job]) -> dict[str, dict[str, int]]:
+    """Host -> job -> bytes of its inputs that lie there."""
+    found: dict[str, dict[str, int]] = {}
+    for job in jobs:
+        if job.inputs_on_host and job.host is not None:
+            found.setdefault(job.host, {})[job.id] = job.input_bytes
+    return found
+
+
+async def _survey(
+    store: Store, jobs: Iterable[Job]
+) -> tuple[Mapping[str, tuple[SegmentView, ...]], Mapping[str, tuple[StitchView, ...]]]:
+    states = {job.id: job.state for job in jobs}
+    segments: dict[str, list[SegmentView]] = {}
+    for segment in await store.segments():
+        view = segment_view(segment, states[segment.job])
+        segments.setdefault(segment.acquisition, []).append(view)
+    stitches: dict[str, list[StitchView]] = {}
+    for stitch in await store.stitches():
+        stitches.setdefault(stitch.acquisition, []).append(stitch_view(stitch))
+    return (
+        {name: tuple(views) for name, views in segments.items()},
+        {name: tuple(views) for name, views in stitches.items()},
+    )
+
+
+async def _underway(store: Store, jobs: Iterable[Job], as_of: float) -> dict[str, Underway]:
+    progress = await store.progress()
+    found = {}
+    for job in jobs:
+        if job.step is Step.RUN:
+            for attempt in await store.attempts(job.id):
+                if attempt.attempt == job.attempt:
+                    found[job.id] = _how_far(attempt, progress.get(job.id), as_of)
+    return found
+
+
+def _how_far(attempt: Attempt, progress: Progress | None, as_of: float) -> Underway:
+    began = attempt.started_at or attempt.committed_at
+    underway = Underway(elapsed_s=max(0.0, as_of - began))
+    if progress is None or progress.updated_at < began:
+        return underway
+    return dataclasses.replace(underway, fraction=progress.fraction)
