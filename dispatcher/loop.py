@@ -20,7 +20,7 @@ from dispatcher.clock import Clock
 from dispatcher.core import model as m
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
-from dispatcher.core.place import Placement, Policy, place
+from dispatcher.core.place import Explained, Policy, place
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
@@ -367,7 +367,6 @@ class Dispatcher:
         decision = place(
             self._jobs.values(),
             self.fleet.host_views(),
-            [job.reservation for job in self._jobs.values() if job.reservation is not None],
             self.policy,
             self.clock.now(),
         )
@@ -383,7 +382,7 @@ class Dispatcher:
         if self.once:
             self._give_up_on(decision)
 
-    def _give_up_on(self, decision: Placement) -> None:
+    def _give_up_on(self, decision: Explained) -> None:
         """Draining must end: hold what no host of this farm can take, with the reason."""
         if decision.assignments or decision.stages or self._at_work():
             return

@@ -1,42 +1,268 @@
-"""Jobs and hosts as they stand, kept between decisions so that a decision costs what changed."""
+"""Jobs and hosts as they stand, kept between decisions so that a decision costs what changed.
+
+Pure and deterministic: a board equals one built afresh from the same jobs and hosts, whatever came
+before. A decision has two parts. What waits on a host starts there or not: that depends on this
+host alone and is decided again only where something changed (dispatcher.core.starting). What has
+no host, or is to leave the one it has, is given one: jobs of equal need are asked for together
+(queue), hosts that can hold the same jobs are kept sorted (yard), so that the cost grows with what
+is assigned and with the kinds of job and host, not with their number (assigning).
+"""
 
 from __future__ import annotations
 
-from dispatcher.core.ledger import Policy
-from dispatcher.core.model import Job, Waiting
-from dispatcher.core.place import Placement, place
+import dataclasses
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dispatcher.core.assigning import Assigner
+from dispatcher.core.ledger import Ledger
+from dispatcher.core.model import SETTLED, Job, Reservation, Step, Waiting
+from dispatcher.core.policy import Policy
+from dispatcher.core.queue import Queue
+from dispatcher.core.reasons import backoff, lost_host, no_host, waiting
+from dispatcher.core.starting import share_key, start_all, why_not
 from dispatcher.core.views import HostView
+from dispatcher.core.yard import Yard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What to do now. An assignment of a job that has a host moves it."""
+
+    assignments: tuple[tuple[str, str], ...]  # (job, host), in the order they were decided
+    stages: tuple[Reservation, ...]  # attempt = job.attempt + 1
 
 
 class Board:
-    """Always equal to one built afresh from the same jobs and hosts, whatever came before."""
-
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
         self._jobs: dict[str, Job] = {}
         self._hosts: dict[str, HostView] = {}
-        self._last: Placement | None = None
+        self._begin(policy)
+
+    def _begin(self, policy: Policy) -> None:
+        self._policy = policy
+        self._ledgers: dict[str, Ledger] = {}
+        self._here: dict[str, set[str]] = defaultdict(set)  # host -> jobs not settled that have it
+        self._cached: dict[str, set[str]] = defaultdict(set)  # job -> hosts that have inputs of it
+        self._dirty: set[str] = set()  # hosts to decide on again
+        self._starting: set[str] = set()  # hosts that the last decision started stages on
+        self._alarms: list[tuple[float, str]] = []  # when time alone changes something for a job
+        self._now = float("-inf")
+        self._queue = Queue()
+        self._yard = Yard(policy)
+        self._held: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+        self._counted: dict[str, tuple[int, Counter[tuple[str, str]]]] = {}  # host -> in `_held`
+        self._assigner = Assigner(policy, self._yard, self._queue, self._ledgers, self._held)
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Needs learned since, or other limits: all is decided again."""
+        if policy == self._policy:
+            return
+        self._begin(policy)
+        for host in self._hosts.values():
+            self._put_host(None, host)
+        for job in self._jobs.values():
+            self._set_down(job)
+
+    # --- what is known ---
 
     def put_job(self, job: Job) -> None:
         """A new job, or its new state."""
+        self._undo()
+        self._take_off(job.id)
         self._jobs[job.id] = job
+        self._set_down(job)
 
     def drop_job(self, job: str) -> None:
+        self._undo()
+        self._take_off(job)
         self._jobs.pop(job, None)
 
     def put_host(self, host: HostView) -> None:
-        self._hosts[host.name] = host
+        before = self._hosts.get(host.name)
+        if before != host:
+            self._undo()
+            self._hosts[host.name] = host
+            self._put_host(before, host)
 
     def drop_host(self, host: str) -> None:
-        self._hosts.pop(host, None)
+        before = self._hosts.pop(host, None)
+        if before is None:
+            return
+        self._undo()
+        for job in self._ledgers.pop(host).movers:
+            self._queue.drop(job)
+        self._yard.drop(host)
+        self._count(host, None)
+        self._dirty.discard(host)
+        self._starting.discard(host)
+        self._cache(before.name, before.cached_bytes, {})
+
+    def _undo(self) -> None:
+        self._dirty |= self._assigner.undo() & self._ledgers.keys()
+
+    def _put_host(self, before: HostView | None, host: HostView) -> None:
+        self._dirty.add(host.name)
+        self._cache(host.name, before.cached_bytes if before else {}, host.cached_bytes)
+        if before is not None:
+            self._ledgers[host.name].host = host
+            return
+        ledger = self._ledgers[host.name] = Ledger(host, self._policy)
+        for job in self._here.get(host.name, ()):
+            ledger.adopt(self._jobs[job])
+
+    def _cache(self, host: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        for job in before.keys() ^ after.keys():
+            (self._cached[job].add if job in after else self._cached[job].discard)(host)
+            if not self._cached[job]:
+                del self._cached[job]
+            if job in self._queue:
+                self._enqueue(self._jobs[job], self._queue.group_of(job).leaves)
+
+    def _enqueue(self, job: Job, leaves: str | None) -> None:
+        self._queue.put(job, leaves, tuple(sorted(self._cached.get(job.id, ()))))
+
+    def _take_off(self, job: str) -> None:
+        before = self._jobs.get(job)
+        if before is None:
+            return
+        self._queue.drop(job)
+        if before.host is not None:
+            self._here[before.host].discard(job)
+            if before.host in self._ledgers:
+                self._ledgers[before.host].release(before)
+                self._ledgers[before.host].movers.pop(job, None)
+                self._dirty.add(before.host)
+
+    def _set_down(self, job: Job) -> None:
+        if job.state in SETTLED:
+            return
+        if job.host is not None:
+            self._here[job.host].add(job.id)
+            if job.host in self._ledgers:
+                self._ledgers[job.host].adopt(job)
+                self._dirty.add(job.host)
+        if job.step is not Step.PLACE:
+            return
+        if job.host is None and job.not_before <= self._now:
+            self._enqueue(job, None)
+        overdue = job.created_at + self._policy.patience_s
+        for at in (job.not_before, *([overdue] if job.host is not None else [])):
+            if at > self._now:
+                heapq.heappush(self._alarms, (at, job.id))
+
+    # --- decisions ---
 
     def decide(self, now: float) -> Placement:
         """`now` is wall clock, as Job.not_before is. Changes nothing on the board: what was
         decided comes back as jobs with a reservation or a host."""
-        promised = [job.reservation for job in self._jobs.values() if job.reservation is not None]
-        self._last = place(self._jobs.values(), self._hosts.values(), promised, self.policy, now)
-        return self._last
+        self._undo()
+        self._pass_time(now)
+        for name in self._dirty:
+            self._start_on(self._ledgers[name], now)
+        self._dirty.clear()
+        given = self._assigner.assign(self._jobs, now)
+        starts = (self._ledgers[name].starts for name in sorted(self._starting))
+        return Placement(
+            assignments=tuple(given), stages=tuple(one for some in starts for one in some)
+        )
+
+    def _pass_time(self, now: float) -> None:
+        if now < self._now:  # the clock was set back: what was due may not be any more
+            self._now = now
+            for known in [*self._jobs.values()]:
+                self._take_off(known.id)
+                self._set_down(known)
+        self._now = now
+        while self._alarms and self._alarms[0][0] <= now:
+            job = self._jobs.get(heapq.heappop(self._alarms)[1])
+            if job is None or job.step is not Step.PLACE:
+                continue
+            if job.host in self._ledgers:
+                self._dirty.add(job.host or "")
+            elif job.host is None and job.not_before <= now and job.id not in self._queue:
+                self._enqueue(job, None)
+
+    def _start_on(self, ledger: Ledger, now: float) -> None:
+        name = ledger.host.name
+        for mover in ledger.movers:
+            self._queue.drop(mover)
+        start_all(ledger, now)
+        for mover in ledger.movers:
+            self._enqueue(self._jobs[mover], name)
+        (self._starting.add if ledger.starts else self._starting.discard)(name)
+        self._yard.put(ledger)
+        self._count(name, ledger)
+
+    def _count(self, name: str, ledger: Ledger | None) -> None:
+        """Keep `_held` in step: jobs by acquisition and kind, on each kind of host."""
+        bit, counted = self._counted.pop(name, (0, Counter()))
+        for share, count in counted.items():
+            self._held[share][bit] -= count
+        if ledger is not None:
+            held = Counter(share_key(job) for job in ledger.residents.values())
+            bit = self._yard.kind_of(name).bit
+            for share, count in held.items():
+                self._held[share][bit] += count
+            self._counted[name] = (bit, held)
+
+    # --- reasons, of the last decision; ask before anything is put ---
 
     def waiting(self) -> tuple[Waiting, ...]:
-        """Why each job that the last decision left out waits."""
-        return self._last.waiting if self._last is not None else ()
+        """Why each job that the last decision left out waits, by id. Costs jobs x hosts at worst:
+        for a few jobs of a large farm ask `why`."""
+        told: dict[int, Waiting] = {}
+        found = []
+        for job in sorted(self._jobs):
+            waiting = self._why(self._jobs[job], told)
+            if waiting is not None:
+                found.append(waiting)
+        return tuple(found)
+
+    def why(self, job: str) -> Waiting | None:
+        """Why the last decision left the job out; None: it did not, or the job does not wait."""
+        return self._why(self._jobs[job], {}) if job in self._jobs else None
+
+    def _why(self, job: Job, told: dict[int, Waiting]) -> Waiting | None:
+        if job.step is not Step.PLACE or job.state in SETTLED or job.id in self._assigner.coming:
+            return None
+        if job.not_before > self._now:
+            return backoff(job, self._now)
+        if job.id in self._queue:
+            return self._why_left(job, told)
+        own = self._ledgers.get(job.host or "")
+        if own is None:
+            return lost_host(job)
+        if any(one.job == job.id for one in own.starts):
+            return None
+        refusal = why_not(own, job)
+        return waiting(job, {own.host.name: refusal}) if refusal is not None else None
+
+    def _why_left(self, job: Job, told: dict[int, Waiting]) -> Waiting:
+        """All jobs of a group are left out for the same reasons."""
+        group = self._queue.group_of(job.id)
+        if id(group) in told:
+            return dataclasses.replace(told[id(group)], job=job.id)
+        own = {group.leaves: self._ledgers[group.leaves].movers[job.id]} if group.leaves else {}
+        refusals = {
+            name: self._assigner.refusal(group, ledger)
+            for name, ledger in sorted(self._ledgers.items())
+            if name not in own
+        }
+        if not self._ledgers:
+            return no_host(job)
+        if own and not self._assigner.others(group):
+            alone = waiting(job, own)
+            return dataclasses.replace(
+                alone, message=f"{alone.message}; no other host could take it now"
+            )
+        found = waiting(job, refusals)
+        lines = {name: f"{name}: {text}" for name, (_, text) in own.items()}
+        told[id(group)] = dataclasses.replace(found, per_host={**lines, **found.per_host})
+        return told[id(group)]

@@ -1,85 +1,165 @@
-"""What one host has left while a placement is being decided, and every reason for it to say no.
+"""What one host has left, and every reason for it to say no. Pure.
 
-Pure. `Ledger.free_mib` is the inequality of dispatcher.core.place.
+Memory of a device (and the host's RAM) fits when
+
+    min(free - promises not yet used, total - all promises - foreign use) - headroom >= need
+
+where a promise (Reservation) counts as used by what is seen of that attempt's own processes. A
+device of kind "cpu" is the host's RAM: what is promised on it counts once, as RAM.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
 
-from dispatcher.core.model import Job, JobKind, Reason, Reservation, Stage, Step
+from dispatcher.core.model import Job, Reason, Reservation, Stage, Step
+from dispatcher.core.need import Need
+from dispatcher.core.policy import Ahead, Policy, device_stage, seconds_of, stages_ahead
 from dispatcher.core.views import GpuView, HostView
 
-SLOT_OF: dict[Stage, str] = {
-    Stage.VALIDATION: "extract",
-    Stage.FRAME_EXTRACTION: "extract",
-    Stage.METADATA_EXTRACTION: "extract",
-    Stage.MANIFEST_GENERATION: "extract",
-    Stage.COLMAP_RECONSTRUCTION: "sfm",
-    Stage.TRAINING: "train",
-    Stage.PLY_EXPORT: "extract",
-    Stage.SPLAT_EXPORT: "extract",
-    Stage.STITCH: "stitch",
-}
-GPU_STAGES = frozenset({Stage.TRAINING, Stage.STITCH})
+Refusal = tuple[Reason, str]
 _GIB = float(1 << 30)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """First guesses and limits; MiB and seconds."""
-
-    need_reconstruct_mib: int = 6000
-    need_reconstruct_cpu_mib: int = 1500  # on a device of kind "cpu"
-    need_stitch_mib: int = 2000
-    prefetch: int = 1  # jobs a host may hold beyond one per GPU, so that its next one is ready
-    probe_stale_s: float = 120.0
-    leave_silent_s: float = 600.0  # a job that waits on a host silent for longer goes elsewhere
-    slots: dict[str, int] = field(  # where a host sets no max_parallel; train: one per GPU
-        default_factory=lambda: {"extract": 2, "sfm": 1, "stitch": 1}
-    )
-
-    def need_mib(self, job: Job, gpu: GpuView) -> int:
-        if job.need_mib is not None:
-            return job.need_mib
-        if job.kind is JobKind.STITCH:
-            return self.need_stitch_mib
-        return self.need_reconstruct_cpu_mib if gpu.kind == "cpu" else self.need_reconstruct_mib
-
-
 class Ledger:
-    """What one host has left while this decision is being made."""
+    """One host: what it shows, the jobs it has, what was promised of it."""
 
     def __init__(self, host: HostView, policy: Policy) -> None:
         self.host = host
         self.policy = policy
-        self.residents = 0
-        self.arriving_bytes = 0  # inputs on their way here, not yet on the disk
-        self.disk_promised = 0
-        self.slots_used: Counter[str] = Counter()
-        self.promises: dict[str, list[Reservation]] = defaultdict(list)
+        self.residents: dict[str, Job] = {}  # not settled, this is their host
+        self.coming: dict[str, Job] = {}  # given this host by the last decision
+        self.promises: dict[tuple[str, int], Reservation] = {}  # those of the last decision, too
+        self.starts: list[Reservation] = []  # the last decision's
+        self.movers: dict[str, Refusal] = {}  # residents that this host will not serve, and why
+        self.kept: dict[str, str] = {}  # GPU UUID, "RAM", "cores", "disk" -> job it is kept for
+
+    # --- jobs and promises ---
+
+    def adopt(self, job: Job) -> None:
+        self.residents[job.id] = job
+        if job.reservation is not None and job.reservation.host == self.host.name:
+            self.promise(job.reservation)
+
+    def release(self, job: Job) -> None:
+        self.residents.pop(job.id, None)
+        if job.reservation is not None:
+            self.promises.pop((job.id, job.reservation.attempt), None)
 
     def promise(self, reservation: Reservation) -> None:
-        self.slots_used[reservation.slot] += 1
-        self.disk_promised += reservation.disk_bytes
-        if reservation.gpu is not None:
-            self.promises[reservation.gpu].append(reservation)
+        self.promises[reservation.job, reservation.attempt] = reservation
 
-    def adopt(self, job: Job, *, arriving: bool = False) -> None:
-        self.residents += 1
-        if arriving or job.step is Step.TRANSFER:
-            self.arriving_bytes += self.bytes_missing(job)
+    def forget_decision(self) -> None:
+        """Take back what the last decision started here; what came of it is told as jobs."""
+        for one in self.starts:
+            resident = self.residents.get(one.job)
+            if resident is None or resident.reservation is None:
+                self.promises.pop((one.job, one.attempt), None)
+        self.starts = []
+        self.kept = {}
+
+    def _all(self) -> Iterator[Job]:
+        yield from self.residents.values()
+        yield from self.coming.values()
+
+    # --- the pipeline: how much is in it, how long it takes ---
 
     def bytes_missing(self, job: Job) -> int:
         return max(0, job.input_bytes - self.host.cached_bytes.get(job.id, 0))
 
+    def _on_the_wire(self) -> list[Job]:
+        travelling = [job for job in self.residents.values() if job.step is Step.TRANSFER]
+        return [*travelling, *self.coming.values()]
+
+    @property
+    def arriving_bytes(self) -> int:
+        return sum(self.bytes_missing(job) for job in self._on_the_wire())
+
     def limit(self, slot: str) -> int:
-        fallback = max(1, len(self.host.gpus)) if slot == "train" else self.policy.slots[slot]
-        return self.host.max_parallel.get(slot, fallback)
+        gpus = max(1, len(self.host.gpus))
+        return self.host.max_parallel.get(
+            slot, gpus if slot == "train" else self.policy.slots[slot]
+        )
+
+    def slots_used(self, slot: str) -> int:
+        return sum(one.slot == slot for one in self.promises.values())
+
+    def ahead(self, job: Job) -> Ahead:
+        return self.policy.ahead(job, self.host.gpus)
+
+    @property
+    def heading(self) -> list[Ahead]:
+        """What those residents still ask for that have their device stage before them."""
+        if not self.host.gpus:
+            return [self.ahead(job) for job in self._all() if job.step is not Step.COLLECT]
+        return [self.ahead(job) for job in self._all() if device_stage(job) is not None]
+
+    @property
+    def busy_rounds(self) -> int:
+        """How many jobs one after the other each device has before it."""
+        return len(self.heading) // max(1, len(self.host.gpus))
+
+    @property
+    def wait_s(self) -> float:
+        """Until a job that came now would find a device free: the device seconds of all that are
+        before it, or the longest line for one of the other slots."""
+        heading, gpus = self.heading, max(1, len(self.host.gpus))
+        if not heading:
+            return 0.0
+        turns = max(0, len(heading) - gpus + 1) / gpus
+        wait = seconds_of(one.device_s for one in heading) / len(heading) * turns
+        lines: dict[str, list[float]] = {}
+        for one in heading:
+            for slot, seconds in one.slots:
+                lines.setdefault(slot, []).append(seconds)
+        lines.pop("train", None)
+        others = (seconds_of(line) / max(1, self.limit(slot)) for slot, line in lines.items())
+        return max(wait, *others) if lines else wait
+
+    def room(self) -> Refusal | None:
+        """Why no further job may come, whatever it is."""
+        gpus = len(self.host.gpus)
+        wire = len(self._on_the_wire())
+        if wire > gpus:
+            return Reason.SLOT_BUSY, f"has {wire} jobs on the wire (limit {gpus + 1})"
+        heading = self.heading
+        if not gpus:
+            limit = self.limit("extract") + 1
+            if len(heading) < limit:
+                return None
+            return Reason.SLOT_BUSY, f"holds {len(heading)} jobs (limit {limit}: it has no GPU)"
+        ahead = self._prefetch(heading)
+        if len(heading) < gpus + ahead:
+            return None
+        return Reason.SLOT_BUSY, (
+            f"holds {len(heading)} jobs (limit {gpus + ahead}: {gpus} GPU + {ahead} prefetched)"
+        )
+
+    def _prefetch(self, heading: list[Ahead]) -> int:
+        """Jobs beyond one per GPU. A job takes `lead` seconds until it can train; so that no GPU
+        waits for it, the jobs before it must last as long (Little's law), which they cannot when
+        another slot than the GPU's is the bottleneck."""
+        known = [one for one in heading if one.learned and one.device_s > 0.0]
+        if not known:
+            return self.policy.prefetch
+        gpus, jobs = len(self.host.gpus), len(known)
+        device = seconds_of(one.device_s for one in known) / jobs
+        lead = seconds_of(one.lead_s for one in known) / jobs
+        rate = gpus / device
+        slots = {slot for one in known for slot, _ in one.slots} - {"train", "stitch"}
+        for slot in slots:
+            spent = seconds_of(s for one in known for name, s in one.slots if name == slot) / jobs
+            if spent > 0.0:
+                rate = min(rate, max(1, self.limit(slot)) / spent)
+        return max(self.policy.prefetch, int(rate * lead) + 1)
+
+    # --- what is left ---
 
     def free_mib(self, gpu: GpuView) -> int:
         """What may still be promised on this device, headroom taken off."""
+        if gpu.kind == "cpu" and self.host.ram_total_mib:
+            return self.free_ram_mib() - self.host.headroom_mib
         reserved, unused, own = self._use(gpu)
         by_device = gpu.free_mib - unused
         by_ledger = gpu.total_mib - reserved - gpu.foreign_mib - own
@@ -87,36 +167,66 @@ class Ledger:
 
     def _use(self, gpu: GpuView) -> tuple[int, int, int]:
         """MiB: promised or used under a promise; promised and not yet used; used without one."""
-        reserved = unused = 0
-        promised = set()
-        for reservation in self.promises[gpu.uuid]:
-            key = (reservation.job, reservation.attempt)
-            promised.add(key)
-            used = gpu.own_mib.get(key, 0)
-            reserved += max(reservation.mib, used)
-            unused += max(0, reservation.mib - used)
-        orphaned = sum(mib for key, mib in gpu.own_mib.items() if key not in promised)
-        return reserved, unused, orphaned
+        promised = {k: r.mib for k, r in self.promises.items() if r.gpu == gpu.uuid}
+        return _materialised(promised, gpu.own_mib)
 
-    def explain(self, gpu: GpuView, job: Job) -> str:
-        reserved, _, orphaned = self._use(gpu)
-        return (
-            f"{gpu.uuid} needs {self.policy.need_mib(job, gpu)} MiB, free {self.free_mib(gpu)} MiB "
-            f"({gpu.total_mib} total, {reserved} reserved, {gpu.foreign_mib + orphaned} foreign, "
-            f"{self.host.headroom_mib} headroom)"
-        )
+    def free_ram_mib(self) -> int:
+        """What may still be promised of the host's RAM."""
+        host = self.host
+        promised = {key: one.ram_mib for key, one in self.promises.items()}
+        reserved, unused, own = _materialised(promised, host.ram_own_mib)
+        seen = sum(host.ram_own_mib.values())
+        foreign = max(0, host.ram_total_mib - host.ram_free_mib - seen)
+        return min(host.ram_free_mib - unused, host.ram_total_mib - reserved - foreign - own)
+
+    def free_cores(self) -> float:
+        return self.host.cpu_cores - seconds_of(one.cpu_cores for one in self.promises.values())
+
+    def free_sessions(self, gpu: GpuView) -> int:
+        """Of the device's video decoder."""
+        used = sum(r.decode_sessions for r in self.promises.values() if r.gpu == gpu.uuid)
+        return gpu.max_decode_sessions - gpu.decode_sessions - used
+
+    def free_disk(self) -> int:
+        """Bytes, with the reserve taken off."""
+        promised = sum(one.disk_bytes for one in self.promises.values())
+        left = self.host.disk_free_bytes - promised - self.arriving_bytes
+        return left - self.host.disk_reserve_bytes
+
+    @property
+    def roomiest_mib(self) -> int:
+        usable = [gpu for gpu in self.host.gpus if self.usable(gpu)] or self.host.gpus
+        return max((self.free_mib(gpu) for gpu in usable), default=0)
+
+    # --- what it could ever hold ---
+
+    def usable(self, gpu: GpuView) -> bool:
+        return gpu.quarantine is None and gpu.probe_age_s <= self.policy.probe_stale_s
 
     def holds(self, gpu: GpuView, job: Job) -> bool:
         """Whether this device could hold the job if nothing else used it."""
         if gpu.quarantine is not None and gpu.quarantine.failed_test:
             return False
-        return gpu.total_mib - self.host.headroom_mib >= self.policy.need_mib(job, gpu)
+        need = self.policy.need(job, gpu, device_stage(job)).vram_mib
+        return gpu.total_mib - self.host.headroom_mib >= need
 
     def capable(self, job: Job) -> bool:
-        """Whether a device here could hold the job if nothing else used it."""
-        return any(self.holds(gpu, job) for gpu in self.host.gpus)
+        """Whether the host could hold the job if nothing else used it."""
+        return self.unfit(job) is None and self.small_ram(job) is None
 
-    def shut(self, *, assigning: bool) -> tuple[Reason, str] | None:
+    def ram_need(self, need: Need, gpu: GpuView | None) -> int:
+        """What a device of kind "cpu" is asked for is RAM, asked for once."""
+        on_ram = gpu is not None and gpu.kind == "cpu"
+        return max(need.ram_mib, need.vram_mib) if on_ram else need.ram_mib
+
+    def cores_need(self, need: Need, *, device: bool) -> float:
+        """A stage runs on fewer cores, too, only longer; one per device is left to its stages."""
+        most = self.host.cpu_cores
+        return min(need.cpu_cores, float(most if device else max(1, most - len(self.host.gpus))))
+
+    # --- reasons ---
+
+    def shut(self, *, assigning: bool) -> Refusal | None:
         """Why nothing can start here now, whatever the job."""
         host = self.host
         if not host.reachable:
@@ -135,53 +245,137 @@ class Ledger:
         if not host.ready:
             return Reason.HOST_NOT_READY, host.not_ready_message or "lacks what the stages need"
         if host.probe_age_s > self.policy.probe_stale_s:
-            return Reason.PROBE_STALE, (
-                f"was last probed {host.probe_age_s:.0f} s ago "
-                f"(limit {self.policy.probe_stale_s:.0f} s)"
-            )
+            return Reason.PROBE_STALE, self._stale(host.probe_age_s)
         return None
 
-    def unfit(self, job: Job) -> tuple[Reason, str] | None:
+    def _stale(self, age_s: float) -> str:
+        return f"was last probed {age_s:.0f} s ago (limit {self.policy.probe_stale_s:.0f} s)"
+
+    def unfit(self, job: Job) -> Refusal | None:
         """Why no device here can ever hold the job."""
-        if self.capable(job):
+        stage = device_stage(job)
+        if stage is None or any(self.holds(gpu, job) for gpu in self.host.gpus):
             return None
         if not self.host.gpus:
-            return Reason.NO_GPU_FITS, "reports no device to train on"
+            why = f": {self.host.gpu_error}" if self.host.gpu_error else ""
+            return Reason.NO_GPU_FITS, f"reports no device to train on{why}"
         sizes = "; ".join(
-            f"{gpu.uuid} needs {self.policy.need_mib(job, gpu)} MiB, has {gpu.total_mib} total"
+            f"{gpu.uuid} needs {self.policy.need(job, gpu, stage).vram_mib} MiB, "
+            f"has {gpu.total_mib} total"
             if gpu.quarantine is None
             else f"{gpu.uuid} is {gpu.quarantine.line}"
             for gpu in self.host.gpus
         )
         return Reason.NO_GPU_FITS, f"{sizes} ({self.host.headroom_mib} headroom)"
 
-    def suspect(self, job: Job) -> tuple[Reason, str] | None:
-        """Why no device that could hold the job may be used before a self-test."""
-        if any(gpu.quarantine is None and self.holds(gpu, job) for gpu in self.host.gpus):
+    def suspect(self, job: Job) -> Refusal | None:
+        """Why no device that could hold the job may be used before a self-test, or a new probe."""
+        if device_stage(job) is None:
+            return None
+        holding = [gpu for gpu in self.host.gpus if self.holds(gpu, job)]
+        if any(self.usable(gpu) for gpu in holding):
             return None
         lines = [f"{g.uuid} is {g.quarantine.line}" for g in self.host.gpus if g.quarantine]
-        return Reason.GPU_QUARANTINED, "; ".join(lines)
+        old = [f"{g.uuid} {self._stale(g.probe_age_s)}" for g in holding if not g.quarantine]
+        reason = Reason.PROBE_STALE if old else Reason.GPU_QUARANTINED
+        return reason, "; ".join([*old, *lines])
 
-    def full_disk(self, need: int) -> tuple[Reason, str] | None:
-        left = self.host.disk_free_bytes - self.disk_promised - self.arriving_bytes
-        if left >= need + self.host.disk_reserve_bytes:
+    def small_ram(self, job: Job, *, only_next: bool = False) -> Refusal | None:
+        """Why the host's RAM can never hold a stage ahead of the job."""
+        total = self.host.ram_total_mib
+        for stage in stages_ahead(job)[: 1 if only_next else None] if total else ():
+            need = self.least_ram(job, stage)
+            if need > total:
+                return Reason.RAM_TOO_SMALL, f"{stage} needs {need} MiB of RAM, has {total} total"
+        return None
+
+    def least_ram(self, job: Job, stage: Stage) -> int:
+        """MiB that `stage` takes on the device where it takes the least."""
+        on = self.host.gpus if stage is device_stage(job) else ()
+        needs = [self.ram_need(self.policy.need(job, gpu, stage), gpu) for gpu in on]
+        return min(needs) if needs else self.policy.need(job, None, stage).ram_mib
+
+    def full_disk(self, need: int) -> Refusal | None:
+        free = self.free_disk()
+        if free >= need:
             return None
+        reserve = self.host.disk_reserve_bytes
         return Reason.DISK_LOW, (
-            f"needs {need / _GIB:.2f} GiB and {self.host.disk_reserve_bytes / _GIB:.2f} GiB in "
-            f"reserve, has {left / _GIB:.2f} GiB of disk left"
+            f"needs {need / _GIB:.2f} GiB and {reserve / _GIB:.2f} GiB in reserve, has "
+            f"{(free + reserve) / _GIB:.2f} GiB of disk left"
         )
 
-    def refuse(self, job: Job) -> tuple[Reason, str] | None:
-        """Why the job cannot be assigned here now; None: it can."""
-        if refusal := self.shut(assigning=True) or self.unfit(job) or self.suspect(job):
-            return refusal
-        if refusal := self.full_disk(self.bytes_missing(job)):
-            return refusal
-        gpus = len(self.host.gpus)
-        limit = max(1, gpus) + self.policy.prefetch
-        if self.residents >= limit:
-            return Reason.SLOT_BUSY, (
-                f"holds {self.residents} jobs (limit {limit}: {gpus} GPU + "
-                f"{self.policy.prefetch} prefetched)"
-            )
-        return None
+    def low_ram(self, need: int) -> Refusal | None:
+        if not self.host.ram_total_mib or not need or self.free_ram_mib() >= need:
+            return None
+        promised = sum(one.ram_mib for one in self.promises.values())
+        return Reason.RAM_LOW, (
+            f"needs {need} MiB of RAM, free {self.free_ram_mib()} MiB "
+            f"({self.host.ram_total_mib} total, {self.host.ram_free_mib} seen free, "
+            f"{promised} promised{self._whose('ram_mib')})"
+        )
+
+    def busy_cores(self, need: float, *, device: bool) -> Refusal | None:
+        """A stage without a device leaves a core to each device that has nothing to do."""
+        total, free = self.host.cpu_cores, self.free_cores()
+        if not total or free >= need + (0 if device else self._idle_devices()):
+            return None
+        if not device and free >= need and free == total:
+            return None  # the one stage that runs at all
+        kept = "" if free < need else f", {self._idle_devices()} kept for idle GPUs"
+        return Reason.CPU_BUSY, f"needs {need:g} cores, free {free:g} of {total}{kept}"
+
+    def _idle_devices(self) -> int:
+        working = {one.gpu for one in self.promises.values() if one.mib}
+        return sum(gpu.uuid not in working for gpu in self.host.gpus)
+
+    def busy_decoder(self, gpu: GpuView, need: int) -> Refusal | None:
+        if not gpu.max_decode_sessions or self.free_sessions(gpu) >= need:
+            return None
+        return Reason.DECODER_BUSY, (
+            f"{gpu.uuid} needs {need} decode sessions, free {self.free_sessions(gpu)} of "
+            f"{gpu.max_decode_sessions} ({gpu.decode_sessions} not ours)"
+        )
+
+    def explain(self, gpu: GpuView, job: Job) -> str:
+        """Why the device's memory does not hold the job now, and whose memory it is."""
+        need, free = self.policy.need(job, gpu).vram_mib, self.free_mib(gpu)
+        if gpu.kind == "cpu" and self.host.ram_total_mib:
+            return (self.low_ram(need + self.host.headroom_mib) or (None, ""))[1]
+        reserved, _, orphaned = self._use(gpu)
+        holders = "".join(f", {mib} held by {whose}" for whose, mib in gpu.holders)
+        return (
+            f"{gpu.uuid} needs {need} MiB, free {free} MiB ({gpu.total_mib} total, "
+            f"{reserved} reserved{self._whose('mib', gpu.uuid)}, "
+            f"{gpu.foreign_mib + orphaned} foreign{holders}, {self.host.headroom_mib} headroom)"
+        )
+
+    def _whose(self, what: str, gpu: str | None = None) -> str:
+        jobs = sorted(
+            one.job
+            for one in self.promises.values()
+            if getattr(one, what) and (gpu is None or one.gpu == gpu)
+        )
+        return f" by {', '.join(jobs[:4])}{' ...' if len(jobs) > 4 else ''}" if jobs else ""
+
+    def refuse(self, job: Job, missing: int | None = None) -> Refusal | None:
+        """Why the job cannot be given this host now; None: it can. `missing`: bytes to bring."""
+        need = self.bytes_missing(job) if missing is None else missing
+        return (
+            self.shut(assigning=True)
+            or self.unfit(job)
+            or self.suspect(job)
+            or self.small_ram(job)
+            or self.full_disk(need)
+            or self.room()
+        )
+
+
+def _materialised(
+    promised: dict[tuple[str, int], int], seen: dict[tuple[str, int], int]
+) -> tuple[int, int, int]:
+    """MiB: promised or used under a promise; promised and not yet used; used without one."""
+    uses = Counter({key: seen.get(key, 0) for key in promised})
+    reserved = sum(max(mib, uses[key]) for key, mib in promised.items())
+    unused = sum(max(0, mib - uses[key]) for key, mib in promised.items())
+    return reserved, unused, sum(mib for key, mib in seen.items() if key not in promised)

@@ -35,8 +35,7 @@ class Remedy:
 
 def starts_now(snapshot: Snapshot, job: str) -> bool:
     """Whether the next decision on this snapshot places the job."""
-    promised = [one.reservation for one in snapshot.jobs if one.reservation is not None]
-    decided = place(snapshot.jobs, snapshot.hosts, promised, snapshot.policy, snapshot.now)
+    decided = place(snapshot.jobs, snapshot.hosts, snapshot.policy, snapshot.now)
     return any(name == job for name, _ in decided.assignments) or any(
         promise.job == job for promise in decided.stages
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from dispatcher.core.model import Reason
 
@@ -60,3 +61,19 @@ class HostView:
     disk_reserve_bytes: int = 0
     probe_age_s: float = 0.0
     cached_bytes: dict[str, int] = field(default_factory=dict)  # job -> input bytes already there
+
+
+def released(host: HostView, ended: Collection[tuple[str, int]]) -> HostView:
+    """The host without the memory that these attempts (job, attempt) were last seen to use: they
+    have ended since."""
+
+    def without(own: dict[tuple[str, int], int]) -> tuple[int, dict[tuple[str, int], int]]:
+        left = {key: mib for key, mib in own.items() if key not in ended}
+        return sum(own.values()) - sum(left.values()), left
+
+    gpus = []
+    for gpu in host.gpus:
+        freed, own = without(gpu.own_mib)
+        gpus.append(replace(gpu, free_mib=gpu.free_mib + freed, own_mib=own) if freed else gpu)
+    freed, own = without(host.ram_own_mib)
+    return replace(host, gpus=tuple(gpus), ram_free_mib=host.ram_free_mib + freed, ram_own_mib=own)

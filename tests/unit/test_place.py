@@ -148,7 +148,7 @@ def test_no_device_slot_or_disk_is_promised_more_than_it_has(
 ) -> None:
     jobs, hosts = farm
     before = promises(jobs)
-    decision = place(jobs, hosts, before, POLICY, NOW)
+    decision = place(jobs, hosts, POLICY, NOW)
     for view in hosts:
         fresh = [r for r in decision.stages if r.host == view.name]
         old = [r for r in before if r.host == view.name]
@@ -190,18 +190,18 @@ def test_one_snapshot_one_decision(
     farm: tuple[list[Job], list[HostView]], chance: random.Random
 ) -> None:
     jobs, hosts = farm
-    decision = place(jobs, hosts, promises(jobs), POLICY, NOW)
+    decision = place(jobs, hosts, POLICY, NOW)
     shuffled, turned, kept = list(jobs), list(hosts), promises(jobs)
     for items in (shuffled, turned, kept):
         chance.shuffle(items)
-    assert place(shuffled, turned, kept, POLICY, NOW) == decision
+    assert place(shuffled, turned, POLICY, NOW) == decision
 
 
 @given(farms())
 @settings(max_examples=80, deadline=None)
 def test_every_job_is_placed_or_told_why_not(farm: tuple[list[Job], list[HostView]]) -> None:
     jobs, hosts = farm
-    decision = place(jobs, hosts, promises(jobs), POLICY, NOW)
+    decision = place(jobs, hosts, POLICY, NOW)
     placed = [j for j, _ in decision.assignments] + [r.job for r in decision.stages]
     told = [w.job for w in decision.waiting]
     expected = sorted(j.id for j in jobs if j.step is Step.PLACE)
@@ -225,13 +225,16 @@ def test_every_job_is_placed_or_told_why_not(farm: tuple[list[Job], list[HostVie
 
 
 def only_waiting(jobs: list[Job], hosts: list[HostView]) -> m.Waiting:
-    decision = place(jobs, hosts, promises(jobs), POLICY, NOW)
+    decision = place(jobs, hosts, POLICY, NOW)
     (waiting,) = decision.waiting
     return waiting
 
 
 def test_the_reason_carries_the_numbers_of_the_device() -> None:
-    thief = host("gpu-a", gpu(free_mib=5200, foreign_mib=2800))
+    thief = host(
+        "gpu-a",
+        gpu(free_mib=5200, foreign_mib=2800, holders=(("pid 8841 (not ours)", 2800),)),
+    )
     jobs = [running("other", Stage.TRAINING, 3000, "GPU-1"), at("j", Stage.TRAINING)]
     waiting = only_waiting(
         jobs, [dataclasses.replace(thief, max_parallel={"train": 2}, headroom_mib=100)]
@@ -239,7 +242,8 @@ def test_the_reason_carries_the_numbers_of_the_device() -> None:
     assert waiting.reason is Reason.GPU_BUSY
     assert waiting.per_host["gpu-a"] == (
         "gpu-a: GPU-1 needs 6000 MiB, free 2100 MiB "
-        "(11000 total, 3000 reserved, 2800 foreign, 100 headroom)"
+        "(11000 total, 3000 reserved by other, 2800 foreign, 2800 held by pid 8841 (not ours), "
+        "100 headroom)"
     )
 
 
@@ -247,7 +251,7 @@ def test_memory_an_attempt_uses_is_not_counted_twice() -> None:
     half = running("other", Stage.TRAINING, 6000, "GPU-1")
     seen = gpu(total=13000, free_mib=7500, own_mib={("other", 1): 5500})
     view = host("gpu-a", seen, max_parallel={"train": 2})
-    decision = place([half, at("j", Stage.TRAINING)], [view], promises([half]), POLICY, NOW)
+    decision = place([half, at("j", Stage.TRAINING)], [view], POLICY, NOW)
     assert [(r.job, r.mib, r.gpu) for r in decision.stages] == [("j", 6000, "GPU-1")]
 
 
@@ -259,7 +263,7 @@ def test_memory_of_an_attempt_nobody_knows_is_foreign() -> None:
 def test_two_gpus_train_two_jobs_one_on_each() -> None:
     view = host("gpu-a", gpu("GPU-1", 24000), gpu("GPU-2", 24000))
     jobs = [at("a", Stage.TRAINING), at("b", Stage.TRAINING), at("c", Stage.TRAINING)]
-    decision = place(jobs, [view], [], POLICY, NOW)
+    decision = place(jobs, [view], POLICY, NOW)
     assert [(r.job, r.gpu, r.attempt) for r in decision.stages] == [
         ("a", "GPU-1", 1),
         ("b", "GPU-2", 1),
@@ -269,46 +273,50 @@ def test_two_gpus_train_two_jobs_one_on_each() -> None:
 
 def test_memory_is_promised_only_to_stages_that_use_it() -> None:
     full = host("gpu-a", gpu(free_mib=0, foreign_mib=11000))
-    decision = place([at("j", Stage.COLMAP_RECONSTRUCTION)], [full], [], POLICY, NOW)
+    decision = place([at("j", Stage.COLMAP_RECONSTRUCTION)], [full], POLICY, NOW)
     assert [(r.slot, r.gpu, r.mib) for r in decision.stages] == [("sfm", None, 0)]
 
 
 def test_a_cpu_host_needs_less() -> None:
     view = host("gpu-a", gpu("CPU-1", 4000, kind="cpu"))
-    decision = place([at("j", Stage.TRAINING)], [view], [], POLICY, NOW)
+    decision = place([at("j", Stage.TRAINING)], [view], POLICY, NOW)
     assert [(r.gpu, r.mib) for r in decision.stages] == [("CPU-1", 1500)]
 
 
 def test_new_jobs_go_where_most_memory_is_free_net_of_promises() -> None:
     hosts = [host("gpu-a", gpu("GPU-1", 24000)), host("gpu-b", gpu("GPU-2", 12000))]
     training = running("other", Stage.TRAINING, 14000, "GPU-1")
-    decision = place([training, job("j")], hosts, promises([training]), POLICY, NOW)
+    decision = place([training, job("j")], hosts, POLICY, NOW)
     assert decision.assignments == (("j", "gpu-b"),)
 
 
 def test_an_idle_device_comes_before_the_one_with_more_memory() -> None:
     farm = [host("big", gpu("GPU-1", total=24000)), host("small", gpu("GPU-2", total=12000))]
-    decision = place([job("a"), job("b"), job("c")], farm, [], Policy(), 0.0)
+    decision = place([job("a"), job("b"), job("c")], farm, Policy(), 0.0)
     assert dict(decision.assignments) == {"a": "big", "b": "small", "c": "big"}
 
 
-def test_a_host_takes_one_job_more_than_it_has_gpus() -> None:
-    decision = place([job(f"j{n}") for n in range(4)], [host()], [], POLICY, NOW)
+def test_one_job_trains_one_is_prepared_and_one_is_on_the_wire() -> None:
+    decision = place([job(f"j{n}") for n in range(4)], [host()], POLICY, NOW)
     assert [name for name, _ in decision.assignments] == ["j0", "j1"]
     assert [w.reason for w in decision.waiting] == [Reason.SLOT_BUSY] * 2
-    assert "holds 2 jobs (limit 2: 1 GPU + 1 prefetched)" in decision.waiting[0].message
+    assert "has 2 jobs on the wire (limit 2)" in decision.waiting[0].message
+    there = [running("j0", Stage.VALIDATION), at("j1", Stage.VALIDATION, attempt=1)]
+    decision = place([*there, job("j2"), job("j3")], [host()], POLICY, NOW)
+    assert decision.assignments == (("j2", "gpu-a"),)
+    (told,) = [w for w in decision.waiting if w.job == "j3"]
+    assert "holds 3 jobs (limit 3: 1 GPU + 2 prefetched)" in told.message
 
 
 def test_a_host_that_failed_a_job_is_the_last_resort() -> None:
     jobs = [job("j", avoid_hosts=("gpu-a",))]
     both = [host("gpu-a", gpu("GPU-1", 48000)), host("gpu-b", gpu("GPU-2", 8000))]
-    assert place(jobs, both, [], POLICY, NOW).assignments == (("j", "gpu-b"),)
-    busy = [running("x", Stage.VALIDATION), running("y", Stage.VALIDATION)]
-    busy = [dataclasses.replace(j, host="gpu-b") for j in busy]
-    (waiting,) = place([*jobs, *busy], both, [], POLICY, NOW).waiting
+    assert place(jobs, both, POLICY, NOW).assignments == (("j", "gpu-b"),)
+    busy = [at(name, Stage.VALIDATION, "gpu-b", step=Step.RUN) for name in "xyz"]
+    (waiting,) = place([*jobs, *busy], both, POLICY, NOW).waiting
     assert "failed this job before" in waiting.per_host["gpu-a"]
     gone = [both[0], dataclasses.replace(both[1], reachable=False)]
-    assert place(jobs, gone, [], POLICY, NOW).assignments == (("j", "gpu-a"),)
+    assert place(jobs, gone, POLICY, NOW).assignments == (("j", "gpu-a"),)
 
 
 def test_a_job_stays_with_a_silent_host_but_not_with_a_device_too_small_for_it() -> None:
@@ -319,7 +327,7 @@ def test_a_job_stays_with_a_silent_host_but_not_with_a_device_too_small_for_it()
     waiting = only_waiting([at("j", Stage.TRAINING)], silent)
     assert (waiting.reason, waiting.message) == (Reason.HOST_UNREACHABLE, "gpu-a: no route")
     grown = at("j", Stage.TRAINING, need_mib=9000)
-    assert place([grown], hosts, [], POLICY, NOW).assignments == (("j", "gpu-b"),)
+    assert place([grown], hosts, POLICY, NOW).assignments == (("j", "gpu-b"),)
     waiting = only_waiting([grown], hosts[:1])
     assert waiting.reason is Reason.NO_GPU_FITS
     assert "GPU-1 needs 9000 MiB, has 8000 total" in waiting.message
@@ -327,7 +335,7 @@ def test_a_job_stays_with_a_silent_host_but_not_with_a_device_too_small_for_it()
 
 def test_one_wide_job_does_not_block_the_ones_behind_it() -> None:
     wide = job("wide", priority=9, need_mib=20000)
-    decision = place([wide, job("small")], [host()], [], POLICY, NOW)
+    decision = place([wide, job("small")], [host()], POLICY, NOW)
     assert decision.assignments == (("small", "gpu-a"),)
     assert [(w.job, w.reason) for w in decision.waiting] == [("wide", Reason.NO_GPU_FITS)]
 
@@ -338,7 +346,7 @@ def test_order_is_priority_then_fair_share_then_age() -> None:
         job("w1", created_at=4.0, acquisition="wreck"), job("d4", created_at=5.0, priority=1),
     ]  # fmt: skip
     hosts = [host("gpu-a", *(gpu(f"GPU-{n}") for n in range(5)))]
-    order = [name for name, _ in place(jobs, hosts, [], POLICY, NOW).assignments]
+    order = [name for name, _ in place(jobs, hosts, POLICY, NOW).assignments]
     assert order == ["d4", "w1", "d1", "d2", "d3"]
 
 
@@ -369,7 +377,7 @@ def test_the_nearest_host_gives_the_reason_and_all_are_listed() -> None:
 
 
 def test_a_cordoned_host_finishes_what_it_has() -> None:
-    decision = place([at("j", Stage.TRAINING)], [host(cordoned=True)], [], POLICY, NOW)
+    decision = place([at("j", Stage.TRAINING)], [host(cordoned=True)], POLICY, NOW)
     assert [r.job for r in decision.stages] == ["j"]
 
 
@@ -379,7 +387,7 @@ def test_bytes_on_their_way_count_against_the_disk() -> None:
     jobs = [coming, job("j", input_bytes=5 * GIB)]
     assert only_waiting(jobs, [view]).reason is Reason.DISK_LOW
     arrived = dataclasses.replace(view, cached_bytes={"c": 6 * GIB})
-    assert place(jobs, [arrived], [], POLICY, NOW).assignments == (("j", "gpu-a"),)
+    assert place(jobs, [arrived], POLICY, NOW).assignments == (("j", "gpu-a"),)
 
 
 def test_an_empty_inventory_and_a_lost_host_are_told() -> None:
@@ -392,7 +400,7 @@ def test_an_empty_inventory_and_a_lost_host_are_told() -> None:
 
 
 def moves(jobs: list[Job], hosts: list[HostView]) -> tuple[tuple[str, str], ...]:
-    decision = place(jobs, hosts, promises(jobs), POLICY, NOW)
+    decision = place(jobs, hosts, POLICY, NOW)
     assert not decision.stages
     return decision.assignments
 
@@ -415,7 +423,7 @@ def test_a_job_waits_on_a_draining_host_for_a_busy_one() -> None:
     drained = host("gpu-a", cordoned=True, draining=True)
     full = [job(f"full-{n}", host="gpu-b", state=JobState.CLAIMED, step=Step.TRANSFER)
             for n in range(2)]  # fmt: skip
-    decision = place([at("j", Stage.TRAINING), *full], [drained, host("gpu-b")], [], POLICY, NOW)
+    decision = place([at("j", Stage.TRAINING), *full], [drained, host("gpu-b")], POLICY, NOW)
     (waiting,) = decision.waiting
     assert waiting.reason is Reason.SLOT_BUSY and set(waiting.per_host) == {"gpu-a", "gpu-b"}
 
@@ -431,12 +439,12 @@ def test_a_suspect_host_keeps_its_jobs_waiting_and_an_unfit_one_loses_them() -> 
 
 def test_a_suspect_gpu_is_left_out_and_its_neighbour_is_used() -> None:
     devices = (gpu("GPU-1", quarantine=SUSPECT), gpu("GPU-2", total=9000))
-    decision = place([at("j", Stage.TRAINING)], [host("gpu-a", *devices)], [], POLICY, NOW)
+    decision = place([at("j", Stage.TRAINING)], [host("gpu-a", *devices)], POLICY, NOW)
     assert [r.gpu for r in decision.stages] == ["GPU-2"]
     only = host("gpu-a", gpu(quarantine=SUSPECT))
     waiting = only_waiting([at("j", Stage.TRAINING)], [only])
     assert waiting.reason is Reason.GPU_QUARANTINED and "GPU-1 is quarantined" in waiting.message
-    extracting = place([at("j", Stage.FRAME_EXTRACTION)], [only], [], POLICY, NOW)
+    extracting = place([at("j", Stage.FRAME_EXTRACTION)], [only], POLICY, NOW)
     assert [r.job for r in extracting.stages] == ["j"], "its host still extracts"
 
 

@@ -1,0 +1,223 @@
+"""Which of the stages that wait on one host start there now. Pure; touches nothing but its ledger.
+
+Priority, then what has the smallest share of the host's running stages (acquisition and kind, so
+that neither stitches nor segments starve), then age. What does not fit never blocks what does, but
+for one case: a job older than the policy's patience comes before younger ones, and keeps what it
+lacks for itself when the end of our own stages will give it enough. Otherwise small stages could
+take turns for ever on the only device that holds a large one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+from dispatcher.core.ledger import Ledger, Refusal
+from dispatcher.core.model import Job, Reason, Reservation, Step
+from dispatcher.core.need import GPU_STAGES, Need
+from dispatcher.core.policy import SLOT_OF
+from dispatcher.core.views import GpuView, released
+
+# What ends with our own stages, and under which name it is kept for a job; a GPU: its UUID.
+_KEPT = {Reason.RAM_LOW: "RAM", Reason.CPU_BUSY: "cores", Reason.DISK_LOW: "disk"}
+
+
+def start_all(ledger: Ledger, now: float) -> None:
+    """Decide afresh: fills the ledger's `starts`, `movers` and `kept`, promises what starts."""
+    ledger.forget_decision()
+    ledger.movers = {}
+    waits = [j for j in ledger.residents.values() if j.step is Step.PLACE and j.not_before <= now]
+    running = Counter(share_key(j) for j in ledger.residents.values() if j.reservation is not None)
+    for job in _in_order(waits, running, ledger.policy.patience_s, now):
+        outcome = _try(ledger, job)
+        if isinstance(outcome, Reservation):
+            ledger.promise(outcome)
+            ledger.starts.append(outcome)
+            running[share_key(job)] += 1
+        elif _must_move(ledger, outcome):
+            ledger.movers[job.id] = outcome
+        elif now - job.created_at > ledger.policy.patience_s:
+            _keep(ledger, job, outcome[0])
+
+
+def why_not(ledger: Ledger, job: Job) -> Refusal | None:
+    """Why the job's next stage did not start in the last decision."""
+    outcome = _try(ledger, job)
+    return None if isinstance(outcome, Reservation) else outcome
+
+
+def share_key(job: Job) -> tuple[str, str]:
+    return job.acquisition, job.kind.value
+
+
+def _in_order(
+    jobs: Iterable[Job], share: Counter[tuple[str, str]], patience_s: float, now: float
+) -> Iterator[Job]:
+    """The caller raises `share` for what it started. Those past the patience come by age alone."""
+    levels: dict[tuple[int, bool], dict[tuple[str, str], list[Job]]] = {}
+    for job in sorted(jobs, key=lambda j: (j.created_at, j.id), reverse=True):
+        overdue = now - job.created_at > patience_s
+        queues = levels.setdefault((job.priority, overdue), defaultdict(list))
+        queues[("", "") if overdue else share_key(job)].append(job)
+    for level in sorted(levels, reverse=True):
+        queues = levels[level]
+        while queues:
+            key = min(queues, key=lambda k: (share[k], queues[k][-1].created_at, queues[k][-1].id))
+            yield queues[key].pop()
+            if not queues[key]:
+                del queues[key]
+
+
+def _try(ledger: Ledger, job: Job) -> Reservation | Refusal:
+    on_device = job.stage in GPU_STAGES
+    slot = SLOT_OF[job.stage]
+    refusal = ledger.shut(assigning=False)
+    if refusal is None and on_device:
+        refusal = ledger.unfit(job) or ledger.suspect(job)
+    refusal = refusal or ledger.small_ram(job, only_next=True)
+    if refusal is None and ledger.slots_used(slot) >= ledger.limit(slot):
+        refusal = (
+            Reason.SLOT_BUSY,
+            f"runs {ledger.slots_used(slot)} of {ledger.limit(slot)} {slot} stages",
+        )
+    if refusal is not None:
+        return refusal
+    return _on_device(ledger, job, slot) if on_device else _on_host(ledger, job, slot)
+
+
+def _on_host(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
+    """A stage without a device; what it decodes takes sessions of one all the same."""
+    need = ledger.policy.need(job, None)
+    refusal = _short(ledger, job, need, None)
+    if refusal is not None:
+        return refusal
+    decoders = [g for g in ledger.host.gpus if need.decode_sessions and g.max_decode_sessions]
+    if not decoders:
+        return _reservation(ledger, job, slot, need, None, sessions=0)
+    able = [g for g in decoders if ledger.busy_decoder(g, need.decode_sessions) is None]
+    free = [g for g in able if ledger.usable(g)]
+    if not free:
+        said = [ledger.busy_decoder(g, need.decode_sessions) for g in decoders if g not in able]
+        return Reason.DECODER_BUSY, "; ".join(one[1] for one in said if one) or "no GPU answers"
+    gpu = max(free, key=lambda g: (ledger.free_sessions(g), g.uuid))
+    return _reservation(ledger, job, slot, need, gpu, sessions=need.decode_sessions)
+
+
+def _on_device(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
+    policy = ledger.policy
+    fitting: list[tuple[GpuView, Need]] = []
+    refused: dict[str, Refusal] = {}
+    for gpu in ledger.host.gpus:
+        if not ledger.usable(gpu):
+            continue
+        need = policy.need(job, gpu)
+        holder = ledger.kept.get(gpu.uuid)
+        if ledger.free_mib(gpu) < need.vram_mib:
+            refused[gpu.uuid] = Reason.GPU_BUSY, ledger.explain(gpu, job)
+        elif holder is not None and holder != job.id:
+            refused[gpu.uuid] = _kept(gpu.uuid, holder)
+        elif short := _short(ledger, job, need, gpu):
+            refused[gpu.uuid] = short
+        else:
+            fitting.append((gpu, need))
+    if fitting:
+        gpu, need = min(fitting, key=lambda one: _preference(ledger, *one))
+        return _reservation(ledger, job, slot, need, gpu, sessions=need.decode_sessions)
+    # Nearest to starting: memory is there and something else is missing.
+    reason = next((r for r, _ in refused.values() if r is not Reason.GPU_BUSY), Reason.GPU_BUSY)
+    return reason, "; ".join(text for one, text in refused.values() if one is reason)
+
+
+def _preference(ledger: Ledger, gpu: GpuView, need: Need) -> tuple[float, int, str]:
+    free = ledger.free_mib(gpu)
+    match ledger.policy.order:
+        case "earliest_finish":
+            return need.seconds.likely, -free, gpu.uuid
+        case "most_free":
+            return 0.0, -free, gpu.uuid
+        case "best_fit":
+            return 0.0, free, gpu.uuid
+
+
+def _short(ledger: Ledger, job: Job, need: Need, gpu: GpuView | None) -> Refusal | None:
+    """Which of disk, RAM, cores and decoder is short for the stage, or kept for another job."""
+    ram, cores = ledger.ram_need(need, gpu), ledger.cores_need(need, device=gpu is not None)
+    if need.disk_bytes and (refusal := ledger.full_disk(need.disk_bytes)):
+        return refusal
+    if refusal := ledger.low_ram(ram):
+        return refusal
+    if refusal := ledger.busy_cores(cores, device=gpu is not None):
+        return refusal
+    sessions = need.decode_sessions
+    if gpu is not None and sessions and (refusal := ledger.busy_decoder(gpu, sessions)):
+        return refusal
+    for what, asked in (("disk", need.disk_bytes), ("RAM", ram), ("cores", cores)):
+        holder = ledger.kept.get(what)
+        # A stage on a device needs few cores and is what a GPU waits for.
+        if asked and holder not in (None, job.id) and not (what == "cores" and gpu is not None):
+            return _kept(what, holder or "")
+    return None
+
+
+def _kept(what: str, holder: str) -> Refusal:
+    return Reason.SLOT_BUSY, f"{what} is kept for {holder}, which has waited for long"
+
+
+def _reservation(
+    ledger: Ledger, job: Job, slot: str, need: Need, gpu: GpuView | None, *, sessions: int
+) -> Reservation:
+    on_device = job.stage in GPU_STAGES
+    known_cores, known_ram = ledger.host.cpu_cores > 0, ledger.host.ram_total_mib > 0
+    return Reservation(
+        job=job.id,
+        attempt=job.attempt + 1,
+        host=ledger.host.name,
+        slot=slot,
+        gpu=gpu.uuid if gpu is not None else None,
+        mib=need.vram_mib if on_device else 0,
+        disk_bytes=need.disk_bytes,
+        cpu_cores=ledger.cores_need(need, device=on_device) if known_cores else 0.0,
+        ram_mib=ledger.ram_need(need, gpu) if known_ram else 0,
+        decode_sessions=sessions if gpu is not None and gpu.max_decode_sessions else 0,
+    )
+
+
+def _must_move(ledger: Ledger, refusal: Refusal) -> bool:
+    """A host that shows no device at all may only fail to read it, unless its jobs are meant to
+    go on elsewhere."""
+    host, policy = ledger.host, ledger.policy
+    if not host.reachable:
+        return host.silent_s > policy.leave_silent_s
+    if host.draining or (host.quarantine is not None and host.quarantine.failed_test):
+        return True
+    if refusal[0] is Reason.RAM_TOO_SMALL:
+        return True
+    return refusal[0] is Reason.NO_GPU_FITS and (bool(host.gpus) or policy.handoff)
+
+
+def _keep(ledger: Ledger, job: Job, reason: Reason) -> None:
+    """Keep what the job lacks, if our own stages are what has it."""
+    if reason is Reason.GPU_BUSY:
+        devices = [g for g in ledger.host.gpus if _after_ours(ledger, g, job)]
+        if devices:
+            nearest = max(devices, key=lambda g: (ledger.free_mib(g), g.uuid))
+            ledger.kept.setdefault(nearest.uuid, job.id)
+    elif reason in _KEPT and _would_fit_alone(ledger, job):
+        ledger.kept.setdefault(_KEPT[reason], job.id)
+
+
+def _after_ours(ledger: Ledger, gpu: GpuView, job: Job) -> bool:
+    """Whether the device holds the job once all that we promised on it has ended."""
+    if not ledger.usable(gpu):
+        return False
+    need = ledger.policy.need(job, gpu).vram_mib
+    return _alone(ledger).free_mib(gpu) >= need
+
+
+def _would_fit_alone(ledger: Ledger, job: Job) -> bool:
+    return isinstance(_try(_alone(ledger), job), Reservation)
+
+
+def _alone(ledger: Ledger) -> Ledger:
+    """The host as it will be when what we run there has ended."""
+    return Ledger(released(ledger.host, ledger.promises.keys()), ledger.policy)
