@@ -224,6 +224,14 @@ def test_a_run_that_was_wrong_once_is_forgotten_after_newer_ones() -> None:
     assert after.vram_mib < 2500 and after.ram_mib < 4000
 
 
+def test_one_large_run_among_many_counts_while_it_is_recent() -> None:
+    large = run(peak_vram_mib=9000.0, peak_rss_mib=30_000.0, peak_disk_bytes=8000 * MIB)
+    need = Needs.learned_from([*[run()] * 100, large]).of(job(), gpu())
+    assert need.vram_mib >= 9000 and need.ram_mib >= 30_000 and need.disk_bytes >= 8000 * MIB
+    smaller = Needs.learned_from([*[run()] * 100, large]).of(job(cap=900_000, frames=250), gpu())
+    assert smaller.vram_mib < 3000 and smaller.ram_mib < 5000, "less work than it had"
+
+
 def test_memory_that_ran_out_means_more_was_needed_until_newer_runs_end_well() -> None:
     died = run(peak_vram_mib=7000.0, died_of=Reason.GPU_OUT_OF_MEMORY)
     needs = Needs.learned_from([*[run()] * 10, died])
