@@ -114,6 +114,13 @@ class Fleet:
         now = self._clock.monotonic()
         self._states[name] = reached(state, facts, asked=asked, now=now)
 
+    def attempt_ended(self, host: str, job: str, attempt: int) -> None:
+        """The host says that no process of this attempt is left."""
+        state = self._states.get(host)
+        if state is not None:
+            ended = {**state.ended, (job, attempt): self._clock.monotonic()}
+            self._states[host] = replace(state, ended=ended)
+
     def host_views(
         self,
         now: float | None = None,

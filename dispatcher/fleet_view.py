@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from dispatcher.core.breaker import Breaker, quarantine
 from dispatcher.core.model import Reason
-from dispatcher.core.views import GpuView, HostView, Quarantine
+from dispatcher.core.views import GpuView, HostView, Quarantine, released
 from dispatcher.inventory_model import InventoryHost
 from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
 
@@ -33,6 +33,9 @@ class HostState:
     facts: HostFacts | None = None
     probed_at: float | None = None  # when `facts` were asked for
     silent: tuple[SilentGpu, ...] = ()  # not in `facts`
+    # Attempts (job, attempt) whose processes have ended since `facts` were asked for, and when:
+    # what they are seen to use is free, and nothing has to wait for the next probe to say so.
+    ended: Mapping[tuple[str, int], float] = field(default_factory=dict)
     reachable: bool = False
     reason: Reason | None = Reason.PROBE_STALE
     message: str = "not probed yet"
@@ -46,6 +49,7 @@ def reached(state: HostState, facts: HostFacts, *, asked: float, now: float) -> 
         facts=facts,
         probed_at=asked,
         silent=tuple(_silent(state, facts)),
+        ended={key: at for key, at in state.ended.items() if at >= asked},
         reachable=True,
         reason=None,
         message="",
@@ -70,7 +74,7 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
     host, facts = state.host, state.facts
     missing = not_ready(host, facts) if facts else ""
     own = _by_attempt((m.run_dir, m.attempt, m.used_mib) for m in facts.ram_own) if facts else {}
-    return HostView(
+    view = HostView(
         name=host.name,
         reachable=state.reachable,
         unreachable_reason=state.reason,
@@ -92,6 +96,7 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
         probe_age_s=_age(state.probed_at, now),
         cached_bytes=dict(cached_bytes),
     )
+    return released(view, state.ended.keys()) if state.ended else view
 
 
 def held_against(

@@ -285,6 +285,7 @@ class HostSession:
             return
         if status.exit is not None:
             await self._store.finish_attempt(watched.job, watched.attempt, status.exit)
+            self._fleet.attempt_ended(self._host, watched.job, watched.attempt)
         # Only now: a failure above must leave it watched.
         self._watched.pop((watched.job, watched.attempt), None)
         event = event_of(

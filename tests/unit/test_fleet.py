@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dispatcher.clock import ManualClock
 from dispatcher.core.breaker import Breaker, Position
@@ -13,9 +16,9 @@ from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
-from dispatcher.fleet_view import HostState, gpu_view, host_view
+from dispatcher.fleet_view import HostState, gpu_view, host_view, reached
 from dispatcher.inventory_model import Disk, Inventory, InventoryHost, MaxParallel
-from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
+from worker_agent.protocol import AttemptMemory, GpuFacts, GpuProcess, HostFacts
 
 GPU = GpuFacts(
     uuid="GPU-1",
@@ -205,3 +208,120 @@ async def test_a_reload_keeps_connections_that_did_not_change() -> None:
     await fleet.reload(Inventory(hosts=(moved,)), make)
     assert kept.closed and hosts["a"] is not kept
     assert not fleet.host_views()[0].reachable
+
+
+async def test_what_an_ended_attempt_held_is_free_before_the_next_probe_says_so() -> None:
+    fleet, hosts, clock, _ = two()
+    await fleet.probe_all()
+    clock.advance(1)
+    fleet.attempt_ended("a", "job-1", 3)
+    fleet.attempt_ended("gone", "job-1", 3)
+    gpu = fleet.host_views()[0].gpus[0]
+    assert (gpu.free_mib, gpu.own_mib, gpu.foreign_mib) == (8_000, {("job-2", 1): 500}, 3_500)
+    # A probe that was asked before the end may still show it; one asked later shows the truth.
+    state = fleet.state("a")
+    assert state is not None
+    late = reached(state, FACTS, asked=0.5, now=2.0)
+    assert host_view(late, 2.0, {}).gpus[0].free_mib == 8_000
+    clock.advance(1)
+    await fleet.probe_all()
+    assert fleet.host_views()[0].gpus[0].free_mib == 5_000
+    assert hosts["a"].probes == 2
+
+
+def told(*uuids: str, error: str = "") -> HostFacts:
+    return replace(FACTS, gpus=tuple(replace(GPU, uuid=uuid) for uuid in uuids), gpu_error=error)
+
+
+async def test_a_gpu_that_does_not_answer_keeps_its_figures_their_age_and_gets_no_work() -> None:
+    fleet, hosts, clock, _ = two()
+    await fleet.probe_all()
+    hosts["a"].answer = told("GPU-2", error="GPU 0: did not answer within 5 s")
+    for _ in range(2):
+        clock.advance(10)
+        await fleet.probe_all()
+    view = fleet.host_views()[0]
+    assert view.reachable and view.ready and "GPU 0: did not answer" in view.gpu_error
+    by_uuid = {gpu.uuid: gpu for gpu in view.gpus}
+    assert by_uuid["GPU-2"].quarantine is None and by_uuid["GPU-2"].probe_age_s == 0
+    silent = by_uuid["GPU-1"]
+    assert (silent.probe_age_s, silent.free_mib) == (20, 5_000)
+    assert silent.quarantine is not None and not silent.quarantine.failed_test
+    assert "did not answer" in silent.quarantine.line
+    hosts["a"].answer = FACTS
+    await fleet.probe_all()
+    assert all(gpu.quarantine is None for gpu in fleet.host_views()[0].gpus)
+    hosts["a"].answer = told("GPU-2")  # taken out of the host, or into MIG mode
+    await fleet.probe_all()
+    assert [gpu.uuid for gpu in fleet.host_views()[0].gpus] == ["GPU-2"]
+
+
+def process(used: int | None, *, ours: int | None = None, decodes: bool = False) -> GpuProcess:
+    run_dir = None if ours is None else f"/w/survey/job-{ours}"
+    return GpuProcess(pid=9, used_mib=used, run_dir=run_dir, attempt=ours, decodes=decodes)
+
+
+def on_gpu(*processes: GpuProcess, free: int, **more: Any) -> GpuFacts:
+    return replace(GPU, processes=processes, free_mib=free, reserved_mib=400, **more)
+
+
+def test_each_mib_in_use_is_somebodys_and_counted_once() -> None:
+    view = gpu_view(on_gpu(process(3_000, ours=1), process(1_000), free=7_000))
+    assert (view.own_mib, view.foreign_mib) == ({("job-1", 1): 3_000}, 2_000)
+    assert dict(view.holders) == {
+        "a process (pid 9)": 1_000, "a process that the driver does not list": 600,
+        "the driver": 400,
+    }  # fmt: skip
+    # The driver hides what processes use: all of it is ours where all of them are.
+    hidden = gpu_view(on_gpu(process(None, ours=1), process(None, ours=2), free=5_599))
+    assert hidden.own_mib == {("job-1", 1): 3_001, ("job-2", 2): 3_000}
+    assert (hidden.foreign_mib, dict(hidden.holders)) == (400, {"the driver": 400})
+    # With a stranger among them nobody can tell, and none of it may be promised again.
+    mixed = gpu_view(on_gpu(process(None, ours=1), process(None), free=5_600))
+    assert (mixed.own_mib, mixed.foreign_mib) == ({("job-1", 1): 0}, 6_400)
+
+
+@given(
+    st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 9_000)), st.none() | st.integers(1, 3))),
+    st.integers(0, 12_000),
+)
+def test_what_is_in_use_is_never_less_than_own_and_foreign(
+    uses: list[tuple[int | None, int | None]], free: int
+) -> None:
+    gpu = on_gpu(*(process(used, ours=ours) for used, ours in uses), free=free)
+    view = gpu_view(gpu)
+    in_use = gpu.total_mib - free
+    assert view.foreign_mib + sum(view.own_mib.values()) >= in_use
+    assert sum(mib for _, mib in view.holders) == view.foreign_mib
+    listed = sum(used or 0 for used, _ in uses)
+    if listed <= in_use:  # else it was measured while it changed
+        assert view.foreign_mib + sum(view.own_mib.values()) == in_use
+
+
+def test_the_decoder_is_counted_for_others_and_ours_is_promised() -> None:
+    busy = on_gpu(
+        process(10, decodes=True), process(10, ours=1, decodes=True), free=9_000,
+        has_decoder=True, decoder_percent=50,
+    )  # fmt: skip
+    view = gpu_view(busy, max_decode_sessions=4)
+    assert (view.decode_sessions, view.max_decode_sessions) == (1, 4)
+    unseen = gpu_view(replace(busy, processes=()), max_decode_sessions=4)
+    assert unseen.decode_sessions == 1
+    assert (
+        gpu_view(replace(busy, has_decoder=False), max_decode_sessions=4).max_decode_sessions == 0
+    )
+
+
+def test_ram_and_cores_are_the_hosts_and_a_cpu_device_is_its_ram() -> None:
+    cpu = GpuFacts(uuid="CPU-1", name="x", kind="cpu", total_mib=32_000, free_mib=16_000)
+    own = (AttemptMemory(run_dir="/w/survey/job-1", attempt=3, used_mib=900),)
+    state = HostState(
+        host=HOST, facts=replace(FACTS, gpus=(cpu,), ram_own=own), probed_at=0.0, reachable=True,
+        reason=None,
+    )  # fmt: skip
+    view = host_view(state, 0.0, {})
+    assert (view.cpu_cores, view.ram_total_mib, view.ram_free_mib) == (8, 32_000, 16_000)
+    assert view.ram_own_mib == view.gpus[0].own_mib == {("job-1", 3): 900}
+    nothing = replace(state, host=HOST.model_copy(update={"gpus": ()}))
+    empty = host_view(nothing, 0.0, {})
+    assert empty.ready and empty.gpus == () and empty.gpu_error == ""
