@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.results import Result, parser, show
 from dispatcher.embedded import EmbeddedHosts
-from dispatcher.transport.ssh import SshTarget, SshTransport
+from dispatcher.transport.ssh import KEEPALIVE_S, SshTarget, SshTransport
 
 
 def pss_kib() -> int:
@@ -67,7 +67,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--hosts", type=int, default=1000)
     options.add_argument("--servers", type=int, default=4)
-    options.add_argument("--idle-s", type=float, default=20.0)
+    options.add_argument("--idle-s", type=float, default=2 * KEEPALIVE_S)  # whole rounds
     given = options.parse_args()
     with (
         tempfile.TemporaryDirectory() as base,

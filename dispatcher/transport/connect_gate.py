@@ -6,8 +6,9 @@ import asyncio
 from weakref import WeakKeyDictionary
 
 # OpenSSH drops connections at random from the eleventh that has not authenticated yet on
-# (MaxStartups 10:30:100). Two are left for the operator's own ssh.
-CONNECTS_AT_ONCE = 8
+# (MaxStartups 10:30:100), and a busy server still counts some that have: they need room, too, and
+# so does the operator's own ssh.
+CONNECTS_AT_ONCE = 6
 
 _gates: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = (
     WeakKeyDictionary()

@@ -22,15 +22,16 @@ from dispatcher.transport.base import Completed
 from dispatcher.transport.connect_gate import gate
 
 CONNECT_TIMEOUT_S = 15.0
-KEEPALIVE_S = 15.0
-KEEPALIVE_COUNT = 3
+# An idle connection costs one exchange an interval; a dead link is noticed within three.
+KEEPALIVE_S = 30.0
+KEEPALIVE_COUNT = 2
 CONNECT_TRIES = 3  # within CONNECT_TIMEOUT_S: a full MaxStartups queue drops connections at random
 FIRST_DELAY_S = 0.25
 # OpenSSH refuses the eleventh session of a connection by default (MaxSessions 10).
 COMMAND_SESSIONS = 8
 BULK_SESSIONS = 4
 # AES-GCM costs half the CPU of chacha20-poly1305, which asyncssh would choose first.
-BULK_CIPHERS = (
+CIPHERS = (
     "aes128-gcm@openssh.com",
     "aes256-gcm@openssh.com",
     "aes128-ctr",
@@ -79,8 +80,8 @@ class SshTransport:
 
     def __init__(self, target: SshTarget, *, clock: Clock | None = None) -> None:
         steady = clock or SystemClock()
-        self._command = _Link(target, False, COMMAND_SESSIONS, steady)
-        self._bulk = _Link(target, True, BULK_SESSIONS, steady)
+        self._command = _Link(target, COMMAND_SESSIONS, steady)
+        self._bulk = _Link(target, BULK_SESSIONS, steady)
 
     async def run(
         self,
@@ -119,7 +120,6 @@ class _Link:
     """One connection to the target, made when needed; `lock` lets only one connect run."""
 
     target: SshTarget
-    bulk: bool
     max_sessions: int
     clock: Clock
     connection: asyncssh.SSHClientConnection | None = None
@@ -231,6 +231,7 @@ class _Link:
         options: dict[str, Any] = {
             "keepalive_interval": KEEPALIVE_S,
             "keepalive_count_max": KEEPALIVE_COUNT,
+            "encryption_algs": list(CIPHERS),
             "compression_algs": ["none"],
             "x11_forwarding": False,
         }
@@ -253,8 +254,6 @@ class _Link:
                 first = list(key.sig_algorithms)
                 rest = [a for a in get_default_public_key_algs() if a not in first]
                 options["server_host_key_algs"] = [a.decode() for a in (*first, *rest)]
-        if self.bulk:
-            options["encryption_algs"] = list(BULK_CIPHERS)
         return options
 
     def _pinned(self) -> str | None:
