@@ -1,0 +1,36 @@
+"""Keeps what is known of stages' needs in step with the store, one finished attempt at a time."""
+
+from __future__ import annotations
+
+import logging
+
+from dispatcher.core.need import KEPT_RUNS, Needs
+from dispatcher.store.base import Store
+
+log = logging.getLogger("cosma")
+
+
+class Learning:
+    """`needs` is replaced only when answers change: whoever decides by it must start over then.
+
+    Figures are rounded in dispatcher.core.need for that, so that most runs change nothing.
+    """
+
+    def __init__(self, store: Store, needs: Needs | None = None) -> None:
+        self._store = store
+        self._newest = self.needs = needs or Needs()
+
+    @classmethod
+    async def from_store(cls, store: Store) -> Learning:
+        """With all that earlier runs taught."""
+        return cls(store, Needs.learned_from(await store.observations(newest=KEPT_RUNS)))
+
+    async def learn(self, job: str, attempt: int) -> None:
+        """From an attempt whose end is stored; one that says nothing about needs is passed over."""
+        one = await self._store.observation(job, attempt)
+        if one is None:
+            return
+        self._newest = self._newest.learn(one)
+        if not self._newest.agrees(self.needs, one.stage, one.device):
+            self.needs = self._newest
+            log.debug("%s: what %s needs was learned anew", job, one.stage)
