@@ -25,6 +25,7 @@ from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.jobspec import JobSpecs
+from dispatcher.learning import Learning
 from dispatcher.loop import Dispatcher, Pace
 from dispatcher.quarantine import Quarantines
 from dispatcher.settings import DispatcherSettings
@@ -91,6 +92,7 @@ async def _run(
         stitching=Stitching(store, clock),
         clock=clock,
         policy=Policy(),
+        learning=await Learning.from_store(store),
         heartbeat=heartbeat_path(settings.database),
         once=once,
         pace=Pace(

@@ -26,6 +26,7 @@ from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
 from dispatcher.heartbeat import write_heartbeat
 from dispatcher.inventory_watch import InventoryWatch
+from dispatcher.learning import Learning
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
 from dispatcher.requests import ABANDON, event_of_request
@@ -82,6 +83,7 @@ class Dispatcher:
     stitching: Stitching
     clock: Clock
     policy: Policy
+    learning: Learning
     heartbeat: Path
     inventory_watch: InventoryWatch
     connect: MakeExecutor
@@ -170,6 +172,7 @@ class Dispatcher:
             await self._answer_requests()
             await self._reload_inventory()
             await self._look_at_quarantines()
+            self._take_up_needs()
         if now >= self._timers.probe_at:
             self._timers.probe_at = now + self.pace.probe_s
             for state in self.fleet.states:
@@ -180,6 +183,12 @@ class Dispatcher:
             write_heartbeat(
                 self.heartbeat, now=self.clock.now(), pid=os.getpid(), jobs=self._jobs.values()
             )
+
+    def _take_up_needs(self) -> None:
+        """Not with every attempt that ends: with other needs everything is decided anew."""
+        if self.learning.needs is not self.policy.needs:
+            self.policy = dataclasses.replace(self.policy, needs=self.learning.needs)
+            self._undecided = True
 
     async def _look_at_quarantines(self) -> None:
         """What the operator said since, and the self-tests whose time has come."""
@@ -317,6 +326,8 @@ class Dispatcher:
         self._jobs[after.id] = applied.job
         self._undecided = True
         tell(before, applied.job, event)
+        if isinstance(event, m.AttemptSucceeded | m.AttemptFailed):
+            self._serve(self.learning.learn(after.id, event.attempt))
         for effect in effects:
             self._perform(applied.job, effect, stimulus=applied.event)
 
