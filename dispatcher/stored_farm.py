@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatcher.core.model import Job, Reason, Step
-from dispatcher.core.need import Needs
 from dispatcher.core.place import Policy
 from dispatcher.core.plan import SegmentView, StitchView
 from dispatcher.core.snapshot import Snapshot, Underway
@@ -79,7 +78,6 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
             jobs=tuple(jobs),
             hosts=tuple(views),
             policy=Policy(),
-            needs=Needs(),
             segments=segments,
             stitches=stitches,
             underway=await _underway(store, jobs, as_of),

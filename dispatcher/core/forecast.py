@@ -36,7 +36,6 @@ from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
 from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 
-ASSUMED_LINK_BYTES_S = 100e6  # of a link that was never measured: gigabit Ethernet
 OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took
 TELLING = 0.05  # progress below this share says nothing about the end
 
@@ -324,7 +323,7 @@ class _Farm:
         host = self._hosts.get(name)
         if host is None or not bytes_:
             return begin
-        rate = host.link_bytes_s or ASSUMED_LINK_BYTES_S
+        rate = host.link_bytes_s or self._snapshot.policy.link_bytes_s
         self._link_free[name] = max(begin, self._link_free[name]) + bytes_ / rate
         return self._link_free[name]
 
@@ -360,7 +359,7 @@ class _Farm:
     def _follow(self, job: Job, at: float) -> None:
         promise = job.reservation
         gpu = self._gpus.get(promise.gpu) if promise is not None and promise.gpu else None
-        need = self._snapshot.needs.of(job, gpu)
+        need = self._snapshot.policy.needs.of(job, gpu)
         drawn = self._seconds(job, gpu, need)
         underway = self._underway.pop(job.id, None)
         left = drawn if underway is None else _left(underway, drawn, need)

@@ -70,6 +70,12 @@ def quantile(span: Span, share: float) -> float:
     return math.exp(likely + (share - 0.5) * slope)
 
 
+def chance(key: str) -> float:
+    """Evenly from 0 to 1, the same for the same key."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
+
+
 def drawn(seed: int) -> Seconds:
     """Durations of one future, the same whenever they are asked for with the same seed.
 
@@ -80,8 +86,7 @@ def drawn(seed: int) -> Seconds:
     def seconds(job: Job, gpu: GpuView | None, need: Need) -> float:
         device = gpu.name if gpu is not None else ""
         key = f"{job.id}/{job.attempt}" if need.runs else device
-        digest = hashlib.blake2b(f"{seed}/{job.stage}/{key}".encode(), digest_size=8).digest()
-        return quantile(need.seconds, int.from_bytes(digest, "big") / 2.0**64)
+        return quantile(need.seconds, chance(f"{seed}/{job.stage}/{key}"))
 
     return seconds
 

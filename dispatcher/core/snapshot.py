@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.core.model import Job
-from dispatcher.core.need import Needs
 from dispatcher.core.place import Policy
 from dispatcher.core.plan import SegmentView, StitchView
 from dispatcher.core.views import HostView
@@ -28,7 +27,6 @@ class Snapshot:
     jobs: tuple[Job, ...]
     hosts: tuple[HostView, ...]
     policy: Policy
-    needs: Needs
     segments: Mapping[str, tuple[SegmentView, ...]] = field(default_factory=dict)  # by acquisition
     stitches: Mapping[str, tuple[StitchView, ...]] = field(default_factory=dict)  # by acquisition
     underway: Mapping[str, Underway] = field(default_factory=dict)  # by job

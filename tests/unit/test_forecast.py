@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.core.forecast import (
-    ASSUMED_LINK_BYTES_S,
     Decided,
     likely,
     play,
@@ -63,7 +62,7 @@ def snapshot(jobs: list[Job], *hosts: HostView, **values: object) -> Snapshot:
         if j.kind is JobKind.RECONSTRUCT
     )
     base = Snapshot(
-        now=NOW, jobs=tuple(jobs), hosts=hosts, policy=Policy(), needs=Needs(),
+        now=NOW, jobs=tuple(jobs), hosts=hosts, policy=Policy(),
         segments={"reef": segments},
     )  # fmt: skip
     return dataclasses.replace(base, **values)  # type: ignore[arg-type]
@@ -86,7 +85,7 @@ def test_one_job_takes_its_transfer_and_the_sum_of_its_stages() -> None:
 def test_a_link_that_was_never_measured_is_taken_for_a_gigabit() -> None:
     farm = snapshot([job("one", input_bytes=10**9)], host("h"))
     run = play(farm, seconds=lambda *_: 0.0)
-    assert run.ended["one"] == pytest.approx(NOW + 10**9 / ASSUMED_LINK_BYTES_S)
+    assert run.ended["one"] == pytest.approx(NOW + 10**9 / Policy().link_bytes_s)
 
 
 def test_on_one_gpu_the_makespan_is_the_sum_of_what_needs_it() -> None:
