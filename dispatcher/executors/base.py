@@ -21,6 +21,9 @@ from worker_agent.protocol import (
 )
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
+# Between TERM and KILL. A cancel is over within 10 s of a dispatcher's start, and what heeds TERM
+# is gone at once.
+CANCEL_GRACE_S = 3.0
 
 
 class Follower(Protocol):
@@ -58,7 +61,7 @@ class Executor(Protocol):
     async def renew(self, attempts: Sequence[AttemptRef], *, epoch: int) -> list[AttemptStatus]: ...
 
     async def cancel(
-        self, ref: AttemptRef, *, epoch: int, grace_s: float = 5.0
+        self, ref: AttemptRef, *, epoch: int, grace_s: float = CANCEL_GRACE_S
     ) -> AttemptStatus: ...
 
     async def fetch(self, request: FetchRequest) -> TransferReport:

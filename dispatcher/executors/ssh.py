@@ -8,7 +8,7 @@ from pathlib import Path
 from dispatcher.agent_bundle import AgentBundle
 from dispatcher.executors import transfer
 from dispatcher.executors.agent import AgentLink
-from dispatcher.executors.base import Progress
+from dispatcher.executors.base import CANCEL_GRACE_S, Progress
 from dispatcher.executors.follow import AgentFollower
 from dispatcher.inventory_model import InventoryHost
 from dispatcher.transport.base import Transport
@@ -114,7 +114,7 @@ class SshExecutor:
         )
         return await self._agent.call("renew", request, AttemptStatus)
 
-    async def cancel(self, ref: AttemptRef, *, epoch: int, grace_s: float = 5.0) -> AttemptStatus:
+    async def cancel(self, ref: AttemptRef, *, epoch: int, grace_s: float = CANCEL_GRACE_S) -> AttemptStatus:
         request = CancelRequest(
             epoch=epoch, run_dir=ref.run_dir, attempt=ref.attempt, grace_s=grace_s
         )
