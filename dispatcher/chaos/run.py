@@ -84,7 +84,7 @@ class Drill:
             finally:
                 dispatcher.stop()
             evidence = self._evidence(farm, dispatcher, footage)
-        findings = check(evidence) + _own_findings(injector, missed, in_time=in_time)
+        findings = check(evidence) + own_findings(injector, missed, in_time=in_time)
         return self._verdict(evidence, injector, findings, time.monotonic() - began)
 
     def _hosts(self) -> DrillHosts:
@@ -183,7 +183,8 @@ class Drill:
         )
 
 
-def _own_findings(injector: Injector, missed: list[Fault], *, in_time: bool) -> list[Broken]:
+def own_findings(injector: Injector, missed: list[Fault], *, in_time: bool) -> list[Broken]:
+    """What the drill saw itself, that no log tells."""
     found = [Broken("faults_are_answered", text) for text in injector.findings]
     found += [
         Broken("dispatcher_never_dies_by_itself", f"it ended with exit code {code}")
