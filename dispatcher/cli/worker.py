@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dispatcher import agent_bundle, bootstrap, inventory_edit
-from dispatcher.cli import cordon, options, render
+from dispatcher.cli import cordon, options, render, worker_view
 from dispatcher.cli.stored import with_store
 from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Reason
@@ -20,7 +19,7 @@ from dispatcher.core.views import HostView
 from dispatcher.errors import ExitCode, InventoryError, TransportError, UsageError
 from dispatcher.executors.ssh import SshExecutor, ssh_target
 from dispatcher.fleet import Fleet
-from dispatcher.fleet_view import HostState, not_ready
+from dispatcher.fleet_view import HostState
 from dispatcher.inventory import find_inventory, inventory_path, load_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.settings import DispatcherSettings
@@ -34,7 +33,6 @@ Name = Annotated[str, typer.Argument(help="Name of the host in the inventory.")]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=1, help="Seconds to wait for each host's answer.")
 ]
-COLUMNS = ("name", "state", "address", "gpus", "vram_free_mib", "disk_free", "missing", "reason")
 
 
 @app.command()
@@ -121,7 +119,7 @@ def list_hosts(
     as_json: options.Json = False,
     timeout: Timeout = 20.0,
 ) -> None:
-    """List all hosts with state, GPUs, free VRAM and disk, and what they lack."""
+    """List all hosts with state, GPUs, free VRAM, RAM, cores and disk, and what they lack."""
     _report(find_inventory(inventory), db, as_json, timeout)
 
 
@@ -133,25 +131,26 @@ def probe(
     as_json: options.Json = False,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Ask one host, or all, for their facts; --json gives every one of them."""
+    """Show every device of one host, or of all: its memory, and whose it is. --json gives all that
+    the hosts say."""
     found = find_inventory(inventory)
-    _report(_one(found, host) if host else found, db, as_json, timeout)
+    _report(_one(found, host) if host else found, db, as_json, timeout, devices=True)
 
 
-def _report(inventory: Inventory, db: Path | None, as_json: bool, timeout_s: float) -> None:
+def _report(
+    inventory: Inventory, db: Path | None, as_json: bool, timeout_s: float, *, devices: bool = False
+) -> None:
     cordons, breakers = _held_against(db)
     found = asyncio.run(_probe(inventory, timeout_s, cordons, breakers))
     states = [state for state, _ in found]
-    rows = [_row(state, view) for state, view in found]
     if as_json:
-        render.print_json(
-            [
-                {**row, **_standing(view), "facts": _facts(state)}
-                for row, (state, view) in zip(rows, found, strict=True)
-            ]
-        )
+        render.print_json([worker_view.document(state, view) for state, view in found])
+    elif devices:
+        rows = [row for state, view in found for row in worker_view.device_rows(state, view)]
+        render.print_rows(worker_view.DEVICE_COLUMNS, rows)
     else:
-        render.print_rows(COLUMNS, rows)
+        rows = [worker_view.host_row(state, view) for state, view in found]
+        render.print_rows(worker_view.HOST_COLUMNS, rows)
     lost = [state for state in states if not state.reachable]
     for state in lost:
         _say(f"cosma: {state.message}")
@@ -184,48 +183,6 @@ async def _probe(
         return list(zip(states, fleet.host_views(), strict=True))
     finally:
         await fleet.close()
-
-
-def _standing(view: HostView) -> dict[str, Any]:
-    suspects = {gpu.uuid: gpu.quarantine.line for gpu in view.gpus if gpu.quarantine}
-    return {
-        "cordoned": view.cordoned,
-        "draining": view.draining,
-        "quarantine": view.quarantine.line if view.quarantine else None,
-        "gpu_quarantine": suspects,
-    }
-
-
-def _row(state: HostState, view: HostView) -> dict[str, Any]:
-    host, facts = state.host, state.facts
-    suspects = [f"{gpu.uuid} is {gpu.quarantine.line}" for gpu in view.gpus if gpu.quarantine]
-    if not state.reachable:
-        word = "unreachable"
-    elif view.draining or view.cordoned:
-        word = "draining" if view.draining else "cordoned"
-    elif view.quarantine is not None:
-        word = "quarantined"
-    else:
-        word = "reachable" if view.ready else "not_ready"
-    return {
-        "name": host.name,
-        "state": word,
-        "address": f"{host.address}:{host.port or 22}",
-        "gpus": ", ".join(gpu.name for gpu in view.gpus) or None,
-        "vram_free_mib": max((gpu.free_mib for gpu in view.gpus), default=None),
-        "disk_free": render.human_bytes(facts.disk_free_bytes) if facts else None,
-        "missing": ", ".join(facts.stage_missing) or None if facts else None,
-        "reason": state.reason
-        or (view.quarantine.line if view.quarantine else None)
-        or (not_ready(host, facts) if facts else None)
-        or view.gpu_error
-        or "; ".join(suspects)
-        or None,
-    }
-
-
-def _facts(state: HostState) -> dict[str, Any] | None:
-    return dataclasses.asdict(state.facts) if state.facts else None
 
 
 @app.command("bootstrap")

@@ -96,6 +96,12 @@ def test_a_host_is_added_listed_cordoned_and_resumed(farm: Farm, tmp_path: Path)
     (document,) = json.loads(probed.out)
     assert document["state"] in ("reachable", "not_ready")
     assert document["facts"]["gpus"] and document["facts"]["disk_free_bytes"] > 0
+    assert 0 < document["ram_free_mib"] <= document["ram_total_mib"] and document["cores"] > 0
+    device = document["devices"][0]
+    assert 0 < device["free_mib"] <= device["total_mib"] and device["own_mib"] == 0
+    shown = rows(cosma_worker("probe", "alpha").out)[0]
+    assert (shown["name"], shown["gpu"]) == ("alpha", device["uuid"])
+    assert int(shown["total_mib"]) == device["total_mib"]
     path.write_text(path.read_text() + "    cordoned: true\n")
     listed = cosma_worker("ls")
     assert rows(listed.out)[0]["state"] == "cordoned"
