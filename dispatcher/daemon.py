@@ -20,6 +20,7 @@ from dispatcher.effects import Effects
 from dispatcher.executors.base import Executor
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.fleet import Fleet
+from dispatcher.handoff import Handoff
 from dispatcher.heartbeat import heartbeat_path
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
@@ -76,6 +77,7 @@ async def _run(
 
     fleet = Fleet.of(inventory, connect, clock=clock)
     epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
+    specs = JobSpecs(store, lambda host: _stage_python(fleet, host))
     dispatcher = Dispatcher(
         store=store,
         fleet=fleet,
@@ -84,7 +86,8 @@ async def _run(
             session=lambda host: dispatcher.session(host),
             store=store,
             artifacts=ArtifactStore(settings.artifacts),
-            specs=JobSpecs(store, lambda host: _stage_python(fleet, host)),
+            specs=specs,
+            handoff=Handoff(fleet=fleet, specs=specs, clock=clock, epoch=epoch),
             clock=clock,
             epoch=epoch,
             lease_scale=settings.lease_scale,

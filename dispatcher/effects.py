@@ -29,6 +29,7 @@ from dispatcher.core.model import (
 from dispatcher.errors import HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
+from dispatcher.handoff import Handoff
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.reclaim import Reclaimer
 from dispatcher.session import RENEW_CALL_S, RESTART, HostSession, lease_of, renewed_at
@@ -54,6 +55,7 @@ class Effects:
     store: Store
     artifacts: ArtifactStore
     specs: JobSpecs
+    handoff: Handoff
     clock: Clock
     epoch: int
     lease_scale: float = 1.0
@@ -192,10 +194,13 @@ class Effects:
             delay = min(RETRY_MOST_S, delay * 2)
 
     async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
-        reclaimer = Reclaimer(
-            fleet=self.fleet, specs=self.specs, clock=self.clock, epoch=self.epoch
-        )
-        return await reclaimer.reclaim(job, host, stimulus)
+        return await self._reclaimer().reclaim(job, host, stimulus)
+
+    async def reclaim_leftovers(self, job: Job, host: str, stimulus: str) -> Event:
+        return await self._reclaimer().leftovers(job, host, stimulus)
+
+    def _reclaimer(self) -> Reclaimer:
+        return Reclaimer(fleet=self.fleet, specs=self.specs, clock=self.clock, epoch=self.epoch)
 
     async def collect_results(self, job: Job, host: str, stimulus: str) -> Event:
         """Copy the small and the final results here, verified by hash."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dispatcher.core.model import Job, JobKind, Reason, Stage
+from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
 from dispatcher.core.plan import StitchLevel
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
-from dispatcher.store.rows import Segment, Stitch
+from dispatcher.store.rows import ArtifactRow, Segment, Stitch
 from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 
 # What a stitch reads of each member.
@@ -74,6 +74,22 @@ class JobSpecs:
             )
             for clip in segment.clips
         ]
+
+    async def made(self, job: Job) -> dict[Stage, list[ArtifactRow]]:
+        """What each finished stage of the job made, by its newest attempt that succeeded."""
+        stages = stages_of(job.kind)
+        finished = stages[: stages.index(job.stage)] if job.stage in stages else stages
+        newest = {
+            attempt.stage: attempt.attempt
+            for attempt in await self.store.attempts(job.id)
+            if attempt.state == "succeeded" and attempt.stage in finished
+        }
+        made: dict[Stage, list[ArtifactRow]] = {stage: [] for stage in newest}
+        for row in await self.store.artifacts(job=job.id):
+            for stage, attempt in newest.items():
+                if row.attempt == attempt:
+                    made[stage].append(row)
+        return made
 
     async def frames_done(self, job: Job, host: str) -> bool:
         """Whether the job's frames were extracted and verified on `host`."""

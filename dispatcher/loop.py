@@ -11,8 +11,9 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from dispatcher.store.rows import Host
 from dispatcher.story import tell
 
 log = logging.getLogger("cosma")
+
+Work = Callable[[], Coroutine[Any, Any, Event]]
 
 # Waiting that ends by itself, so that a draining dispatcher must not give up on it.
 PASSING = frozenset(
@@ -334,7 +337,12 @@ class Dispatcher:
     def _perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
         match effect:
             case m.TransferInputs():
-                self._copy(job, self._transfer(job, effect.host, stimulus))
+                bring = partial(self.effects.transfer_inputs, job, effect.host, stimulus)
+                self._copy(job, self._once_cleared(job, effect.host, bring))
+            case m.HandOver():
+                hand_over = self.effects.handoff.hand_over
+                bring = partial(hand_over, job, effect.host, effect.source, stimulus)
+                self._copy(job, self._once_cleared(job, effect.host, bring))
             case m.StartAttempt():
                 self._starts[job.id] = self._spawn(job, self.effects.start_attempt(job, stimulus))
             case m.FollowAttempt():
@@ -342,8 +350,11 @@ class Dispatcher:
             case m.CancelAttempt():
                 self._spawn(job, self.effects.cancel_attempt(job, stimulus))
             case m.ReclaimInputs():
-                removing = self._spawn(job, self.effects.reclaim_inputs(job, effect.host, stimulus))
-                self._reclaims[job.id, effect.host] = removing
+                clear = partial(self.effects.reclaim_inputs, job, effect.host, stimulus)
+                self._clear(job, effect.host, clear)
+            case m.ReclaimLeftovers():
+                clear = partial(self.effects.reclaim_leftovers, job, effect.host, stimulus)
+                self._clear(job, effect.host, clear)
             case m.CollectResults():
                 self._copy(job, self.effects.collect_results(job, effect.host, stimulus))
             case m.PlanStitches():
@@ -351,13 +362,21 @@ class Dispatcher:
             case _:
                 raise TypeError(f"no way to perform {effect}")
 
-    async def _transfer(self, job: Job, host: str, stimulus: str) -> Event:
-        """A job that comes back to a host it left waits until its inputs are removed there: they
+    def _clear(self, job: Job, host: str, work: Work) -> None:
+        clearing = self._spawn(job, self._once_cleared(job, host, work))
+        self._reclaims[job.id, host] = clearing
+
+    def _once_cleared(self, job: Job, host: str, work: Work) -> Coroutine[Any, Any, Event]:
+        """A job that comes back to a host it left waits until its files are removed there: they
         must not vanish under the new copy."""
-        removing = self._reclaims.pop((job.id, host), None)
-        if removing is not None:
-            await asyncio.wait([removing])
-        return await self.effects.transfer_inputs(job, host, stimulus)
+        removing = self._reclaims.get((job.id, host))
+
+        async def wait_and_work() -> Event:
+            if removing is not None:
+                await asyncio.wait([removing])
+            return await work()
+
+        return wait_and_work()
 
     async def _plan(self, acquisition: str) -> None:
         self._plans += 1

@@ -7,10 +7,13 @@ import logging
 from dispatcher.core.model import (
     AttemptFailed,
     Event,
+    HandedOver,
+    HandoffAbandoned,
     HostAssigned,
     InputsReclaimed,
     Job,
     JobState,
+    LeftoversReclaimed,
     ReclaimFailed,
     StagePlaced,
 )
@@ -37,6 +40,14 @@ def _line(before: Job, after: Job, event: Event) -> str:
         case StagePlaced():
             gpu = f" ({event.reservation.gpu})" if event.reservation.gpu else ""
             return f"{after.stage} on {event.reservation.host}{gpu}, attempt {after.attempt}"
+        case HandedOver():
+            note = f" ({event.note})" if event.note else ""
+            return (
+                f"goes on at {event.stage} on {after.host} with {event.files} files, "
+                f"{event.bytes} bytes of {event.source}, {event.route}{note}"
+            )
+        case HandoffAbandoned():
+            return f"starts over on {after.host}: {event.message}"
         case AttemptFailed():
             again = f"; trying again in {max(0.0, after.not_before - event.at):.0f} s"
             if after.shrink > before.shrink:
@@ -51,7 +62,9 @@ def _line(before: Job, after: Job, event: Event) -> str:
                 else "nothing trimmed"
             )
             return f"{event.removed_bytes} bytes of source removed, {trimmed} ({event.note})"
+        case LeftoversReclaimed():
+            return f"{event.removed_bytes} bytes removed from {event.host}, which it has left"
         case ReclaimFailed():
-            return f"inputs not removed from {event.host}: {event.message}"
+            return f"not removed from {event.host}: {event.message}"
         case _:
             return ""

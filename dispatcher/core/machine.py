@@ -13,43 +13,32 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dispatcher.core import model as m
+from dispatcher.core.endings import after_failure, cancelled, settle_bad
 from dispatcher.core.model import Effect, Event, Job, JobState, Reason, Stage, Step
-from dispatcher.core.retry import Decision, decide
+from dispatcher.core.moving import (
+    bring,
+    handed_over,
+    handoff_abandoned,
+    host_assigned,
+    leftovers_reclaimed,
+    needs_inputs,
+)
+from dispatcher.core.retry import decide
+from dispatcher.core.transition import NO_REASON, IllegalTransition, Outcome, StaleEvent, story
 
-Outcome = tuple[Job, tuple[Effect, ...]]
+__all__ = [
+    "LATE",
+    "LIVE_STEPS",
+    "TRANSITIONS",
+    "IllegalTransition",
+    "StaleEvent",
+    "recover",
+    "step",
+    "story",
+]
 
 # Steps in which an attempt is, or may be, alive: exactly then the job holds a reservation.
 LIVE_STEPS: Final = frozenset({Step.START, Step.RUN, Step.CANCEL})
-
-
-class IllegalTransition(Exception):
-    """The event cannot happen to the job where it stands."""
-
-    def __init__(self, job: Job, event: Event, why: str = "") -> None:
-        self.job = job
-        self.event = event
-        super().__init__(f"{event} is illegal for {story(job)}{': ' + why if why else ''}")
-
-
-class StaleEvent(Exception):
-    """The event speaks of an attempt or an effect that has been overtaken; drop it."""
-
-    def __init__(self, job: Job, event: Event) -> None:
-        self.job = job
-        self.event = event
-        super().__init__(f"{event} comes too late for {story(job)}")
-
-
-def story(job: Job) -> str:
-    """One line: where the job stands and how it came there."""
-    used = ", ".join(f"{layer} {count}" for layer, count in sorted(job.retries.items()) if count)
-    return (
-        f"{job.kind} job {job.id} ({job.state}, step {job.step}, stage {job.stage}, "
-        f"host {job.host or 'none'}, attempt {job.attempt}, revision {job.revision}, "
-        f"retries {used or 'none'}"
-        + (f", {job.reason}: {job.message}" if job.reason is not None else "")
-        + ")"
-    )
 
 
 def step(job: Job, event: Event) -> Outcome:
@@ -76,7 +65,7 @@ def recover(job: Job) -> tuple[Effect, ...]:
     host = job.host or ""
     match job.step:
         case Step.TRANSFER:
-            effects.append(m.TransferInputs(job=job.id, host=host))
+            effects.append(bring(job))
         case Step.START:
             effects.append(m.StartAttempt(job=job.id, attempt=job.attempt))
         case Step.RUN:
@@ -92,12 +81,8 @@ def recover(job: Job) -> tuple[Effect, ...]:
             pass
     if job.inputs_on_host and job.host is not None and _inputs_useless(job):
         effects.append(m.ReclaimInputs(job=job.id, host=job.host))
+    effects += [m.ReclaimLeftovers(job=job.id, host=name) for name in job.leftovers]
     return tuple(effects)
-
-
-def _needs_inputs(kind: m.JobKind, stage: Stage) -> bool:
-    """Whether `stage` still reads the source bytes (videos, or the members of a stitch)."""
-    return kind is m.JobKind.STITCH or stage in (Stage.VALIDATION, Stage.FRAME_EXTRACTION)
 
 
 def _inputs_useless(job: Job) -> bool:
@@ -105,43 +90,25 @@ def _inputs_useless(job: Job) -> bool:
         job.state is JobState.CANCELLED
         or job.step is Step.COLLECT
         or job.stage is Stage.COMPLETED
-        or not _needs_inputs(job.kind, job.stage)
+        or not needs_inputs(job.kind, job.stage)
     )
 
 
 # --- placement and transfer ---
 
 
-def _host_assigned(job: Job, event: Any) -> Outcome:
-    if event.host == job.host:
-        raise StaleEvent(job, event)
-    # A job that has a host is moved only when that host can never hold it; it starts afresh.
-    moved = dataclasses.replace(
-        job,
-        state=JobState.CLAIMED,
-        step=Step.TRANSFER,
-        stage=m.stages_of(job.kind)[0],
-        host=event.host,
-        inputs_on_host=False,
-        not_before=0.0,
-    )
-    return moved, (*_leave_behind(job), m.TransferInputs(job=job.id, host=event.host))
-
-
 def _inputs_ready(job: Job, _event: Any) -> Outcome:
-    ready = dataclasses.replace(job, inputs_on_host=True, not_before=0.0, **_NO_REASON)
+    ready = dataclasses.replace(job, inputs_on_host=True, not_before=0.0, **NO_REASON)
     return dataclasses.replace(ready, step=Step.PLACE), ()
 
 
 def _transfer_failed(job: Job, event: Any) -> Outcome:
-    return _after_failure(
-        job, event, Step.TRANSFER, (m.TransferInputs(job=job.id, host=job.host or ""),)
-    )
+    return after_failure(job, event, Step.TRANSFER, (bring(job),))
 
 
 def _unplaceable(job: Job, event: Any) -> Outcome:
     """The shell may not wait for a host any longer (`dispatch --once`): hold, with the reason."""
-    return _settle_bad(job, event, JobState.HELD, decide(job, event.reason))
+    return settle_bad(job, event, JobState.HELD, decide(job, event.reason))
 
 
 def _stage_placed(job: Job, event: Any) -> Outcome:
@@ -157,7 +124,7 @@ def _stage_placed(job: Job, event: Any) -> Outcome:
         attempt=reservation.attempt,
         reservation=reservation,
         not_before=0.0,
-        **_NO_REASON,
+        **NO_REASON,
     )
     return started, (m.StartAttempt(job=job.id, attempt=reservation.attempt),)
 
@@ -188,7 +155,7 @@ def _attempt_succeeded(job: Job, _event: Any) -> Outcome:
 
 
 def _attempt_failed(job: Job, event: Any) -> Outcome:
-    return _after_failure(job, event, Step.PLACE, ())
+    return after_failure(job, event, Step.PLACE, ())
 
 
 # --- inputs and results ---
@@ -211,13 +178,13 @@ def _results_collected(job: Job, _event: Any) -> Outcome:
         step=Step.REST,
         stage=Stage.COMPLETED,
         not_before=0.0,
-        **_NO_REASON,
+        **NO_REASON,
     )
     return done, (m.PlanStitches(job=job.id, acquisition=job.acquisition),)
 
 
 def _collect_failed(job: Job, event: Any) -> Outcome:
-    return _after_failure(
+    return after_failure(
         job, event, Step.COLLECT, (m.CollectResults(job=job.id, host=job.host or ""),)
     )
 
@@ -226,12 +193,13 @@ def _collect_failed(job: Job, event: Any) -> Outcome:
 
 
 def _cancel_now(job: Job, event: Any) -> Outcome:
-    return _cancelled(job, f"cancelled by {event.by}")
+    return cancelled(job, f"cancelled by {event.by}")
 
 
 def _cancel_transfer(job: Job, event: Any) -> Outcome:
     # Part of the inputs may have arrived: say so, or nobody would remove it.
-    return _cancelled(dataclasses.replace(job, inputs_on_host=True), f"cancelled by {event.by}")
+    arrived = dataclasses.replace(job, inputs_on_host=job.origin is None)
+    return cancelled(arrived, f"cancelled by {event.by}")
 
 
 def _cancel_attempt(job: Job, event: Any) -> Outcome:
@@ -257,21 +225,28 @@ def _started_while_cancelling(job: Job, event: Any) -> Outcome:
 
 
 def _cancel_ended(job: Job, _event: Any) -> Outcome:
-    return _cancelled(job, job.message)
+    return cancelled(job, job.message)
 
 
 def _released(job: Job, event: Any) -> Outcome:
-    """Try again: on the host where the work lies when only later stages are asked for, else from
-    the first stage, because the source must be brought (and checked) again."""
+    """Try again: where the work lies (or on its way from there) when only later stages are asked
+    for, else from the first stage, because the source must be brought (and checked) again."""
     stages = m.stages_of(job.kind)
     wanted = event.stage or (job.stage if job.stage is not Stage.COMPLETED else stages[0])
     if wanted not in stages:
         raise IllegalTransition(job, event, f"a {job.kind} job has no stage {wanted}")
     fresh = dataclasses.replace(
-        job, state=JobState.CLAIMED, retries={}, not_before=0.0, avoid_hosts=(), **_NO_REASON
+        job, state=JobState.CLAIMED, retries={}, not_before=0.0, avoid_hosts=(), **NO_REASON
     )
-    if job.host is not None and not _needs_inputs(job.kind, wanted):
-        return dataclasses.replace(fresh, step=Step.PLACE, stage=wanted), ()
+    fresh = dataclasses.replace(fresh, stage=wanted)
+    if not needs_inputs(job.kind, wanted):
+        if job.host is None and job.origin is not None:
+            return dataclasses.replace(fresh, state=JobState.QUEUED, step=Step.PLACE), ()
+        if job.origin is not None:
+            return dataclasses.replace(fresh, step=Step.TRANSFER), (bring(fresh),)
+        if job.host is not None:
+            return dataclasses.replace(fresh, step=Step.PLACE), ()
+    fresh = dataclasses.replace(fresh, origin=None)
     if job.host is not None and job.inputs_on_host:
         # Bytes that lie there would be left behind on any other host.
         again = dataclasses.replace(fresh, step=Step.TRANSFER, stage=stages[0])
@@ -287,98 +262,15 @@ def _priority_changed(job: Job, event: Any) -> Outcome:
     return dataclasses.replace(job, priority=event.priority), ()
 
 
-# --- shared endings ---
-
-
-def _leave_behind(job: Job) -> tuple[Effect, ...]:
-    """Source bytes on a host the job leaves are of no more use there."""
-    if job.inputs_on_host and job.host is not None:
-        return (m.ReclaimInputs(job=job.id, host=job.host),)
-    return ()
-
-
-_NO_REASON: Final[dict[str, Any]] = {"reason": None, "message": "", "advice": ""}
-
-
-def _after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...]) -> Outcome:
-    """Apply the decision: go on at step `again` on this host, go elsewhere, or settle."""
-    decision = decide(job, event.reason, blame=getattr(event, "blame", None))
-    if decision.verdict is m.Verdict.HOLD:
-        return _settle_bad(job, event, JobState.HELD, decision)
-    if decision.verdict is m.Verdict.FAIL:
-        return _settle_bad(job, event, JobState.ERROR, decision)
-    failed = dataclasses.replace(
-        job,
-        step=again,
-        reservation=None,
-        need_mib=decision.need_mib,
-        shrink=decision.shrink,
-        retries={**job.retries, decision.layer.value: decision.retries_used + 1},
-        not_before=event.at + decision.delay_s,
-        reason=event.reason,
-        message=event.message,
-        advice=event.advice or decision.advice,
-    )
-    # Results lie on one host only, so collecting them never goes elsewhere.
-    if not decision.elsewhere or again is Step.COLLECT:
-        return failed, effects
-    avoid = job.avoid_hosts
-    if job.host is not None and job.host not in avoid:
-        avoid = (*avoid, job.host)
-    elsewhere = dataclasses.replace(
-        failed,
-        state=JobState.QUEUED,
-        step=Step.PLACE,
-        stage=m.stages_of(job.kind)[0],
-        host=None,
-        inputs_on_host=False,
-        avoid_hosts=avoid,
-    )
-    return elsewhere, _leave_behind(job)
-
-
-def _settle_bad(job: Job, event: Any, state: JobState, decision: Decision) -> Outcome:
-    message = event.message or str(event.reason)
-    if decision.retries_used:
-        message += f" (after {decision.retries_used} retries for {decision.layer} faults)"
-    advice = (event.advice or decision.advice).rstrip(". ")
-    settled = dataclasses.replace(
-        job,
-        state=state,
-        step=Step.REST,
-        reservation=None,
-        not_before=0.0,
-        reason=event.reason,
-        message=message,
-        advice=f"{advice}; then: cosma job retry {job.id}",
-    )
-    return settled, (m.PlanStitches(job=job.id, acquisition=job.acquisition),)
-
-
-def _cancelled(job: Job, message: str) -> Outcome:
-    after = dataclasses.replace(
-        job,
-        state=JobState.CANCELLED,
-        step=Step.REST,
-        reservation=None,
-        not_before=0.0,
-        reason=Reason.CANCELLED,
-        message=message,
-        advice=f"to run it after all: cosma job retry {job.id}",
-    )
-    effects: list[Effect] = [m.PlanStitches(job=job.id, acquisition=job.acquisition)]
-    if job.inputs_on_host and job.host is not None:
-        effects.append(m.ReclaimInputs(job=job.id, host=job.host))
-    return after, tuple(effects)
-
-
 Transition = Callable[[Job, Any], Outcome]
 TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
-    (Step.PLACE, m.HostAssigned): _host_assigned,
+    (Step.PLACE, m.HostAssigned): host_assigned,
     (Step.PLACE, m.StagePlaced): _stage_placed,
     (Step.PLACE, m.TransferFailed): _unplaceable,
     (Step.PLACE, m.CancelRequested): _cancel_now,
     (Step.TRANSFER, m.InputsReady): _inputs_ready,
+    (Step.TRANSFER, m.HandedOver): handed_over,
+    (Step.TRANSFER, m.HandoffAbandoned): handoff_abandoned,
     (Step.TRANSFER, m.TransferFailed): _transfer_failed,
     (Step.TRANSFER, m.CancelRequested): _cancel_transfer,
     (Step.START, m.AttemptStarted): _attempt_started,
@@ -399,6 +291,7 @@ TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     (Step.REST, m.CancelRequested): _cancel_held,
     (Step.REST, m.ReleaseRequested): _released,
     **{(at, m.InputsReclaimed): _inputs_reclaimed for at in Step},
+    **{(at, m.LeftoversReclaimed): leftovers_reclaimed for at in Step},
     **{(at, m.ReclaimFailed): _reclaim_failed for at in Step},
     **{(at, m.PriorityChanged): _priority_changed for at in Step},
 }
@@ -408,6 +301,8 @@ TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
 LATE: Final[frozenset[tuple[Step, type[Event]]]] = frozenset(
     {
         *((at, m.InputsReady) for at in Step if at is not Step.TRANSFER),
+        *((at, m.HandedOver) for at in Step if at is not Step.TRANSFER),
+        *((at, m.HandoffAbandoned) for at in Step if at is not Step.TRANSFER),
         *((at, m.ResultsCollected) for at in Step if at is not Step.COLLECT),
         *((at, m.CancelConfirmed) for at in Step if at is not Step.CANCEL),
         *((at, m.TransferFailed) for at in (*LIVE_STEPS, Step.REST)),

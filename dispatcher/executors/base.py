@@ -13,10 +13,14 @@ from worker_agent.protocol import (
     FetchRequest,
     FrameHeader,
     HostFacts,
+    PackRequest,
+    PackSource,
     ReclaimReport,
     SelftestReport,
     StartReply,
     TransferReport,
+    UnpackReport,
+    UnpackRequest,
     WatchRequest,
 )
 
@@ -24,6 +28,7 @@ Progress = Callable[[int, int], None]  # bytes there, bytes in all
 # Between TERM and KILL. A cancel is over within 10 s of a dispatcher's start, and what heeds TERM
 # is gone at once.
 CANCEL_GRACE_S = 3.0
+Pack = Callable[[PackRequest], AsyncIterator[bytes]]
 
 
 class Follower(Protocol):
@@ -90,6 +95,19 @@ class Executor(Protocol):
         progress: Progress | None = None,
     ) -> TransferReport:
         """Bring `run_dir`/`path` to `local`, from where an earlier collection stopped."""
+        ...
+
+    def pack(self, request: PackRequest) -> AsyncIterator[bytes]:
+        """Many files of a run directory as one stream, for `unpack` of another host."""
+        ...
+
+    async def pack_source(self) -> PackSource:
+        """How another host's own ssh may reach `pack` here, if it knows this host."""
+        ...
+
+    async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
+        """Have files of another host here: given by `pack`, or pulled by the host itself; with
+        neither it only says what is missing. Raises SourceLost for a fault of the other host."""
         ...
 
     async def reclaim(

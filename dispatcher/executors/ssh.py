@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from dispatcher.agent_bundle import AgentBundle
-from dispatcher.executors import transfer
+from dispatcher.executors import relay, transfer
 from dispatcher.executors.agent import AgentLink
-from dispatcher.executors.base import CANCEL_GRACE_S, Progress
+from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress
 from dispatcher.executors.follow import AgentFollower
 from dispatcher.inventory_model import InventoryHost
 from dispatcher.transport.base import Transport
@@ -23,6 +23,8 @@ from worker_agent.protocol import (
     FetchRequest,
     HostFacts,
     ListRequest,
+    PackRequest,
+    PackSource,
     ProbeRequest,
     ReclaimReport,
     ReclaimRequest,
@@ -32,6 +34,8 @@ from worker_agent.protocol import (
     StartReply,
     StatusRequest,
     TransferReport,
+    UnpackReport,
+    UnpackRequest,
 )
 
 FETCH_TIMEOUT_S = 6 * 3600.0
@@ -151,6 +155,20 @@ class SshExecutor:
         return await transfer.collect(
             self._agent, run_dir, path, local, sha256=sha256, progress=progress
         )
+
+    def pack(self, request: PackRequest) -> AsyncIterator[bytes]:
+        return relay.packed(self._agent, request)
+
+    async def pack_source(self) -> PackSource:
+        at = self.host.address
+        return PackSource(
+            destination=at if self.host.user is None else f"{self.host.user}@{at}",
+            port=self.host.port,
+            command=(self.host.python, "-I", (await self._agent.ensure()).path, "pack"),
+        )
+
+    async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
+        return await relay.unpack(self._agent, request, pack)
 
     async def reclaim(
         self,

@@ -21,6 +21,7 @@ from dispatcher.core.machine import (
     step,
 )
 from dispatcher.core.model import Job, JobKind, JobState, Layer, Reason, Stage, Step
+from dispatcher.core.moving import needs_inputs
 
 FAILURES = [r for r in Reason if r is not Reason.BACKOFF]
 
@@ -124,7 +125,11 @@ class Shell(RuleBasedStateMachine):
                 self.feed(m.InputsReady(at=at))
             case m.CollectResults() if good:
                 self.feed(m.ResultsCollected(at=at))
-            case m.TransferInputs() | m.CollectResults():
+            case m.HandOver(source=source) if good:
+                self.feed(m.HandedOver(at=at, source=source, stage=self.job.stage, route="direct"))
+            case m.HandOver(source=source) if reason is Reason.INPUT_MISSING:
+                self.feed(m.HandoffAbandoned(at=at, source=source, message="x"))
+            case m.TransferInputs() | m.CollectResults() | m.HandOver():
                 self.feed(m.TransferFailed(at=at, reason=reason, message="x"))
             case m.StartAttempt(attempt=n) if good:
                 self.feed(m.AttemptStarted(at=at, attempt=n))
@@ -136,7 +141,10 @@ class Shell(RuleBasedStateMachine):
                 self.feed(m.CancelConfirmed(at=at))
             case m.ReclaimInputs(host=host) if good:
                 self.feed(m.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None))
-            case m.ReclaimInputs(host=host):
+            case m.ReclaimLeftovers(host=host) if good:
+                gone = m.LeftoversReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None)
+                self.feed(gone)
+            case m.ReclaimInputs(host=host) | m.ReclaimLeftovers(host=host):
                 self.feed(m.ReclaimFailed(at=at, host=host, message="x"))
 
     @rule()
@@ -165,6 +173,10 @@ class Shell(RuleBasedStateMachine):
         assert (job.state is JobState.QUEUED) == (job.host is None and job.step is Step.PLACE)
         assert job.step is Step.PLACE or job.step is Step.REST or job.host is not None
         assert job.stage in m.stages_of(job.kind) or job.state is JobState.DONE
+        assert job.host not in job.leftovers and job.origin not in job.leftovers
+        if job.origin is not None:
+            assert not needs_inputs(job.kind, job.stage), "its outputs do not say all it reads"
+            assert job.host is None or job.step in (Step.TRANSFER, Step.REST)
         if job.state in (JobState.HELD, JobState.ERROR):
             assert job.reason is not None and job.message
             assert f"cosma job retry {job.id}" in job.advice
@@ -278,7 +290,8 @@ def test_a_crash_is_tried_once_more_there_once_elsewhere_and_then_held() -> None
 def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> None:
     job = at_run(Stage.TRAINING)
     moved, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
-    assert (moved.state, moved.host, moved.stage) == (JobState.QUEUED, None, Stage.VALIDATION)
+    assert (moved.state, moved.host, moved.stage) == (JobState.QUEUED, None, Stage.TRAINING)
+    assert moved.origin == "h"
     assert moved.avoid_hosts == ("h",) and "code" not in moved.retries
     assert not moved.inputs_on_host
     assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
@@ -374,11 +387,77 @@ def test_a_drained_dispatcher_holds_what_no_host_can_take() -> None:
     assert (held.state, held.reason) == (JobState.HELD, Reason.HOST_KEY_MISMATCH)
 
 
-def test_a_job_is_moved_when_its_host_can_never_hold_it() -> None:
+def test_a_moved_job_takes_along_what_its_stages_made() -> None:
     job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
     moved, effects = step(job, m.HostAssigned(at=0.0, host="big"))
-    assert (moved.step, moved.stage, moved.host) == (Step.TRANSFER, Stage.VALIDATION, "big")
+    assert (moved.step, moved.stage, moved.host) == (Step.TRANSFER, Stage.TRAINING, "big")
+    bringing = m.HandOver(job=job.id, host="big", source="h")
+    assert effects == (bringing,) and recover(moved) == (bringing,)
+    event = m.HandedOver(at=0.0, source="h", stage=Stage.TRAINING, route="relayed")
+    there, effects = step(moved, event)
+    assert (there.step, there.stage, there.origin) == (Step.PLACE, Stage.TRAINING, None)
+    removing = m.ReclaimLeftovers(job=job.id, host="h")
+    assert effects == (removing,) and recover(there) == (removing,)
+    gone = m.LeftoversReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
+    assert recover(drive(there, [gone])) == ()
+
+
+@pytest.mark.parametrize("stage", [Stage.VALIDATION, Stage.FRAME_EXTRACTION])
+def test_a_job_that_still_reads_the_source_starts_afresh_elsewhere(stage: Stage) -> None:
+    job = new_job(host="h", state=JobState.EXTRACTING, stage=stage, inputs_on_host=True)
+    moved, effects = step(job, m.HostAssigned(at=0.0, host="big"))
+    assert (moved.step, moved.stage, moved.origin) == (Step.TRANSFER, Stage.VALIDATION, None)
+    assert effects == (
+        m.ReclaimInputs(job=job.id, host="h"),
+        m.TransferInputs(job=job.id, host="big"),
+    )
+
+
+def test_outputs_that_cannot_be_had_are_made_again() -> None:
+    job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
+    moved, _ = step(job, m.HostAssigned(at=0.0, host="big"))
+    afresh, effects = step(moved, m.HandoffAbandoned(at=0.0, source="h", message="h is dead"))
+    assert (afresh.step, afresh.stage, afresh.host) == (Step.TRANSFER, Stage.VALIDATION, "big")
+    assert afresh.origin is None and afresh.leftovers == ()
     assert effects == (m.TransferInputs(job=job.id, host="big"),)
+
+
+def test_a_handoff_that_fails_at_the_new_host_goes_on_to_another() -> None:
+    job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
+    moved, _ = step(job, m.HostAssigned(at=0.0, host="full"))
+    job, effects = step(moved, m.TransferFailed(at=0.0, reason=Reason.DISK_FULL, message="x"))
+    assert (job.state, job.origin, job.avoid_hosts) == (JobState.QUEUED, "h", ("full",))
+    assert effects == (m.ReclaimLeftovers(job=job.id, host="full"),)
+    job, effects = step(job, m.HostAssigned(at=0.0, host="big"))
+    assert effects == (m.HandOver(job=job.id, host="big", source="h"),)
+    assert job.leftovers == ("full",)
+
+
+def test_a_job_that_comes_back_is_not_cleared_away_under_its_feet() -> None:
+    job = new_job(host="a", state=JobState.RUNNING, stage=Stage.TRAINING)
+    over = m.HandedOver(at=0.0, source="a", stage=Stage.TRAINING, route="direct")
+    job = drive(job, [m.HostAssigned(at=0.0, host="b"), over])
+    assert job.leftovers == ("a",)
+    job = drive(job, [m.HostAssigned(at=0.0, host="a")])
+    assert job.leftovers == () and recover(job) == (m.HandOver(job=job.id, host="a", source="b"),)
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (Stage.TRAINING, (Step.TRANSFER, "big", Stage.TRAINING, "h")),
+        (Stage.COLMAP_RECONSTRUCTION, (Step.TRANSFER, "big", Stage.COLMAP_RECONSTRUCTION, "h")),
+        (Stage.FRAME_EXTRACTION, (Step.PLACE, None, Stage.VALIDATION, None)),
+    ],
+)
+def test_a_cancelled_handoff_can_be_taken_up_again(
+    stage: Stage, expected: tuple[Step, str | None, Stage, str | None]
+) -> None:
+    job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
+    job = drive(job, [m.HostAssigned(at=0.0, host="big"), m.CancelRequested(at=0.0)])
+    assert recover(job) == (m.PlanStitches(job=job.id, acquisition="dive"),)
+    again, _ = step(job, m.ReleaseRequested(at=0.0, stage=stage))
+    assert (again.step, again.host, again.stage, again.origin) == expected
 
 
 def test_recovery_issues_again_what_was_under_way() -> None:

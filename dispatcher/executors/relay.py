@@ -1,0 +1,65 @@
+"""Files of one host's run directory to another's, as one stream: through here, or by its ssh."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from dispatcher.errors import HostError
+from dispatcher.executors.agent import AgentLink
+from dispatcher.executors.base import Pack
+from dispatcher.transport.base import Stream
+from worker_agent.protocol import PackRequest, UnpackReport, UnpackRequest
+
+BLOCK = 1 << 20
+
+
+class SourceLost(Exception):
+    """The host that has the files did not give them; `error` says why."""
+
+    def __init__(self, error: HostError) -> None:
+        self.error = error
+        super().__init__(error.line)
+
+
+async def packed(agent: AgentLink, request: PackRequest) -> AsyncIterator[bytes]:
+    """The stream of `pack`. Raises HostError."""
+    stream = await agent.open("pack")
+    try:
+        await stream.write(request.to_json().encode() + b"\n")
+        await stream.write_eof()
+        while block := await stream.read(BLOCK):
+            yield block
+        agent.check("pack", await stream.finish())
+    finally:
+        await stream.close()
+
+
+async def unpack(agent: AgentLink, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
+    """Have the files on the agent's host. `pack` gives what is missing there, unless the host
+    pulls it by its own ssh; with neither the report only says what is there.
+
+    Raises SourceLost, HostError.
+    """
+    stream = await agent.open("unpack")
+    try:
+        await stream.write(request.to_json().encode() + b"\n")
+        wanted = await agent.first_reply("unpack", stream, PackRequest)
+        if pack is not None and wanted.items and request.source is None:
+            await _relay(pack(wanted), stream)
+        await stream.write_eof()
+        done = await stream.finish()
+    finally:
+        await stream.close()
+    agent.check("unpack", done)
+    return agent.decode("unpack", done.stdout.strip(), UnpackReport)
+
+
+async def _relay(blocks: AsyncIterator[bytes], stream: Stream) -> None:
+    while True:
+        try:
+            block = await anext(blocks, b"")
+        except HostError as error:
+            raise SourceLost(error) from None
+        # A reader that stopped says why on its output.
+        if not block or not await stream.write(block):
+            return
