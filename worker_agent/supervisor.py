@@ -25,6 +25,7 @@ from worker_agent.protocol import AttemptSpec, ExitRecord, FailureCode, StageOut
 from worker_agent.refusal import is_disk_full
 from worker_agent.reserve import drop_reserves
 from worker_agent.stages.api import Reporter
+from worker_agent.usage import UsageWatch
 from worker_agent.verdict import judge
 from worker_agent.vram import VramWatch
 
@@ -75,7 +76,9 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     os.close(ready)
 
     sampler = VramWatch(spec.gpu, files.cookie) if spec.gpu_kind == "cuda" and spec.gpu else None
-    cause = _watch(files, spec, stage.pid, began, sampler)
+    used = UsageWatch(files.run_dir, stage.pid)
+    cause = _watch(files, spec, stage.pid, began, sampler, used)
+    peak_ram_mib, peak_disk_bytes = used.finish()
     peak_vram_mib = None if sampler is None else sampler.finish()
     # Not yet reaped: its pid, and with it the group's id, cannot belong to anybody else.
     processes.kill_group(stage.pid, signal.SIGKILL)
@@ -114,7 +117,9 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         returncode=None if number else returncode,
         signal_number=number,
         usage=usage,
+        peak_ram_mib=peak_ram_mib,
         peak_vram_mib=peak_vram_mib,
+        peak_disk_bytes=peak_disk_bytes,
     )
     attempts.write_exit(files, record)
     drop_reserves(files)
@@ -206,7 +211,12 @@ def _prepare_stage() -> None:
 
 
 def _watch(
-    files: AttemptFiles, spec: AttemptSpec, pid: int, began: float, sampler: VramWatch | None
+    files: AttemptFiles,
+    spec: AttemptSpec,
+    pid: int,
+    began: float,
+    sampler: VramWatch | None,
+    used: UsageWatch,
 ) -> str:
     """Until the stage has ended (it stays a zombie): why it did."""
     lease_until = clock.boottime() + spec.lease_s if spec.lease_s > 0 else math.inf
@@ -218,6 +228,7 @@ def _watch(
         now = clock.boottime()
         if sampler is not None:
             sampler.tick(now)
+        used.tick(now)
         if stop is not None:
             if now >= stop.kill_at:
                 processes.kill_group(pid, signal.SIGKILL)
@@ -265,8 +276,12 @@ def _record(
     returncode: int | None = None,
     signal_number: int | None = None,
     usage: resource.struct_rusage | None = None,
+    peak_ram_mib: float = 0.0,
     peak_vram_mib: float | None = None,
+    peak_disk_bytes: int | None = None,
 ) -> ExitRecord:
+    # What was sampled may have missed the peak; what the kernel says is of one process alone.
+    largest_mib = 0.0 if usage is None else usage.ru_maxrss / 1024
     return ExitRecord(
         attempt=spec.attempt,
         stage=spec.stage,
@@ -278,8 +293,9 @@ def _record(
         ended_at=clock.wall(),
         wall_s=round(clock.boottime() - began, 3),
         cpu_s=0.0 if usage is None else round(usage.ru_utime + usage.ru_stime, 3),
-        peak_rss_mib=0.0 if usage is None else round(usage.ru_maxrss / 1024, 1),
+        peak_rss_mib=round(max(largest_mib, peak_ram_mib), 1),
         peak_vram_mib=peak_vram_mib,
+        peak_disk_bytes=peak_disk_bytes,
         events_bytes=files.events.stat().st_size,
         log_bytes=files.log.stat().st_size,
         boot_id=clock.boot_id(),
