@@ -138,6 +138,7 @@ def test_stage_sees_its_contract(agent: AgentClient, tmp_path: Path) -> None:
     assert over.exit.events_bytes == files.events.stat().st_size
     assert over.exit.log_bytes == files.log.stat().st_size
     assert over.exit.peak_rss_mib > 0
+    assert over.exit.peak_disk_bytes is not None
 
 
 def test_killed_stage_is_told_from_a_failed_one(agent: AgentClient, blocks: Path) -> None:
