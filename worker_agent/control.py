@@ -45,7 +45,7 @@ def _renew(files: AttemptFiles) -> AttemptStatus:
 
 def _write_lease(files: AttemptFiles, lease: dict[str, float]) -> None:
     try:
-        write_json(files.lease, lease)
+        write_json(files.lease, lease, this_boot=True)
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -53,7 +53,7 @@ def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
             else:
                 path.unlink()
             removed.append(relative)
-    if removed:
+    if removed and request.trim != "off":
         os.sync()  # blocks still in the journal are not free yet, and cannot be trimmed
     trimmed, note = trim(run_dir, request.trim)
     return ReclaimReport(

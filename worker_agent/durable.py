@@ -16,8 +16,11 @@ _RELEASE_BYTES = 8192
 _TAIL_BYTES = 64 * 1024
 
 
-def write_json(path: Path, value: Any, *, reserve: Path | None = None) -> None:
-    """Durable and atomic: temp file, fsync, rename, fsync of the directory.
+def write_json(
+    path: Path, value: Any, *, reserve: Path | None = None, this_boot: bool = False
+) -> None:
+    """Durable and atomic: temp file, fsync, rename, fsync of the directory. `this_boot`: only
+    atomic, for what says nothing any more once the power was cut.
 
     On a full disk the text goes into `reserve`, a file that was preallocated on the same file
     system, which then takes the place of `path`. Raises OSError; nothing half-written stays.
@@ -28,7 +31,8 @@ def write_json(path: Path, value: Any, *, reserve: Path | None = None) -> None:
         with temporary.open("w") as stream:
             json.dump(value, stream, indent=1)
             stream.flush()
-            os.fsync(stream.fileno())
+            if not this_boot:
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
@@ -37,7 +41,8 @@ def write_json(path: Path, value: Any, *, reserve: Path | None = None) -> None:
             raise
         fill_reserve(reserve, json.dumps(value, separators=(",", ":")).encode())
         reserve.replace(path)
-    _sync_directory(path.parent)
+    if not this_boot:
+        _sync_directory(path.parent)
 
 
 def fill_reserve(reserve: Path, data: bytes) -> None:

@@ -111,25 +111,31 @@ def _admit(files: AttemptFiles) -> None:
         raise RefusedError(
             FailureCode.CANCELLED, f"{files.directory}: cancelled before it was started"
         )
-    latest = max(attempts.attempts_of(files.run_dir), default=0)
+    known = attempts.attempts_of(files.run_dir)
+    latest = max(known, default=0)
     if latest > files.attempt:
         raise RefusedError(
             "stale_attempt",
             f"{files.run_dir}: attempt {latest} has been started, {files.attempt} is too late",
         )
-    processes.sweep(Scope(files.run_dir), but=(os.getpid(),))
-    for number in attempts.attempts_of(files.run_dir):
-        drop_reserves(AttemptFiles(files.run_dir, number))
-    if latest:
-        containment.kill(containment.of(AttemptFiles(files.run_dir, latest)))
+    earlier = [AttemptFiles(files.run_dir, number) for number in known]
+    if not all(attempt.exit.exists() for attempt in earlier):
+        # Whoever writes an exit record has swept before; nobody has for one that has none.
+        processes.sweep(Scope(files.run_dir), but=(os.getpid(),))
+    for attempt in earlier:
+        drop_reserves(attempt)
+    if earlier:
+        containment.kill(containment.of(earlier[-1]))
 
 
 def _record(files: AttemptFiles, spec: AttemptSpec) -> None:
-    """Everything durable before anything runs. started.json comes last: it is the commitment."""
+    """Everything written before anything runs. started.json comes last and is durable: it is the
+    commitment. The lease counts in this boot, and spec.json is a copy for people."""
     make_reserves(files)
     body = json.loads(spec.to_json())
-    write_json(files.run_dir / "spec.json", body)
-    write_json(files.lease, {"until": clock.boottime() + spec.lease_s, "lease_s": spec.lease_s})
+    write_json(files.run_dir / "spec.json", body, this_boot=True)
+    lease = {"until": clock.boottime() + spec.lease_s, "lease_s": spec.lease_s}
+    write_json(files.lease, lease, this_boot=True)
     write_json(
         files.started,
         {

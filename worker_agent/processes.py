@@ -145,12 +145,16 @@ class Scope:
         return log.startswith(f"{real}/attempts/")
 
 
-def children_of(parent: int) -> list[int]:
-    """Live children of `parent`: with PR_SET_CHILD_SUBREAPER also what daemonised below it."""
-    found = []
+def children() -> list[int]:
+    """Live children of this process: with PR_SET_CHILD_SUBREAPER also what daemonised below it."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return []  # as is usual: nothing to look for
+    mine, found = os.getpid(), []
     for pid in pids():
         stat = stat_of(pid)
-        if stat is not None and stat.parent == parent and stat.state not in "ZX":
+        if stat is not None and stat.parent == mine and stat.state not in "ZX":
             found.append(pid)
     return found
 
@@ -182,20 +186,17 @@ def kill_group(group: int, number: signal.Signals) -> None:
 
 
 def sweep(
-    scope: Scope, *, but: Collection[int] = (), parent: int | None = None, patience_s: float = 5.0
+    scope: Scope, *, but: Collection[int] = (), adopted: bool = False, patience_s: float = 5.0
 ) -> int:
-    """Kill every member of `scope` and every child of `parent` until nothing is left; returns how
-    many were found.
+    """Kill every member of `scope`, and with `adopted` every child of this process, until nothing
+    is left; returns how many were found.
 
     The cookie and the log find what left the process group (a double fork, its own session),
     adoption what also left its environment and its output.
     """
     found: set[int] = set()
     end = time.monotonic() + patience_s
-    while remaining := {
-        *scope.members(but=but),
-        *(children_of(parent) if parent is not None else ()),
-    }:
+    while remaining := {*scope.members(but=but), *(children() if adopted else ())}:
         found.update(remaining)
         for pid in remaining:
             kill(pid, signal.SIGKILL)

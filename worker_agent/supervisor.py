@@ -82,11 +82,10 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     peak_vram_mib = None if sampler is None else sampler.finish()
     # Not yet reaped: its pid, and with it the group's id, cannot belong to anybody else.
     processes.kill_group(stage.pid, signal.SIGKILL)
-    mine = os.getpid()
+    _, wait_status, usage = os.wait4(stage.pid, 0)
     scope = Scope(files.run_dir, files.attempt)
     containment.kill(contained)
-    escaped = processes.sweep(scope, but=(mine,), parent=mine)
-    _, wait_status, usage = os.wait4(stage.pid, 0)
+    escaped = processes.sweep(scope, but=(os.getpid(),), adopted=True)
     returncode = os.waitstatus_to_exitcode(wait_status)
     stage.returncode = returncode
     if cause == "exited" and returncode < 0:
@@ -150,7 +149,7 @@ def _note_processes(files: AttemptFiles, pids: dict[str, int]) -> None:
         stat = processes.stat_of(pid)
         known |= {name: pid, f"{name}_start_ticks": None if stat is None else stat.start_ticks}
     try:
-        write_json(files.processes, known)
+        write_json(files.processes, known, this_boot=True)
     except OSError as error:
         if not is_disk_full(error):
             raise
