@@ -8,6 +8,7 @@ from typing import Any
 
 from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
 from dispatcher.core.plan import StitchLevel
+from dispatcher.core.shape import shrunk
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
 from dispatcher.sources import split_remote
@@ -17,8 +18,6 @@ from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 
 # What a stitch reads of each member.
 MEMBER_KINDS = ("ply", "registration")
-# (key of train.cpu and train.cuda, factor, least): fewer gaussians first, then smaller images.
-SHRINKS: tuple[tuple[str, float, int], ...] = (("cap", 0.6, 100), ("width", 0.75, 32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ class JobSpecs:
         run = await self.store.run(job.id)
         if run is None:
             raise _missing(job, "its configuration is not in the database")
-        return shrunk(run.config, job.shrink)
+        return shrunk(run.config, job.shrink, job.stride)
 
     async def inputs(self, job: Job) -> list[Input]:
         if job.kind is JobKind.STITCH:
@@ -192,20 +191,6 @@ class JobSpecs:
                 )
             )
         return files
-
-
-def shrunk(config: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The config of a job that ran out of memory: each step makes the training smaller by one
-    factor of SHRINKS, on either kind of device. What was asked for stays in the job's run."""
-    train = dict(config.get("train", {}))
-    for kind in ("cpu", "cuda"):
-        plan = dict(train.get(kind, {}))
-        for key, factor, least in SHRINKS[:steps]:
-            if key in plan:
-                plan[key] = min(plan[key], max(least, int(plan[key] * factor)))
-        if plan:
-            train[kind] = plan
-    return {**config, "train": train} if train else config
 
 
 def _member_path(member: Member, kind: str) -> str:

@@ -7,6 +7,7 @@ import logging
 from dispatcher.core.model import (
     AttemptFailed,
     Event,
+    FramesThinned,
     HandedOver,
     HandoffAbandoned,
     HostAssigned,
@@ -52,9 +53,15 @@ def _line(before: Job, after: Job, event: Event) -> str:
             again = f"; trying again in {max(0.0, after.not_before - event.at):.0f} s"
             if after.shrink > before.shrink:
                 again += f" with a smaller plan (step {after.shrink})"
+            elif after.stride > before.stride:
+                again += f" with every {after.stride}. frame only"
+            elif after.need_ram_mib != before.need_ram_mib:
+                again += f" where {after.need_ram_mib} MiB of RAM are free"
             elif after.need_mib != before.need_mib:
                 again += f" where {after.need_mib} MiB are free"
             return f"{event.reason}: {event.message}{again}"
+        case FramesThinned():
+            return f"takes every {event.stride}. frame only, so that it fits: {event.message}"
         case InputsReclaimed():
             trimmed = (
                 f"{event.trimmed_bytes} bytes trimmed"

@@ -25,6 +25,8 @@ def after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...]
         reservation=None,
         need_mib=decision.need_mib,
         shrink=decision.shrink,
+        need_ram_mib=decision.need_ram_mib,
+        stride=decision.stride,
         retries={**job.retries, decision.layer.value: decision.retries_used + 1},
         not_before=event.at + decision.delay_s,
         reason=event.reason,

@@ -24,6 +24,7 @@ from dispatcher.core.moving import (
     needs_inputs,
 )
 from dispatcher.core.retry import decide
+from dispatcher.core.shape import MAX_STRIDE, measured, thinned
 from dispatcher.core.transition import NO_REASON, IllegalTransition, Outcome, StaleEvent, story
 
 __all__ = [
@@ -106,6 +107,12 @@ def _transfer_failed(job: Job, event: Any) -> Outcome:
     return after_failure(job, event, Step.TRANSFER, (bring(job),))
 
 
+def _frames_thinned(job: Job, event: Any) -> Outcome:
+    if not job.stride < event.stride <= MAX_STRIDE:
+        raise StaleEvent(job, event)  # decided on an older snapshot
+    return thinned(job, event.stride), ()
+
+
 def _unplaceable(job: Job, event: Any) -> Outcome:
     """The shell may not wait for a host any longer (`dispatch --once`): hold, with the reason."""
     return settle_bad(job, event, JobState.HELD, decide(job, event.reason))
@@ -137,7 +144,8 @@ def _attempt_started(job: Job, event: Any) -> Outcome:
     return dataclasses.replace(job, step=Step.RUN), (follow,)
 
 
-def _attempt_succeeded(job: Job, _event: Any) -> Outcome:
+def _attempt_succeeded(before: Job, event: Any) -> Outcome:
+    job = measured(before, event.metrics)
     stages = m.stages_of(job.kind)
     position = stages.index(job.stage)
     effects: list[Effect] = []
@@ -266,6 +274,7 @@ Transition = Callable[[Job, Any], Outcome]
 TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     (Step.PLACE, m.HostAssigned): host_assigned,
     (Step.PLACE, m.StagePlaced): _stage_placed,
+    (Step.PLACE, m.FramesThinned): _frames_thinned,
     (Step.PLACE, m.TransferFailed): _unplaceable,
     (Step.PLACE, m.CancelRequested): _cancel_now,
     (Step.TRANSFER, m.InputsReady): _inputs_ready,
@@ -308,5 +317,6 @@ LATE: Final[frozenset[tuple[Step, type[Event]]]] = frozenset(
         *((at, m.TransferFailed) for at in (*LIVE_STEPS, Step.REST)),
         *((at, m.HostAssigned) for at in (Step.TRANSFER, Step.REST)),
         *((at, m.StagePlaced) for at in (Step.TRANSFER, Step.REST)),
+        *((at, m.FramesThinned) for at in Step if at is not Step.PLACE),
     }
 )

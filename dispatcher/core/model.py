@@ -338,6 +338,14 @@ class ResultsCollected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FramesThinned(Event):
+    """No host's RAM can hold what the stages make of all frames: they take every n-th."""
+
+    stride: int
+    message: str  # what is needed, and what the hosts have
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested(Event):
     by: str = "operator"
 

@@ -12,11 +12,12 @@ import math
 from dataclasses import dataclass
 
 from dispatcher.core.model import Job, JobKind, Layer, Reason, Stage, Step, Verdict
+from dispatcher.core.shape import MAX_STRIDE, SHRINKS, STACK_STAGES, thinned
 
 MAX_DELAY_S = 900.0
 JITTER = 0.25  # a delay lies within +- this share of its nominal value
 OOM_FACTOR = 1.5
-SHRINK_STEPS = 2  # smaller plans of the training that are tried before a bigger GPU
+SHRINK_STEPS = len(SHRINKS)  # smaller plans of the training that are tried before a bigger GPU
 # Results lie on one host only: a collection outlasts a host that is away for half an hour.
 COLLECT_RETRIES = 10
 
@@ -46,6 +47,8 @@ class Decision:
     elsewhere: bool = False
     need_mib: int | None = None  # the job's memory need from now on
     shrink: int = 0  # steps down to a smaller plan from now on
+    need_ram_mib: int | None = None
+    stride: int = 1
     retries_used: int = 0  # in the layer, before this decision
     advice: str = ""
 
@@ -174,16 +177,11 @@ def decide(job: Job, reason: Reason, *, blame: Layer | None = None) -> Decision:
     collecting = job.step is Step.COLLECT and rule.layer in (Layer.TRANSPORT, Layer.HOST)
     if used >= (COLLECT_RETRIES if collecting else rule.retries):
         return _settle(job, rule, Verdict.HOLD, used)
-    verdict, need_mib, shrink = rule.verdict, job.need_mib, job.shrink
+    verdict, plan = rule.verdict, job
     if verdict is Verdict.ESCALATE:
-        promised = job.reservation.mib if job.reservation else 0
-        trains = job.kind is JobKind.RECONSTRUCT and job.stage is Stage.TRAINING
-        if trains and shrink < SHRINK_STEPS:
-            shrink += 1
-        elif promised:
-            need_mib = math.ceil(promised * OOM_FACTOR)
-        else:
-            verdict = Verdict.RETRY  # the stage holds no device memory that could be raised
+        plan = _less_ram(job) if reason is Reason.OUT_OF_MEMORY else _less_vram(job)
+        if plan == job:
+            verdict = Verdict.RETRY  # there is nothing that could be raised or made smaller
     return Decision(
         verdict=verdict,
         layer=rule.layer,
@@ -191,11 +189,36 @@ def decide(job: Job, reason: Reason, *, blame: Layer | None = None) -> Decision:
         elsewhere=verdict is not Verdict.ESCALATE
         and rule.elsewhere_after is not None
         and used >= rule.elsewhere_after,
-        need_mib=need_mib,
-        shrink=shrink,
+        need_mib=plan.need_mib,
+        shrink=plan.shrink,
+        need_ram_mib=plan.need_ram_mib,
+        stride=plan.stride,
         retries_used=used,
         advice=rule.advice.replace("JOB", job.id),
     )
+
+
+def _less_vram(job: Job) -> Job:
+    """A smaller plan of the training, then a GPU with more memory."""
+    trains = job.kind is JobKind.RECONSTRUCT and job.stage is Stage.TRAINING
+    if trains and job.shrink < SHRINK_STEPS:
+        return dataclasses.replace(job, shrink=job.shrink + 1)
+    if job.reservation is not None and job.reservation.mib:
+        return dataclasses.replace(job, need_mib=math.ceil(job.reservation.mib * OOM_FACTOR))
+    return job
+
+
+def _less_ram(job: Job) -> Job:
+    """More RAM, which placement finds here, elsewhere or nowhere; then fewer frames."""
+    thins = job.stage in STACK_STAGES
+    if not thins and job.stage is not Stage.STITCH:
+        return job
+    promised = job.reservation.ram_mib if job.reservation is not None else 0
+    if promised and (job.need_ram_mib is None or not thins):
+        return dataclasses.replace(job, need_ram_mib=math.ceil(promised * OOM_FACTOR))
+    if thins and job.stride < MAX_STRIDE:
+        return thinned(job, job.stride * 2)
+    return job
 
 
 def _settle(job: Job, rule: Rule, verdict: Verdict, used: int) -> Decision:
@@ -204,6 +227,8 @@ def _settle(job: Job, rule: Rule, verdict: Verdict, used: int) -> Decision:
         layer=rule.layer,
         need_mib=job.need_mib,
         shrink=job.shrink,
+        need_ram_mib=job.need_ram_mib,
+        stride=job.stride,
         retries_used=used,
         advice=rule.advice.replace("JOB", job.id),
     )

@@ -48,6 +48,16 @@ def shape_of(job: Job, stage: Stage | None = None) -> Shape:
     )
 
 
+def thinned(job: Job, stride: int) -> Job:
+    """The job with every `stride`-th frame; what it asked for after failing was for more frames."""
+    need = job.need_ram_mib
+    return dataclasses.replace(
+        job,
+        stride=stride,
+        need_ram_mib=None if need is None else -(-need * job.stride // stride),
+    )
+
+
 def measured(job: Job, metrics: Mapping[str, Any]) -> Job:
     """The job with what a stage of it found its frames to be. A stage that reads every n-th frame
     only counts those, so nothing is taken from it."""

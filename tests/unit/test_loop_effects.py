@@ -53,7 +53,8 @@ async def test_inputs_are_brought_back_only_when_the_old_copy_is_gone(tmp_path: 
     fleet = Fleet(Inventory(hosts=()), {}, clock=clock)
     dispatcher = Dispatcher(
         store=store, fleet=fleet, effects=cast(Effects, files), clock=clock, policy=Policy(),
-        learning=Learning(store), stitching=Stitching(store, clock), heartbeat=tmp_path / "heartbeat", connect=connect,
+        learning=Learning(store), stitching=Stitching(store, clock), heartbeat=tmp_path / "heartbeat",
+        connect=connect,
         inventory_watch=InventoryWatch(tmp_path / "inventory.yaml"),
         quarantines=Quarantines(store, fleet, clock),
     )  # fmt: skip

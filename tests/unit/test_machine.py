@@ -297,19 +297,53 @@ def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> No
     assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
 
 
-@pytest.mark.parametrize("reason", [Reason.GPU_OUT_OF_MEMORY, Reason.OUT_OF_MEMORY])
-def test_training_out_of_memory_takes_smaller_plans_then_a_bigger_gpu(reason: Reason) -> None:
+def test_training_out_of_memory_takes_smaller_plans_then_a_bigger_gpu() -> None:
     job = at_run(Stage.TRAINING)
     plans = []
     for _ in range(3):
-        job, _ = step(job, failed(job, reason))
+        job, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
         assert (job.step, job.host) == (Step.PLACE, "h")
         plans.append((job.shrink, job.need_mib))
         promised = dataclasses.replace(reservation(job), mib=job.need_mib or 1000)
         job = drive(job, [m.StagePlaced(at=0.0, reservation=promised)])
     assert plans == [(1, None), (2, None), (2, 1500)]
-    held, _ = step(job, failed(job, reason))
+    held, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
     assert held.state is JobState.HELD and f"cosma job retry {job.id}" in held.advice
+
+
+@pytest.mark.parametrize("stage", [Stage.COLMAP_RECONSTRUCTION, Stage.TRAINING])
+def test_out_of_ram_asks_for_more_of_it_then_takes_fewer_frames(stage: Stage) -> None:
+    job = at_run(stage)
+    plans = []
+    for _ in range(3):
+        promised = dataclasses.replace(job.reservation, ram_mib=4000)  # type: ignore[type-var]
+        job = dataclasses.replace(job, reservation=promised)
+        job, _ = step(job, failed(job, Reason.OUT_OF_MEMORY))
+        assert (job.step, job.host, job.stage) == (Step.PLACE, "h", stage)
+        plans.append((job.need_ram_mib, job.stride, job.shrink))
+        job = drive(job, [m.StagePlaced(at=0.0, reservation=reservation(job))])
+    assert plans == [(6000, 1, 0), (3000, 2, 0), (1500, 4, 0)]
+    held, _ = step(job, failed(job, Reason.OUT_OF_MEMORY))
+    assert held.state is JobState.HELD and held.stride == 4
+
+
+def test_what_fits_no_host_takes_fewer_frames_and_never_more() -> None:
+    job = new_job(need_ram_mib=9000)
+    thinned, effects = step(job, m.FramesThinned(at=0.0, stride=3, message="x"))
+    assert (thinned.stride, thinned.need_ram_mib, effects) == (3, 3000, ())
+    assert thinned.step is Step.PLACE
+    for stride in (2, 3, 9):
+        with pytest.raises(StaleEvent):
+            step(thinned, m.FramesThinned(at=0.0, stride=stride, message="x"))
+    with pytest.raises(StaleEvent):
+        step(at_run(Stage.TRAINING), m.FramesThinned(at=0.0, stride=2, message="x"))
+
+
+def test_a_job_knows_its_frames_once_they_are_extracted() -> None:
+    job = at_run(Stage.FRAME_EXTRACTION, frames=400, pixels=1)
+    found = {"frames": 391, "width": 960, "height": 540}
+    after, _ = step(job, m.AttemptSucceeded(at=0.0, attempt=job.attempt, metrics=found))
+    assert (after.frames, after.pixels) == (391, 518_400)
 
 
 def test_a_suspect_host_pays_for_the_failure_and_the_job_goes_elsewhere() -> None:

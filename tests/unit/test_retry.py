@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dispatcher.core.model import Job, JobKind, Layer, Reason, Reservation, Stage, Step, Verdict
 from dispatcher.core.retry import JITTER, MAX_DELAY_S, RULES, decide, delay_s, layer_of
+from dispatcher.core.shape import MAX_STRIDE
 from worker_agent.protocol import FailureCode
 
 JOB = Job(
@@ -103,6 +104,23 @@ def test_a_stage_without_a_device_that_ran_out_of_memory_goes_elsewhere_the_seco
     first = decide(JOB, Reason.OUT_OF_MEMORY)
     assert (first.verdict, first.need_mib, first.elsewhere) == (Verdict.RETRY, None, False)
     assert decide(with_retries(resource=1), Reason.OUT_OF_MEMORY).elsewhere
+
+
+def test_a_stitch_that_ran_out_of_ram_asks_for_more_each_time() -> None:
+    promised = Reservation(job="j", attempt=1, host="h", slot="stitch", ram_mib=2000)
+    job = dataclasses.replace(JOB, kind=JobKind.STITCH, stage=Stage.STITCH, reservation=promised)
+    first = decide(job, Reason.OUT_OF_MEMORY)
+    assert (first.verdict, first.need_ram_mib, first.stride) == (Verdict.ESCALATE, 3000, 1)
+    promised = dataclasses.replace(promised, ram_mib=3000)
+    again = dataclasses.replace(job, reservation=promised, need_ram_mib=3000)
+    assert decide(again, Reason.OUT_OF_MEMORY).need_ram_mib == 4500
+
+
+def test_fewer_frames_are_taken_at_once_where_no_ram_was_promised() -> None:
+    job = dataclasses.replace(JOB, stage=Stage.COLMAP_RECONSTRUCTION)
+    assert decide(job, Reason.OUT_OF_MEMORY).stride == 2
+    last = decide(dataclasses.replace(job, stride=MAX_STRIDE), Reason.OUT_OF_MEMORY)
+    assert (last.verdict, last.stride) == (Verdict.RETRY, MAX_STRIDE)
 
 
 def test_resource_gpu_and_code_have_budgets_of_their_own() -> None:

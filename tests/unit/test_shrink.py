@@ -8,8 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.retry import SHRINK_STEPS
-from dispatcher.jobspec import SHRINKS, shrunk
+from dispatcher.core.shape import shrunk
 from dispatcher.settings import PipelineConfig, TrainConfig
 
 PLAN = st.fixed_dictionaries({"cap": st.integers(100, 10**6), "width": st.integers(32, 4000)})
@@ -27,8 +26,13 @@ def test_the_first_step_takes_gaussians_the_second_pixels() -> None:
     assert untouched == {k: v for k, v in asked.items() if k != "train"}
 
 
-def test_every_step_that_the_retry_table_takes_has_a_factor() -> None:
-    assert len(SHRINKS) == SHRINK_STEPS
+def test_a_stride_is_told_to_the_stages_that_hold_all_frames_and_to_no_other() -> None:
+    config = PipelineConfig().model_dump(mode="json")
+    assert shrunk(config, 0, 1) == config
+    told = shrunk(config, 1, 2)
+    assert told["sfm"]["frame_stride"] == told["train"]["frame_stride"] == 2
+    assert told["frames"] == config["frames"], "extraction stays as it was: its frames are there"
+    assert told["train"]["cuda"]["cap"] == 600_000
 
 
 @given(cpu=PLAN, cuda=PLAN, steps=st.integers(0, 5))
