@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup-done
 OUT    ?= demo-out
 
-.PHONY: setup system demo test lint format clean
+.PHONY: setup system demo test bench lint format clean
 
 setup: system $(STAMP)
 
@@ -38,6 +38,10 @@ format: setup
 
 test: lint
 	$(BIN)/python -m pytest -m "not gpu"
+
+# Half an hour on a machine with nothing else to do; writes bench/RESULTS.md.
+bench: setup
+	$(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
