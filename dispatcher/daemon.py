@@ -78,6 +78,7 @@ async def _run(
     fleet = Fleet.of(inventory, connect, clock=clock)
     epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
     specs = JobSpecs(store, lambda host: _stage_python(fleet, host))
+    learning = await Learning.from_store(store)
     dispatcher = Dispatcher(
         store=store,
         fleet=fleet,
@@ -87,7 +88,13 @@ async def _run(
             store=store,
             artifacts=ArtifactStore(settings.artifacts),
             specs=specs,
-            handoff=Handoff(fleet=fleet, specs=specs, clock=clock, epoch=epoch),
+            handoff=Handoff(
+                fleet=fleet,
+                specs=specs,
+                clock=clock,
+                epoch=epoch,
+                needs=lambda: learning.needs,
+            ),
             clock=clock,
             epoch=epoch,
             lease_scale=settings.lease_scale,
@@ -95,7 +102,7 @@ async def _run(
         stitching=Stitching(store, clock),
         clock=clock,
         policy=Policy(),
-        learning=await Learning.from_store(store),
+        learning=learning,
         heartbeat=heartbeat_path(settings.database),
         once=once,
         pace=Pace(

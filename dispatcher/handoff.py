@@ -51,7 +51,7 @@ class Handoff:
     specs: JobSpecs
     clock: Clock
     epoch: int
-    needs: Callable[[], Needs] = Needs
+    needs: Callable[[], Needs]
     # (old host, new host) -> why by way of here, until when (monotonic)
     _relayed: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
 

@@ -35,7 +35,7 @@ class Rehearsal:
     hosts: EmbeddedHosts
     log: Path
 
-    def ingest(self, jobs: int, acquisition: str = "reef") -> list[str]:
+    def ingest(self, jobs: int, acquisition: str = "reef", clip_bytes: int = 40_000) -> list[str]:
         """Segments of one AUV, so that their stitch is one more job."""
         root = self.cosma.directory / f"footage-{acquisition}"
         film = self.log.with_name("film.mp4")
@@ -45,7 +45,8 @@ class Rehearsal:
             clip = root / "auv-a" / "C1" / f"s{number:02d}" / "GX010001.MP4"
             clip.parent.mkdir(parents=True)
             # No two alike: a `free` box is skipped by readers (ISO/IEC 14496-12, 8.1.2).
-            clip.write_bytes(film.read_bytes() + b"\0\0\x9c\x48free" + os.urandom(40_000))
+            free = (clip_bytes + 8).to_bytes(4) + b"free" + os.urandom(clip_bytes)
+            clip.write_bytes(film.read_bytes() + free)
         done = self.cosma.run("ingest", str(root), "--acquisition", acquisition)
         assert done.returncode == 0, (done.stdout, done.stderr)
         return sorted(self.cosma.jobs())
@@ -68,13 +69,13 @@ class Rehearsal:
             (line["job"], line["stage"]) for line in self.lines() if line["kind"] == "start"
         )
 
-    def hold(self, on: bool) -> None:
-        """While held, stages go on working on every host."""
+    def hold(self, on: bool, *stages: str) -> None:
+        """While held, these stages (none named: all) go on working on every host."""
         for host in self.hosts.hosts:
             file = host.work_dir / "hold-stages"
             if on:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch()
+                file.write_text(" ".join(stages))
             else:
                 file.unlink(missing_ok=True)
 

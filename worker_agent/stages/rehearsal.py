@@ -18,7 +18,8 @@ from worker_agent.stages.api import Artifacts, Reporter, StageFailure, artifact,
 FRAMES_PER_CLIP = 8
 SHORTEST_S, LONGEST_S = 0.2, 0.8
 _OUTPUT_BYTES = 20_000
-# While this file lies in the work directory, stages go on working: a drill holds them that way.
+# While this file lies in the work directory, the stages named in it (all, when it is empty) go on
+# working: a drill holds them that way.
 HOLD = "hold-stages"
 
 
@@ -139,8 +140,18 @@ def _extract(run_dir: Path, spec: AttemptSpec) -> Artifacts:
     listing = folder / "frames.json"
     write_json(listing, {"fps": 1.0, "width": 0, "height": 0, "frames": rows, "verified": True})
     return Artifacts(
-        files=(artifact(run_dir, listing, "frames"),), completed={"total_frames": len(rows)}
+        files=(artifact(run_dir, listing, "frames"),),
+        metrics={"frame_bytes": sum((folder / str(row["name"])).stat().st_size for row in rows)},
+        completed={"total_frames": len(rows)},
     )
+
+
+def _held(hold: Path, spec: AttemptSpec) -> bool:
+    try:
+        named = hold.read_text().split()
+    except FileNotFoundError:
+        return False
+    return not named or spec.stage in named
 
 
 def _work(
@@ -150,7 +161,7 @@ def _work(
     hold = run_dir.parent.parent / HOLD
     began = time.monotonic()
     turn = 0
-    while (passed := time.monotonic() - began) < duration_s or hold.exists():
+    while (passed := time.monotonic() - began) < duration_s or _held(hold, spec):
         seed = hashlib.pbkdf2_hmac("sha256", seed, b"drill", 5_000)
         print(f"{spec.job} {spec.stage} {spec.attempt} line {turn} {seed.hex()}")
         report.progress(min(0.99, passed / duration_s), f"turn {turn}")
