@@ -16,9 +16,7 @@ from typing import Any
 
 from worker_agent.clock import boot_id
 from worker_agent.durable import write_json
-from worker_agent.paths import run_directory
-from worker_agent.processes import is_alive
-from worker_agent.protocol import (
+from worker_agent.messages import (
     AttemptRef,
     AttemptSpec,
     AttemptState,
@@ -27,6 +25,8 @@ from worker_agent.protocol import (
     ProtocolError,
     StageOutcome,
 )
+from worker_agent.paths import run_directory
+from worker_agent.processes import is_alive
 from worker_agent.refusal import is_disk_full
 
 

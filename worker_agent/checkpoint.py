@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from worker_agent.attempts import AttemptFiles
-from worker_agent.disk import verify_frames
-from worker_agent.protocol import Artifact, AttemptSpec, ProtocolError, StageOutcome
+from worker_agent.frames import verify_frames
+from worker_agent.messages import Artifact, AttemptSpec, ProtocolError, StageOutcome
 from worker_agent.refusal import RefusedError
 from worker_agent.stages.api import Artifacts, artifact, write_json
 

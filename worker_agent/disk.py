@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,13 +11,13 @@ from pathlib import Path
 
 from worker_agent.epoch import check_epoch
 from worker_agent.exclusive import alone
+from worker_agent.frames import sha256_of, verify_frames
 from worker_agent.paths import inside, run_directory, work_directory
 from worker_agent.protocol import ReclaimReport, ReclaimRequest
 from worker_agent.refusal import RefusedError
 
 _PROTECTED = frozenset({"attempts", "lock"})
 _TRIM_TIMEOUT_S = 300.0
-_BLOCK = 1 << 20
 
 
 def reclaim(request: ReclaimRequest) -> ReclaimReport:
@@ -74,36 +72,6 @@ def _target(run_dir: Path, relative: str) -> Path:
     return path
 
 
-def verify_frames(run_dir: Path, listing: str) -> int:
-    """Check every frame of a frames.json by size and SHA-256; returns how many there are.
-
-    Raises RefusedError naming the first frame that is not what the listing says.
-    """
-    path = inside(run_dir, listing)
-    try:
-        frames = json.loads(path.read_bytes())["frames"]
-        expected = [(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in frames]
-    except FileNotFoundError:
-        raise _unproven(f"{path} is not there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unproven(f"{path} is not a listing of frames ({error!r})") from None
-    if not expected:
-        raise _unproven(f"{path} lists no frame")
-    folder = path.parent.relative_to(run_dir).as_posix()
-    for name, size, digest in expected:
-        frame = inside(run_dir, f"{folder}/{name}")
-        found = frame.stat().st_size if frame.is_file() else None
-        if found != size:
-            raise _unproven(f"{frame} has {found} bytes, the listing says {size}")
-        if sha256_of(frame) != digest:
-            raise _unproven(f"{frame} does not have the listed SHA-256")
-    return len(expected)
-
-
-def _unproven(what: str) -> RefusedError:
-    return RefusedError("agent_failed", f"{what}: nothing was removed, extract the frames again")
-
-
 def _verify_hashes(run_dir: Path, request: ReclaimRequest) -> None:
     for relative, digest in request.expected_sha256.items():
         path = inside(run_dir, relative)
@@ -124,14 +92,6 @@ def _require_proof(run_dir: Path, path: Path, request: ReclaimRequest, *, proven
                 "bad_request",
                 f"{file} is an input: name the listing or the SHA-256 that proves it useless",
             )
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _free(path: Path) -> int:

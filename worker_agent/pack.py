@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from worker_agent.disk import sha256_of
+from worker_agent.frames import sha256_of
 from worker_agent.partial import BLOCK
 from worker_agent.paths import inside, run_directory
 from worker_agent.protocol import Artifact, FailureCode, PackedFile, PackItem, PackRequest

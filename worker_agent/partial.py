@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.refusal import RefusedError, failed
 
 BLOCK = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from worker_agent.protocol import EXIT_FAILED, EXIT_REFUSED, FailureCode, Refusal
+from worker_agent.messages import EXIT_FAILED, EXIT_REFUSED, FailureCode, Refusal
 
 
 class RefusedError(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from worker_agent import clock
-from worker_agent.protocol import AttemptSpec
+from worker_agent.messages import AttemptSpec
 from worker_agent.stages import __main__ as runner
 from worker_agent.stages import registry
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from worker_agent.attempts import AttemptFiles
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.refusal import failed, is_disk_full
 
 # What each record may need. A longer exit record or result leaves out its evidence and metrics.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from worker_agent.disk import sha256_of
+from worker_agent.frames import sha256_of
 from worker_agent.partial import BLOCK, Partial, disk_full, opened, part_path
 from worker_agent.paths import inside, run_directory
 from worker_agent.protocol import FailureCode, ReceiveRequest, SendRequest, TransferReport

@@ -22,10 +22,10 @@ from typing import BinaryIO, cast
 from worker_agent import attempts
 from worker_agent.attempts import AttemptFiles
 from worker_agent.checkpoint import Checkpoint
-from worker_agent.disk import sha256_of
 from worker_agent.epoch import check_epoch
 from worker_agent.exclusive import alone
 from worker_agent.fetch import SSH_OPTIONS
+from worker_agent.frames import sha256_of
 from worker_agent.pack import CHECKPOINT, FRAME, LISTING, frames_of
 from worker_agent.partial import BLOCK, part_path
 from worker_agent.paths import inside, run_directory, work_directory

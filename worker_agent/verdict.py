@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from worker_agent.protocol import FailureCode, StageOutcome
+from worker_agent.messages import FailureCode, StageOutcome
 
 # What a stage says when a program it called was killed under it, or its GPU gave nonsense.
 _SYMPTOMS = frozenset(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from worker_agent.attempts import AttemptFiles
 from worker_agent.checkpoint import Checkpoint, previous_hash, stage_hash
-from worker_agent.protocol import AttemptSpec, FailureCode, StageOutcome
+from worker_agent.messages import AttemptSpec, FailureCode, StageOutcome
 from worker_agent.refusal import is_disk_full
 from worker_agent.stages import registry
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure, write_json

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from worker_agent.durable import append_line, write_json
-from worker_agent.protocol import Artifact, AttemptSpec, FailureCode
+from worker_agent.messages import Artifact, AttemptSpec, FailureCode
 from worker_agent.refusal import is_disk_full
 
 __all__ = ["Artifacts", "AttemptSpec", "Reporter", "StageFailure", "artifact", "write_json"]

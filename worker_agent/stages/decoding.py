@@ -14,7 +14,7 @@ from typing import IO
 
 import ffmpeg
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
 from worker_agent.stages.ffprobe import COPY_AGAIN, ClipFacts, ffmpeg_path, printable
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stitch.gaussians import Gaussians
 from stitch.ply import write_ply
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import Artifacts, AttemptSpec, Reporter, StageFailure, artifact
 
 GAUSSIANS = Path("train/gaussians.npz")

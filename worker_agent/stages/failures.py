@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Iterator
 
-from worker_agent.protocol import FailureCode, StageOutcome
+from worker_agent.messages import FailureCode, StageOutcome
 from worker_agent.stages.api import StageFailure
 
 _CUDA_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

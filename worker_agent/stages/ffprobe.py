@@ -12,7 +12,7 @@ from typing import Any
 
 import ffmpeg
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
 
 __all__ = [

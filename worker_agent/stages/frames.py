@@ -22,7 +22,7 @@ import ffmpeg
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from worker_agent.protocol import Artifact, FailureCode
+from worker_agent.messages import Artifact, FailureCode
 from worker_agent.stages.api import (
     Artifacts,
     AttemptSpec,

@@ -13,8 +13,8 @@ import time
 
 from worker_agent import attempts, clock, processes
 from worker_agent.attempts import AttemptFiles
+from worker_agent.messages import AttemptSpec
 from worker_agent.processes import SUPERVISOR, Scope
-from worker_agent.protocol import AttemptSpec
 
 _PERIOD_S = 1.0
 

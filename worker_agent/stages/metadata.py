@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import (
     Artifacts,
     AttemptSpec,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from worker_agent.protocol import AttemptSpec
+from worker_agent.messages import AttemptSpec
 from worker_agent.version import AGENT_VERSION
 
 _FFMPEG = "ffmpeg"  # a program, the other tools are distributions
@@ -50,6 +48,10 @@ def tool_versions(entry: StageEntry) -> dict[str, str]:
 
 
 def _version(tool: str) -> str:
+    # Here, because a stage that depends on no tool need not wait for these imports.
+    import subprocess
+    from importlib import metadata
+
     if tool == _FFMPEG:
         try:
             answer = subprocess.run(

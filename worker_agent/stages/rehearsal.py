@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent.protocol import AttemptSpec, FailureCode
+from worker_agent.messages import AttemptSpec, FailureCode
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure, artifact, write_json
 
 FRAMES_PER_CLIP = 8

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages import sfm_acceptance as acceptance
 from worker_agent.stages.api import (
     Artifacts,

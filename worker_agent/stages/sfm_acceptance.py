@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 
 __all__ = [
     "Candidate",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import worker_agent
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
 from worker_agent.stages.sfm_mapping import Request
 

@@ -24,7 +24,7 @@ from stitch.register import Edge, register
 from stitch.score import Thresholds, Verdict, judge
 from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3, transform_gaussians
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import (
     Artifacts,
     AttemptSpec,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker_agent.protocol import FailureCode
+from worker_agent.messages import FailureCode
 from worker_agent.stages.api import (
     Artifacts,
     AttemptSpec,
