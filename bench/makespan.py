@@ -16,10 +16,12 @@ Two shapes of a job:
 
 makespan: from the first job given a host to the last one collected; hosts are probed by then.
 lower bound: max(sum of extractions, sum of trainings) / hosts, plus the shortest other of the two.
-gpu_gap: for each training but the first of its host, how long the GPU had been free while a job
-    of that host was ready for it. Work to work, by the stages' own words: it has the end of one
-    process, everything in between and the start of the next.
-gpu_idle: the same, also counting when no job was ready.
+gpu_gap: for each training but the first of its host, how long no stage process had the GPU while a
+    job of that host was ready for it: from the last thing one process did to the kernel's start
+    time of the next.
+gpu_gap_work: the same from work to work: also what one process does after its work (hash, record,
+    store its files) and the next before (start its interpreter, import).
+gpu_idle: as gpu_gap, also counting when no job was ready.
 dispatcher_cpu_ms_per_job: user and system time of this process from the start of the dispatcher to
     its end, both included, by jobs.
 
@@ -42,7 +44,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -93,14 +95,17 @@ class Worked:
     job: str
     stage: str
     host: str
+    there_from: float
     began: float
     ended: float
+    there_until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     over_bound: float
     gap_s: float
+    gap_work_s: float
     idle_s: float
     cpu_ms: float
 
@@ -112,23 +117,34 @@ def lower_bound(seed: int, jobs: list[str], hosts: int) -> float:
     return sum(train) / hosts + min(extract)
 
 
-def waits(worked: list[Worked], before_training: str) -> tuple[list[float], list[float]]:
-    """(gaps, idle times) of every GPU between two trainings."""
+@dataclass(slots=True)
+class Waits:
+    """Of every GPU between two trainings, in seconds."""
+
+    gaps: list[float] = field(default_factory=list)
+    gaps_work: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
+
+
+def waits(worked: list[Worked], before_training: str) -> Waits:
     hosts = defaultdict(list)
     for row in worked:
         hosts[row.host].append(row)
-    gaps, idle = [], []
+    found = Waits()
     for rows in hosts.values():
-        ready = {row.job: row.ended for row in rows if row.stage == before_training}
+        ready = {row.job: row for row in rows if row.stage == before_training}
         trainings = sorted(
             (row for row in rows if row.stage == Stage.TRAINING), key=lambda row: row.began
         )
         for index, row in enumerate(trainings[1:], start=1):
-            free = trainings[index - 1].ended
-            waiting = min(ready[later.job] for later in trainings[index:])
-            gaps.append(row.began - max(free, waiting))
-            idle.append(row.began - free)
-    return gaps, idle
+            last = trainings[index - 1]
+            first = min(
+                (ready[later.job] for later in trainings[index:]), key=lambda done: done.ended
+            )
+            found.gaps.append(row.there_from - max(last.there_until, first.there_until))
+            found.gaps_work.append(row.began - max(last.ended, first.ended))
+            found.idle.append(row.there_from - last.there_until)
+    return found
 
 
 def footage(folder: Path, jobs: int) -> None:
@@ -208,17 +224,18 @@ def measure(base: Path, shape: Shape, hosts: int, jobs: int, seed: int) -> Run:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     worked = [
         Worked(
-            row["job"], row["stage"], str(Path(row["run_dir"]).parent.parent), row["began"],
-            row["ended"],
+            row["job"], row["stage"], str(Path(row["run_dir"]).parent.parent), row["there_from"],
+            row["began"], row["ended"], row["there_until"],
         )
         for row in rows
     ]  # fmt: skip
     before = shape.stages[shape.stages.index(Stage.TRAINING) - 1].value
-    gaps, idle = waits(worked, before)
+    found = waits(worked, before)
     return Run(
         over_bound=makespan_s(settings.database) / lower_bound(seed, queued, hosts),
-        gap_s=statistics.mean(gaps),
-        idle_s=statistics.mean(idle),
+        gap_s=statistics.mean(found.gaps),
+        gap_work_s=statistics.mean(found.gaps_work),
+        idle_s=statistics.mean(found.idle),
         cpu_ms=1000 * cpu / jobs,
     )
 
@@ -237,6 +254,10 @@ def results(shape: Shape, runs: list[Run]) -> list[Result]:
         Result(
             name=f"gpu_gap_mean_s{shape.suffix}", value=median("gap_s"), unit="s",
             better="lower", target=0.15 if aim else None,
+        ),
+        Result(
+            name=f"gpu_gap_work_mean_s{shape.suffix}", value=median("gap_work_s"), unit="s",
+            better="lower",
         ),
         Result(
             name=f"gpu_idle_mean_s{shape.suffix}", value=median("idle_s"), unit="s", better="lower"

@@ -2,8 +2,8 @@
 and Training sleep for their seconds, and the other stages are as short as a stage can be.
 
 `python timed_stage.py <attempt>/started.json`. COSMA_BENCH is a JSON object: `log`, where one line
-for each stage says when it worked, in seconds of CLOCK_BOOTTIME; `seed`; and `stands_for`, which
-stages' files each stage makes besides its own.
+for each stage says in seconds of CLOCK_BOOTTIME when its process was there and when it worked;
+`seed`; and `stands_for`, which stages' files each stage makes besides its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from worker_agent import clock
+from worker_agent.processes import stat_of
 from worker_agent.protocol import AttemptSpec
 from worker_agent.stages import __main__ as runner
 from worker_agent.stages import registry, rehearsal
@@ -26,6 +27,7 @@ SETTINGS = "COSMA_BENCH"
 LONG_STAGES = ("FrameExtraction", "Training")
 SHORTEST_S, LONGEST_S = 1.0, 1.9
 _PROGRESS_EVERY_S = 0.5
+worked: dict[str, str | float] = {}
 
 
 def seconds(seed: int, job: str, stage: str) -> float:
@@ -46,13 +48,9 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     while (left := end - time.monotonic()) > 0:
         report.progress(0.0, f"{left:.1f} s left")
         time.sleep(min(left, _PROGRESS_EVERY_S))
-    ended = clock.boottime()
-    line = {
-        "job": spec.job, "stage": spec.stage, "run_dir": spec.run_dir, "began": began,
-        "ended": ended,
-    }  # fmt: skip
-    with Path(given["log"]).open("ab", buffering=0) as log:
-        log.write(json.dumps(line).encode() + b"\n")
+    worked.update(
+        job=spec.job, stage=spec.stage, run_dir=spec.run_dir, began=began, ended=clock.boottime()
+    )
     made = [
         rehearsal.main(dataclasses.replace(spec, stage=stage), report)
         for stage in given["stands_for"].get(spec.stage, [spec.stage])
@@ -64,8 +62,23 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     )
 
 
+def note(there_from: float) -> None:
+    line = {**worked, "there_from": there_from, "there_until": clock.boottime()}
+    with Path(json.loads(os.environ[SETTINGS])["log"]).open("ab", buffering=0) as log:
+        log.write(json.dumps(line).encode() + b"\n")
+
+
+def process_start() -> float:
+    """As the kernel has it, to a clock tick: proc_pid_stat(5)."""
+    stat = stat_of(os.getpid())
+    assert stat is not None
+    return stat.start_ticks / os.sysconf("SC_CLK_TCK")
+
+
 if __name__ == "__main__":
     rehearsal.SHORTEST_S = rehearsal.LONGEST_S = 0.0
     sys.modules["worker_agent.stages.timed"] = sys.modules[__name__]
     registry.STAGES = {name: registry.StageEntry("timed") for name in registry.STAGES}
-    sys.exit(runner.main(sys.argv[1:]))
+    code = runner.main(sys.argv[1:])
+    note(process_start())
+    sys.exit(code)
