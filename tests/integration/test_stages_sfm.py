@@ -182,6 +182,17 @@ def refused(run_dir: Path, **settings: Any) -> StageFailure:
     return caught.value
 
 
+def test_a_plan_with_fewer_frames_registers_every_second_one(tmp_path: Path) -> None:
+    pictures, _ = gravel(24, 0.06)
+    film(tmp_path / "input" / "GX010001.MP4", pictures)
+    reconstruct(tmp_path, frame_stride=2)
+    facts = json.loads((tmp_path / "output" / "sfm.json").read_text())
+    assert facts["registered"] == facts["frames"] == 12
+    model = pycolmap.Reconstruction(str(tmp_path / "sfm" / "model"))
+    names = sorted(image.name for image in model.images.values())
+    assert names == [f"f{n:06d}.jpg" for n in range(1, 25, 2)]
+
+
 def test_a_still_camera_has_no_parallax(tmp_path: Path) -> None:
     film(tmp_path / "input" / "a.mp4", gravel(1, 0.0)[0] * 10)
     failure = refused(tmp_path)

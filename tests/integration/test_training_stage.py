@@ -271,6 +271,17 @@ def test_frames_are_undistorted_onto_the_pinhole_camera(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 0.25
 
 
+def test_every_second_frame_is_every_second_of_the_frames_not_of_the_model(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "frames" / "f000002.jpg").rename(tmp_path / "frames" / "f000000.jpg")
+    model = tmp_path / "sfm" / "model"
+    reconstruction = pycolmap.Reconstruction(str(model))
+    reconstruction.deregister_frame(2)  # its frame has gone to the front
+    reconstruction.write(str(model))
+    found = load_dataset(tmp_path / "frames", model, width=60, test_every=6, stride=2)
+    assert found.names == tuple(f"f{n:06d}.jpg" for n in range(3, VIEWS + 1, 2))
+
+
 def test_failures_have_a_code_and_one_line(source: Path, tmp_path: Path) -> None:
     reporter = Events(tmp_path / "events").reporter
     no_model = tmp_path / "no_model"

@@ -75,8 +75,11 @@ def split_views(count: int, test_every: int) -> tuple[tuple[int, ...], tuple[int
     return tuple(i for i in range(count) if i not in test), test
 
 
-def load_dataset(frames: Path, model: Path, *, width: int, test_every: int) -> Dataset:
-    """Read the COLMAP binary model in `model` and its images from `frames`.
+def load_dataset(
+    frames: Path, model: Path, *, width: int, test_every: int, stride: int = 1
+) -> Dataset:
+    """Read the COLMAP binary model in `model` and its images from `frames`; with a `stride` only
+    every n-th of the frames, whichever the model has.
 
     Images are undistorted in memory and resized to `width` pixels (never enlarged). Raises
     DatasetUnusable for an unreadable or too small model, or a missing or broken frame.
@@ -89,6 +92,9 @@ def load_dataset(frames: Path, model: Path, *, width: int, test_every: int) -> D
         (image for image in reconstruction.images.values() if image.has_pose),
         key=lambda image: str(image.name),
     )
+    if stride > 1:
+        used = {path.name for path in sorted(frames.glob("*.jpg"))[::stride]}
+        posed = [image for image in posed if image.name in used]
     if len(posed) < MIN_VIEWS:
         raise DatasetUnusable(f"{model}: {len(posed)} posed images, at least {MIN_VIEWS} needed")
     if reconstruction.num_points3D() < MIN_POINTS:

@@ -25,6 +25,7 @@ class TrainSettings:
     cap: int  # most gaussians
     sh_degree: int
     threads: int = 1  # of the CPU rasterizer
+    frame_stride: int = 1  # every n-th frame is used: all of them did not fit into memory
 
     def __post_init__(self) -> None:
         ranges = {
@@ -36,6 +37,7 @@ class TrainSettings:
             "cap": (16, 100_000_000),
             "sh_degree": (0, 3),
             "threads": (1, 1024),
+            "frame_stride": (1, 1024),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
