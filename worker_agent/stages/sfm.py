@@ -92,7 +92,9 @@ class _Ladder:
                 advice="Run the job again from ManifestGeneration.",
             )
         manifest = json.loads(manifest_path.read_text())
-        rows, camera, config = manifest["frames"], manifest["camera"], spec.config["sfm"]
+        camera, config = manifest["camera"], spec.config["sfm"]
+        # Given by the dispatcher after a host's memory did not do for all frames.
+        rows = manifest["frames"][:: int(config.get("frame_stride", 1))]
         sfm = self._run_dir / "sfm"
         self._gravity: dict[str, Vector] = {
             row["name"]: tuple(row["gravity"]) for row in rows if row["gravity"]

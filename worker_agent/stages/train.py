@@ -62,6 +62,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             root / "sfm" / "model",
             width=settings.width,
             test_every=settings.test_every,
+            stride=settings.frame_stride,
         )
     except DatasetUnusable as error:
         raise StageFailure(
