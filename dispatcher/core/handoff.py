@@ -10,7 +10,6 @@ from dispatcher.core.model import Job, Stage, stages_of
 from dispatcher.core.moving import needs_inputs
 from dispatcher.core.need import GPU_STAGES, Needs
 from dispatcher.core.views import GpuView
-from dispatcher.core.views import GpuView
 
 PATIENCE_SHARE = 0.1  # of the time that the old host's files save
 PATIENCE_MOST_S = 120.0

@@ -50,8 +50,6 @@ class Policy:
     # and the one after is on the wire. More where measured stages take longer before the training
     # than the training does.
     prefetch: int = 2
-    # Finished stages' outputs move with a job: hosts without a GPU may work on the stages before.
-    handoff: bool = False
     # A job that waits for longer than this keeps younger ones off what it needs.
     patience_s: float = 600.0
     probe_stale_s: float = 120.0

@@ -183,8 +183,7 @@ def _reservation(
 
 
 def _must_move(ledger: Ledger, refusal: Refusal) -> bool:
-    """A host that shows no device at all may only fail to read it, unless its jobs are meant to
-    go on elsewhere."""
+    """A host that shows no device at all may only fail to read it."""
     host, policy = ledger.host, ledger.policy
     if not host.reachable:
         return host.silent_s > policy.leave_silent_s
@@ -192,7 +191,7 @@ def _must_move(ledger: Ledger, refusal: Refusal) -> bool:
         return True
     if refusal[0] is Reason.RAM_TOO_SMALL:
         return True
-    return refusal[0] is Reason.NO_GPU_FITS and (bool(host.gpus) or policy.handoff)
+    return refusal[0] is Reason.NO_GPU_FITS and (bool(host.gpus) or not host.gpu_error)
 
 
 def _keep(ledger: Ledger, job: Job, reason: Reason) -> None:

@@ -134,9 +134,9 @@ class Yard:
                 elif kind.like.capable(job):
                     ever |= 1 << bit
                     now |= (kind.like.suspect(job) is None) << bit
-            # Where outputs move along, a host without a GPU can take the stages before it, as
-            # long as another host can take the rest.
-            if self._policy.handoff and ever and job.stage is not device_stage(job):
+            # What stages made moves along, so that a host without a GPU can take those before the
+            # one that needs it, as long as another host can take the rest.
+            if ever and job.stage is not device_stage(job):
                 now, ever = now | without_gpu, ever | without_gpu
             known = self._masks[key] = now, ever
         return known

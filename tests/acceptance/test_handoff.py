@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dispatcher.embedded import EmbeddedHost
 from tests.acceptance.cosma import Cosma, kill, running_stage
 from tests.rehearsal import Rehearsal, rehearsal
@@ -115,6 +117,24 @@ def test_a_drained_host_hands_over_what_its_stages_made(tmp_path: Path) -> None:
             (host_of(farm, new).work_dir / "reef" / job / "output/.checkpoint.json").read_text()
         )
         assert set(checkpoint["stage_hashes"]) == set(stages)
+
+
+def test_a_host_without_a_gpu_extracts_and_maps_for_one_that_trains(tmp_path: Path) -> None:
+    with rehearsal(tmp_path, hosts=2) as farm:
+        cosma = farm.cosma
+        inventory = yaml.safe_load(cosma.inventory.read_text())
+        inventory["hosts"][0]["gpus"] = []
+        cosma.inventory.write_text(yaml.safe_dump(inventory))
+        segments = farm.ingest(4)
+        ended = cosma.run("dispatch", "--once")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert {row["state"] for row in cosma.jobs().values()} == {"done"}
+        assert set(farm.runs().values()) == {1}
+        stages = rows(cosma, "SELECT DISTINCT host, stage FROM attempts")
+        assert {host for host, stage in stages if stage == "Training"} == {"host-2"}
+        assert ("host-1", "ColmapReconstruction") in stages
+        moved = rows(cosma, "SELECT DISTINCT job FROM events WHERE kind = 'handed_over'")
+        assert moved and {job for (job,) in moved} <= set(segments)
 
 
 def test_what_was_handed_over_resumes_and_what_was_spoilt_is_made_again(tmp_path: Path) -> None:
