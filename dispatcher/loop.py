@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from dispatcher.core import model as m
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
 from dispatcher.core.place import Explained, Policy, place
+from dispatcher.core.thinning import stride_that_fits
+from dispatcher.core.views import HostView
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
@@ -409,19 +411,37 @@ class Dispatcher:
             if self._waiting.get(job_id) != waiting.get(job_id):
                 await self.store.set_waiting(job_id, waiting.get(job_id))
         self._waiting = waiting
+        thinned = {w.job for w in decision.waiting if self._thin_out(w, self.fleet.host_views())}
         if self.once:
-            self._give_up_on(decision)
+            self._give_up_on(decision, but=thinned)
 
-    def _give_up_on(self, decision: Explained) -> None:
-        """Draining must end: hold what no host of this farm can take, with the reason."""
-        if decision.assignments or decision.stages or self._at_work():
-            return
-        if any(
-            self._probes[state.host.name] < self.pace.probes_before_giving_up
+    def _thin_out(self, waiting: Waiting, hosts: Iterable[HostView]) -> bool:
+        """What none of `hosts` has the RAM for gets done with fewer frames."""
+        if waiting.reason is not Reason.RAM_TOO_SMALL or not self._all_probed():
+            return False
+        stride = stride_that_fits(self._jobs[waiting.job], hosts, self.policy)
+        if stride is None:
+            return False
+        self.post(
+            waiting.job,
+            m.FramesThinned(at=self.clock.now(), stride=stride, message=waiting.message),
+        )
+        return True
+
+    def _all_probed(self) -> bool:
+        return all(
+            self._probes[state.host.name] >= self.pace.probes_before_giving_up
             for state in self.fleet.states
-        ):
+        )
+
+    def _give_up_on(self, decision: Explained, *, but: Collection[str]) -> None:
+        """Draining must end: hold what no host of this farm can take, with the reason."""
+        if decision.assignments or decision.stages or self._at_work() or not self._all_probed():
             return
+        here = [host for host in self.fleet.host_views() if host.reachable and not host.cordoned]
         for waiting in decision.waiting:
+            if waiting.job in but or self._thin_out(waiting, here):
+                continue
             if waiting.reason not in PASSING:
                 self.post(
                     waiting.job,
