@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from dispatcher.core.estimate import ClipSize, frames_of, pixels_of
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.survey import PlannedSegment, clip_name, group_clips, printable, slug
 from dispatcher.settings import PipelineConfig
@@ -99,7 +100,8 @@ async def _ingest_segment(
     known = await store.job(job_id)
     if known is not None:
         return _known(known, await store.segments(job=job_id), segment, files)
-    problem = next((p for p in map(inspect_clip, files) if p is not None), None)
+    looks = [inspect_clip(file) for file in files]
+    problem = next((look.problem for look in looks if look.problem is not None), None)
     job = Job(
         id=job_id,
         kind=JobKind.RECONSTRUCT,
@@ -109,6 +111,7 @@ async def _ingest_segment(
         created_at=now,
         priority=priority,
         input_bytes=sum(file.bytes for file in files),
+        **_work([look.size for look in looks], config),
         **_held(job_id, problem),
     )
     clips = tuple(
@@ -157,6 +160,16 @@ def _held(job_id: str, problem: ClipProblem | None) -> dict[str, Any]:
         "reason": problem.reason,
         "message": problem.message,
         "advice": f"{problem.advice}; then: cosma job retry {job_id}",
+    }
+
+
+def _work(clips: Sequence[ClipSize], config: PipelineConfig) -> dict[str, Any]:
+    frames, cuda = config.frames, config.train.cuda
+    return {
+        "frames": frames_of(clips, frames.fps),
+        "pixels": pixels_of(clips, frames.width, frames.height),
+        "cap": cuda.cap,
+        "train_steps": cuda.steps,
     }
 
 

@@ -7,6 +7,7 @@ host; the second kind is never copied through here, the hosts of the farm pull i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from dispatcher.core.estimate import ClipSize
 from dispatcher.core.model import Reason
 from dispatcher.core.survey import is_video, printable
 from dispatcher.errors import CosmaError, UsageError
@@ -38,6 +40,14 @@ class ClipProblem:
     reason: Reason
     message: str
     advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipLook:
+    """What a first look at a clip showed."""
+
+    size: ClipSize
+    problem: ClipProblem | None = None
 
 
 def split_remote(location: str) -> tuple[str, str] | None:
@@ -108,44 +118,65 @@ def _find_remote(host: str, path: str) -> list[SourceFile]:
     return files
 
 
-def inspect_clip(file: SourceFile) -> ClipProblem | None:
-    """What is plainly wrong with a clip before anything is moved; None when nothing is.
+def inspect_clip(file: SourceFile) -> ClipLook:
+    """How large a clip is, and what is plainly wrong with it before anything is moved.
 
     Remote clips, and all clips where ffprobe is not installed, are judged by the Validation stage.
     """
     name = printable(Path(file.relative).name)
+    size = ClipSize(bytes=file.bytes)
     if file.bytes == 0:
-        return ClipProblem(
+        empty = ClipProblem(
             reason=Reason.INPUT_EMPTY,
             message=f"{name}: the file has 0 bytes",
             advice="copy it from the camera again",
         )
+        return ClipLook(size=size, problem=empty)
     if split_remote(file.location) or shutil.which("ffprobe") is None:
-        return None
+        return ClipLook(size=size)
     try:
         done = subprocess.run(
-            ["ffprobe", "-v", "error", "-show_entries", "stream=codec_type", "-of", "json",
+            ["ffprobe", "-v", "error", "-show_entries",
+             "stream=codec_type,width,height:format=duration", "-of", "json",
              "-i", f"file:{file.location}"],
             capture_output=True, stdin=subprocess.DEVNULL, timeout=_FFPROBE_TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return None
+        return ClipLook(size=size)
     if done.returncode != 0:
         said = os.fsdecode(done.stderr).strip().splitlines()
         last = said[-1] if said else f"ffprobe ended with {done.returncode}"
         why = printable(last).split(": ", 1)[-1]
         if any("moov atom not found" in line for line in said):
             why = "moov atom not found: the recording was cut off, or this is no MP4"
-        return ClipProblem(
+        unreadable = ClipProblem(
             reason=Reason.INPUT_UNREADABLE,
             message=f"{name}: not a readable video: {why}",
             advice="copy it from the camera again, or repair it in the camera that recorded it",
         )
-    kinds = [stream.get("codec_type") for stream in json.loads(done.stdout).get("streams", [])]
-    if "video" not in kinds:
-        return ClipProblem(
+        return ClipLook(size=size, problem=unreadable)
+    found = json.loads(done.stdout)
+    streams = found.get("streams", [])
+    video = next((stream for stream in streams if stream.get("codec_type") == "video"), None)
+    if video is None:
+        kinds = ", ".join(str(stream.get("codec_type")) for stream in streams)
+        no_video = ClipProblem(
             reason=Reason.INPUT_NO_VIDEO,
-            message=f"{name}: no video track, only {', '.join(map(str, kinds)) or 'nothing'}",
+            message=f"{name}: no video track, only {kinds or 'nothing'}",
             advice="take it out of the survey",
         )
-    return None
+        return ClipLook(size=size, problem=no_video)
+    return ClipLook(size=_size(file, found.get("format", {}), video))
+
+
+def _size(file: SourceFile, container: dict[str, str], video: dict[str, int]) -> ClipSize:
+    try:
+        seconds = float(container["duration"])
+    except (KeyError, ValueError):
+        seconds = 0.0
+    return ClipSize(
+        bytes=file.bytes,
+        seconds=seconds if 0.0 < seconds < math.inf else None,
+        width=video.get("width"),
+        height=video.get("height"),
+    )

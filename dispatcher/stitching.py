@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import logging
 
 from dispatcher.clock import Clock
-from dispatcher.core.model import JobState
+from dispatcher.core.model import Job, JobState, Stage
 from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches, stitch_job
+from dispatcher.core.shape import shape_of
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Run, Segment, Stitch
 
@@ -78,9 +80,22 @@ class Stitching:
             log.info("%s: one segment, passed through", plan.id)
             return
         segments = await self._store.segments(acquisition=acquisition)
-        job = stitch_job(acquisition, plan, now)
+        job = await self._sized(stitch_job(acquisition, plan, now), plan)
         await self._store.create_stitch(stitch, job, await self._run(plan, segments, now))
         log.info("%s: queued, %d members", plan.id, len(plan.members))
+
+    async def _sized(self, job: Job, plan: StitchPlan) -> Job:
+        """As much work as all its members are together."""
+        stitches = await self._store.stitches(acquisition=job.acquisition)
+        through = {one.id: one.members[0] for one in stitches if one.passthrough}
+        wanted = {through.get(member, member) for member in plan.members}
+        jobs = await self._store.load_jobs(acquisition=job.acquisition)
+        shapes = [shape_of(one, Stage.TRAINING) for one in jobs if one.id in wanted]
+        return dataclasses.replace(
+            job,
+            frames=sum(shape.frames for shape in shapes),
+            cap=sum(shape.cap for shape in shapes),
+        )
 
     async def _run(self, plan: StitchPlan, segments: list[Segment], now: float) -> Run:
         """The config of the acquisition's first segment; members are the parents on record."""

@@ -101,6 +101,20 @@ async def test_a_bad_clip_is_held_at_once_with_its_reason(
     }  # fmt: skip
 
 
+async def test_a_job_knows_how_much_work_it_will_be(
+    store: SqliteStore, clip: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "survey").mkdir()
+    shutil.copy(clip, tmp_path / "survey" / "good.mp4")
+    config = PipelineConfig.model_validate(
+        {"frames": {"fps": 10.0, "width": 64}, "train": {"cuda": {"cap": 5000, "steps": 70}}}
+    )
+    (row,) = await ingest(store, str(tmp_path / "survey"), acquisition="w", config=config)
+    job = await store.job(row.job)
+    assert job is not None
+    assert (job.frames, job.pixels, job.cap, job.train_steps) == (2, 64 * 64, 5000, 70)
+
+
 async def test_nothing_to_ingest_is_said(store: SqliteStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no \.MP4"):
         await ingest(store, str(tmp_path), acquisition="w", config=CONFIG)

@@ -13,6 +13,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.decoding import expected_pictures
 from worker_agent.stages.ffprobe import ClipFacts, printable, probe_clip
 
 __all__ = ["main"]
@@ -40,12 +41,14 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     write_json(target, {"clips": [item.to_dict() for item in facts]})
     report.progress(1.0, f"{len(facts)} clips are whole")
     frames = sum(item.frames_estimated for item in facts)
+    fps = float(spec.config["frames"]["fps"])
     return Artifacts(
         files=(artifact(run_dir, target, "validation"),),
         metrics={
             "clips": len(facts),
             "seconds": round(sum(item.duration_s for item in facts), 3),
             "source_frames": frames,
+            "frames": sum(expected_pictures(item, fps) for item in facts),
             "bytes": sum(item.bytes for item in facts),
         },
         completed={"video_count": len(facts)},
