@@ -132,8 +132,8 @@ class DispatcherSettings(_Frozen):
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
-        """Defaults < environment (COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S, COSMA_LEASE_SCALE)
-        < `overrides` that are not None.
+        """Defaults < environment (COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S, COSMA_PROBE_S,
+        COSMA_LEASE_SCALE) < `overrides` that are not None.
 
         Artifacts get an absolute path, as the database keeps it. Raises SettingsError.
         """
@@ -142,6 +142,7 @@ class DispatcherSettings(_Frozen):
             "database": "COSMA_QC_DB",
             "artifacts": "OUTPUT_PATH",
             "poll_s": "COSMA_QC_POLL_S",
+            "probe_s": "COSMA_PROBE_S",
             "lease_scale": "COSMA_LEASE_SCALE",
         }
         data: dict[str, Any] = {k: env[v] for k, v in names.items() if env.get(v)}

@@ -1,7 +1,8 @@
 """NVIDIA's management library, called by its C interface: GPUs, who uses them, and how much.
 
 Runs as a child process (`command`), never in the agent itself: a call into a driver that hangs
-does not come back. stdlib only, so that a host can be asked before anything is installed there.
+does not come back. stdlib only, so that a host can be asked before anything is installed there;
+what only one use needs is imported there, as half of the child's time is imports.
 Structures and constants: nvml.h of CUDA 12; docs/decisions/0003 says why not through a library.
 """
 
@@ -15,8 +16,6 @@ import time
 from collections.abc import Callable
 from ctypes import byref, c_uint, c_ulonglong, c_void_p
 from typing import Any
-
-from worker_agent import processes, version
 
 # Where the loader does not find it by its name (NixOS, a driver in a place of its own).
 LIBRARY_VARIABLE = "COSMA_NVML_LIBRARY"
@@ -303,6 +302,8 @@ def _reading(nvml: Nvml, device: c_void_p, *, parent: str) -> dict[str, Any]:
 def watch(nvml: Nvml, uuid: str, cookie: str) -> None:
     """Print the peak of what an attempt's processes use of a GPU whenever it rises, in MiB,
     until it is killed."""
+    from worker_agent import processes
+
     device = nvml.by_uuid(uuid)
     peak = 0
     while True:
@@ -324,6 +325,8 @@ def _say(message: Any) -> None:
 
 def command(*words: str) -> list[str]:
     """The child that runs `main` with these words, from wherever this code lies."""
+    from worker_agent import version
+
     code = version.archive_path() or version.code_root()
     return [sys.executable, "-I", "-S", "-c", _BOOT, str(code), *words]
 

@@ -27,12 +27,8 @@ ONE = "gpu GPU-a 24576 300 ok"
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedGpus:
     """One GPU, and no nvidia-smi."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "gcc").symlink_to("/usr/bin/gcc")
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     built = SimulatedGpus(tmp_path / "driver").build(ONE)
-    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv(nvml.LIBRARY_VARIABLE, str(built.library))
     return built
 

@@ -56,17 +56,26 @@ class SimulatedGpus:
         with self._locked():
             lines = self.ledger.read_text().splitlines()
             rest = [line for line in lines if not self._is_of(line, uuid, os.getpid())]
-            free = _free_mib(rest, uuid)
+            free = free_mib(rest, uuid)
             granted = mib <= free
             if granted:
                 self.write([*rest, f"use {uuid} {os.getpid()} {mib} C"] if mib else rest)
             self._note(kind="take", uuid=uuid, who=who, mib=mib, free=free, granted=granted)
         return granted
 
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    def held(self, lines: Iterable[str], uuid: str) -> int:
+        """MiB that this process holds."""
+        return sum(int(line.split()[3]) for line in lines if self._is_of(line, uuid, self.pid))
+
     def history(self) -> list[dict[str, Any]]:
         """What was asked of the GPUs, in order; `at` is wall clock."""
         path = self.directory / "history"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -83,7 +92,7 @@ class SimulatedGpus:
         return line.split()[:3] == ["use", uuid, str(pid)]
 
 
-def _free_mib(lines: Iterable[str], uuid: str) -> int:
+def free_mib(lines: Iterable[str], uuid: str) -> int:
     """As nvml.c counts it: what ended processes held is free."""
     free = 0
     for words in map(str.split, lines):
