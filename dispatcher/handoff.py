@@ -74,9 +74,9 @@ class Handoff:
                 {at: [row.path for row in rows] for at, rows in made.items()},
                 brought.report.missing,
             )
+            note = "; ".join(part for part in (_lost(brought.report), brought.note) if part)
             if stage is None:
-                lost = ", ".join(brought.report.missing[:3])
-                return self._abandoned(source, brought.note or f"{lost} could not be had", stimulus)
+                return self._abandoned(source, note, stimulus)
             here = [
                 replace(row, host=host)
                 for rows in made.values()
@@ -98,7 +98,7 @@ class Handoff:
             files=brought.report.files,
             bytes=brought.report.bytes,
             seconds=round(self.clock.monotonic() - began, 3),
-            note=brought.note,
+            note=note,
         )
 
     def _abandoned(self, source: str, why: str, stimulus: str) -> HandoffAbandoned:
@@ -178,6 +178,12 @@ class Handoff:
                 why = refusal.message
             self._relayed[source, host] = (why, self.clock.monotonic() + RELAY_S)
         return _Brought(await target.unpack(request, giver.pack), "relayed", why)
+
+
+def _lost(report: UnpackReport) -> str:
+    first = ", ".join(report.missing[:3])
+    more = f" and {len(report.missing) - 3} more" if len(report.missing) > 3 else ""
+    return f"{first}{more} could not be had" if first else ""
 
 
 def _artifact(row: ArtifactRow) -> Artifact:

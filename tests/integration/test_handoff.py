@@ -1,0 +1,268 @@
+"""The dispatcher's side of a handoff, between two real sshd hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from dispatcher import agent_bundle
+from dispatcher.clock import SystemClock
+from dispatcher.core import handoff as core_handoff
+from dispatcher.core import model as m
+from dispatcher.core.machine import step
+from dispatcher.core.model import Event, Job, Reason, Stage
+from dispatcher.core.need import Needs
+from dispatcher.embedded import EmbeddedHost, EmbeddedHosts
+from dispatcher.executors.ssh import SshExecutor
+from dispatcher.fleet import Fleet
+from dispatcher.handoff import Handoff
+from dispatcher.inventory import find_inventory
+from dispatcher.jobspec import JobSpecs
+from dispatcher.reclaim import Reclaimer
+from dispatcher.store.sqlite import SqliteStore
+from tests.agent_client import script
+from tests.contract.store_builders import JOB, advance, fill
+from worker_agent.exclusive import alone
+from worker_agent.protocol import Artifact, ExitRecord, StageOutcome
+from worker_agent.stages.api import artifact, write_json
+
+MODEL_BYTES = 2_000_000
+FRAMES = 30
+
+
+@dataclass(slots=True)
+class World:
+    """One job that has finished ColmapReconstruction on host-1 and is assigned to host-2."""
+
+    hosts: EmbeddedHosts
+    fleet: Fleet
+    store: SqliteStore
+    handoff: Handoff
+    reclaimer: Reclaimer
+    job: Job
+
+    def run_dir(self, host: EmbeddedHost) -> Path:
+        return host.work_dir / self.job.acquisition / self.job.id
+
+    @property
+    def old(self) -> Path:
+        return self.run_dir(self.hosts.hosts[0])
+
+    @property
+    def new(self) -> Path:
+        return self.run_dir(self.hosts.hosts[1])
+
+    async def hand_over(self) -> Event:
+        return await self.handoff.hand_over(self.job, "host-2", "host-1", "7")
+
+    async def commit(self, event: Event) -> None:
+        self.job = (await advance(self.store, self.job, event)).job
+
+
+def make(root: Path) -> dict[Stage, tuple[Artifact, ...]]:
+    """What stages leave in a run directory."""
+    for folder in ("input", "frames", "sfm", "output"):
+        (root / folder).mkdir(parents=True)
+    (root / "input" / "GX010001.MP4").write_bytes(b"video")
+    rows = []
+    for number in range(FRAMES):
+        frame = root / "frames" / f"f{number:06d}.jpg"
+        frame.write_bytes(random.Random(number).randbytes(20_000))
+        row = artifact(root, frame, "frame")
+        rows.append({"name": frame.name, "bytes": row.bytes, "sha256": row.sha256})
+    write_json(root / "frames" / "frames.json", {"frames": rows})
+    (root / "sfm" / "model.bin").write_bytes(random.Random(1).randbytes(MODEL_BYTES))
+    for name in ("validation", "metadata", "manifest"):
+        (root / "output" / f"{name}.json").write_text(json.dumps({"name": name}))
+    write_json(root / "output" / ".checkpoint.json", {"job_id": "other"})
+    paths = {
+        Stage.VALIDATION: ("validation", "output/validation.json"),
+        Stage.FRAME_EXTRACTION: ("frames", "frames/frames.json"),
+        Stage.METADATA_EXTRACTION: ("metadata", "output/metadata.json"),
+        Stage.MANIFEST_GENERATION: ("manifest", "output/manifest.json"),
+        Stage.COLMAP_RECONSTRUCTION: ("sfm_model", "sfm/model.bin"),
+    }
+    return {at: (artifact(root, root / path, kind),) for at, (kind, path) in paths.items()}
+
+
+async def play(store: SqliteStore, job: Job, made: dict[Stage, tuple[Artifact, ...]]) -> Job:
+    """Through the machine and the store, as if the stages had run on host-1."""
+    for stage, files in made.items():
+        assert job.stage is stage
+        promise = m.Reservation(job=job.id, attempt=job.attempt + 1, host="host-1", slot="sfm")
+        number = promise.attempt
+        job = (
+            await advance(
+                store,
+                job,
+                m.StagePlaced(at=1.0, reservation=promise),
+                m.AttemptStarted(at=2.0, attempt=number),
+            )
+        ).job
+        record = ExitRecord(
+            attempt=number, stage=stage, returncode=0, signal=None, cause="exited",
+            outcome=StageOutcome(ok=True, artifacts=files), started_at=1.0, ended_at=2.0,
+            wall_s=30.0, cpu_s=1.0, peak_rss_mib=1.0, peak_vram_mib=None, events_bytes=0,
+            log_bytes=0, boot_id="b",
+        )  # fmt: skip
+        await store.finish_attempt(job.id, number, record)
+        job = (await advance(store, job, m.AttemptSucceeded(at=3.0, attempt=number))).job
+    return job
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    with EmbeddedHosts(2, tmp_path / "hosts") as hosts:
+        store = await SqliteStore.open(tmp_path / "cosma.db")
+        bundle = agent_bundle.build()
+        text = yaml.safe_load(hosts.inventory.read_text())
+        text["defaults"]["disk"] = {"fstrim": "off"}
+        hosts.inventory.write_text(yaml.safe_dump(text))
+        inventory = find_inventory(hosts.inventory)
+        clock = SystemClock()
+        fleet = Fleet.of(inventory, lambda host: SshExecutor.connect_to(host, bundle), clock=clock)
+        specs = JobSpecs(store, lambda _: None)
+        job = await fill(store, dataclasses.replace(JOB, input_bytes=5))
+        job = (
+            await advance(store, job, m.HostAssigned(at=0.0, host="host-1"), m.InputsReady(at=0.0))
+        ).job
+        made = make(hosts.hosts[0].work_dir / job.acquisition / job.id)
+        job = await play(store, job, made)
+        job = (await advance(store, job, m.HostAssigned(at=9.0, host="host-2"))).job
+        assert (job.origin, job.stage) == ("host-1", Stage.TRAINING)
+        handoff = Handoff(fleet=fleet, specs=specs, clock=clock, epoch=1, needs=Needs)
+        reclaimer = Reclaimer(fleet=fleet, specs=specs, clock=clock, epoch=1)
+        yield World(hosts, fleet, store, handoff, reclaimer, job)
+        await fleet.close()
+        await store.close()
+
+
+async def test_relayed_where_the_new_host_cannot_reach_the_old_one(world: World) -> None:
+    over = await world.hand_over()
+    assert isinstance(over, m.HandedOver)
+    assert (over.stage, over.source, over.route) == (Stage.TRAINING, "host-1", "relayed")
+    assert over.note and over.files == 5 + FRAMES
+    assert (world.new / "sfm/model.bin").read_bytes() == (world.old / "sfm/model.bin").read_bytes()
+    assert {row.host for row in await world.store.artifacts(job=world.job.id)} == {"host-2"}
+    again = await world.hand_over()
+    assert isinstance(again, m.HandedOver) and again.files == again.bytes == 0
+
+
+async def test_direct_where_its_own_ssh_knows_it(world: World, tmp_path: Path) -> None:
+    old, _ = world.hosts.hosts
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{old.port} {old.host_key}\n")
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        f"Host *\n IdentityFile {old.identity_file}\n IdentitiesOnly yes\n"
+        f" UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
+    )
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script(programs / "ssh", f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n')
+    inventory = yaml.safe_load(world.hosts.inventory.read_text())
+    python = inventory["defaults"]["python"]
+    inventory["hosts"][1]["python"] = str(
+        script(tmp_path / "python", f'#!/bin/sh\nPATH={programs}:$PATH exec {python} "$@"\n')
+    )
+    world.hosts.inventory.write_text(yaml.safe_dump(inventory))
+    bundle = agent_bundle.build()
+    await world.fleet.reload(
+        find_inventory(world.hosts.inventory), lambda host: SshExecutor.connect_to(host, bundle)
+    )
+    over = await world.hand_over()
+    assert isinstance(over, m.HandedOver), over
+    assert (over.route, over.note, over.files) == ("direct", "", 5 + FRAMES)
+    assert (world.new / "sfm/model.bin").read_bytes() == (world.old / "sfm/model.bin").read_bytes()
+
+
+async def test_the_old_copy_goes_with_proof_and_keeps_its_records(world: World) -> None:
+    records = world.old / "attempts" / "5" / "exit.json"
+    records.parent.mkdir(parents=True)
+    records.write_text("{}")
+    scratch = world.old / "sfm" / "database.db"
+    scratch.write_bytes(b"features")
+    early = await world.reclaimer.leftovers(world.job, "host-1", "8")
+    assert isinstance(early, m.ReclaimFailed) and "come back" in early.message
+    await world.commit(await world.hand_over())
+    assert world.job.leftovers == ("host-1",)
+    gone = await world.reclaimer.leftovers(world.job, "host-1", "8")
+    assert isinstance(gone, m.LeftoversReclaimed), gone
+    assert gone.removed_bytes > MODEL_BYTES + FRAMES * 20_000
+    assert records.exists() and not scratch.exists()
+    assert not (world.old / "frames").exists() and not (world.old / "input/GX010001.MP4").exists()
+    assert (world.new / "frames" / "frames.json").exists()
+    again = await world.reclaimer.leftovers(world.job, "host-1", "8")
+    assert isinstance(again, m.LeftoversReclaimed) and again.removed_bytes == 0
+
+
+async def test_what_is_not_what_was_brought_is_kept(world: World) -> None:
+    await world.commit(await world.hand_over())
+    (world.old / "output" / "manifest.json").write_text("edited by hand since")
+    kept = await world.reclaimer.leftovers(world.job, "host-1", "8")
+    assert isinstance(kept, m.ReclaimFailed) and "manifest.json" in kept.message
+    assert (world.old / "sfm" / "model.bin").exists()
+
+
+async def test_a_stage_whose_output_is_lost_is_made_again(world: World) -> None:
+    (world.old / "output" / "manifest.json").unlink()
+    over = await world.hand_over()
+    assert isinstance(over, m.HandedOver) and over.stage is Stage.MANIFEST_GENERATION
+    await world.commit(over)
+    assert world.job.stage is Stage.MANIFEST_GENERATION
+
+
+async def test_frames_that_are_lost_start_the_job_over(world: World) -> None:
+    (world.old / "frames" / "f000004.jpg").write_bytes(b"rot")
+    over = await world.hand_over()
+    assert isinstance(over, m.HandoffAbandoned) and "frames/frames.json" in over.message
+    before = world.job
+    await world.commit(over)
+    assert world.job.stage is Stage.VALIDATION
+    assert step(before, over)[1] == (m.TransferInputs(job=before.id, host="host-2"),)
+
+
+async def test_a_dead_old_host_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.hosts.stop_host("host-1")
+    monkeypatch.setattr(core_handoff, "PATIENCE_MOST_S", 0.0)
+    over = await world.hand_over()
+    assert isinstance(over, m.HandoffAbandoned), over
+    assert "host-1" in over.message
+
+
+async def test_a_dead_old_host_does_not_matter_once_all_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.hand_over()
+    world.hosts.stop_host("host-1")
+    monkeypatch.setattr(core_handoff, "PATIENCE_MOST_S", 0.0)
+    over = await world.hand_over()
+    assert isinstance(over, m.HandedOver), over
+    assert (over.route, over.stage, over.files) == ("there", Stage.TRAINING, 0)
+
+
+async def test_a_fault_of_the_new_host_is_not_blamed_on_the_old_one(world: World) -> None:
+    world.hosts.stop_host("host-2")
+    over = await world.hand_over()
+    assert isinstance(over, m.TransferFailed) and over.reason is Reason.HOST_UNREACHABLE
+
+
+async def test_the_transfer_of_a_killed_dispatcher_is_waited_for(world: World) -> None:
+    world.new.mkdir(parents=True)
+    with alone(world.new):
+        handing = asyncio.create_task(world.hand_over())
+        done, _ = await asyncio.wait([handing], timeout=1.0)
+        assert not done
+    over = await handing
+    assert isinstance(over, m.HandedOver) and over.stage is Stage.TRAINING
