@@ -15,6 +15,8 @@ from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
 GIB = 1 << 30
 # Placement sees a host that was never probed as one whose probe is this old.
 NEVER_S = 1e9
+# A GPU that is silent for longer is no longer waited for: what waits for it goes elsewhere.
+LOST_GPU_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +136,13 @@ def _gpus(state: HostState, now: float, ram_own: dict[tuple[str, int], int]) -> 
             yield gpu_view(gpu, own, max_decode_sessions=host.max_decode_sessions, age_s=age)
     for silent in state.silent:
         if _offered(host, silent.facts):
+            silent_s = _age(silent.probed_at, now)
+            seen = gpu_view(
+                silent.facts, max_decode_sessions=host.max_decode_sessions, age_s=silent_s
+            )
+            lost = silent_s > LOST_GPU_S
             yield replace(
-                gpu_view(
-                    silent.facts,
-                    max_decode_sessions=host.max_decode_sessions,
-                    age_s=_age(silent.probed_at, now),
-                ),
-                quarantine=Quarantine(line=f"silent: {facts.gpu_error}"),
+                seen, quarantine=Quarantine(line=f"silent: {facts.gpu_error}", failed_test=lost)
             )
 
 

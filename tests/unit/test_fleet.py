@@ -248,6 +248,9 @@ async def test_a_gpu_that_does_not_answer_keeps_its_figures_their_age_and_gets_n
     assert (silent.probe_age_s, silent.free_mib) == (20, 5_000)
     assert silent.quarantine is not None and not silent.quarantine.failed_test
     assert "did not answer" in silent.quarantine.line
+    clock.advance(101)
+    lost = {gpu.uuid: gpu.quarantine for gpu in fleet.host_views()[0].gpus}["GPU-1"]
+    assert lost is not None and lost.failed_test  # what waits for it goes elsewhere
     hosts["a"].answer = FACTS
     await fleet.probe_all()
     assert all(gpu.quarantine is None for gpu in fleet.host_views()[0].gpus)
