@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,15 @@ import typer
 from dispatcher.cli import options
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import known_job, with_store
-from dispatcher.core.model import Stage, stages_of
+from dispatcher.core.model import Job, Stage, stages_of
+from dispatcher.core.need import GPU_STAGES
+from dispatcher.core.views import GpuView
 from dispatcher.errors import UsageError
+from dispatcher.learning import Learning
 from dispatcher.progress import job_row
 from dispatcher.requests import ABANDON, CANCEL, PRIORITY, RETRY
 from dispatcher.store.base import Store
+from dispatcher.store.rows import Gpu
 
 app = typer.Typer(help="Look at one job, or ask something of it.", no_args_is_help=True)
 
@@ -39,7 +44,10 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
             "advice": found.advice,
             "config_sha256": run.sha256 if run else None,
             "smaller_plan": found.shrink or None,
+            "every_nth_frame": found.stride if found.stride > 1 else None,
             "needs_mib": found.need_mib,
+            "needs_ram_mib": found.need_ram_mib,
+            "needs": needs_of(found, await Learning.from_store(store), await store.gpus()),
             "attempts": [
                 {
                     "attempt": a.attempt,
@@ -68,7 +76,7 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
     if json:
         print_json(view)
         return
-    lists = ("attempts", "artifacts")
+    lists = ("attempts", "artifacts", "needs")
     for key, value in view.items():
         if key not in lists and value not in ("", None):
             print(f"{key.replace('_', ' ')}: {value}")
@@ -77,6 +85,41 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
         view["attempts"],
     )
     print_rows(("kind", "bytes", "path"), view["artifacts"])
+    print_rows(
+        ("stage", "device", "vram_mib", "ram_mib", "cores", "seconds", "runs"),
+        [{**row, "seconds": "{low} - {high}".format(**row["seconds"])} for row in view["needs"]],
+    )
+
+
+def needs_of(job: Job, learning: Learning, gpus: Sequence[Gpu]) -> list[dict[str, Any]]:
+    """What each stage of the job is taken to need, on each model of device that hosts have, and
+    from how many runs that is known (0: a first guess)."""
+    models = {
+        gpu.name: GpuView(
+            uuid=gpu.uuid, name=gpu.name, kind=gpu.kind, total_mib=gpu.total_mib,
+            free_mib=gpu.free_mib,
+        )
+        for gpu in gpus
+    }  # fmt: skip
+    rows = []
+    for stage in stages_of(job.kind):
+        at = dataclasses.replace(job, stage=stage)
+        for device in models.values() if stage in GPU_STAGES else (None,):
+            need = learning.needs.of(at, device)
+            span = dataclasses.asdict(need.seconds)
+            rows.append(
+                {
+                    "stage": stage.value,
+                    "device": device.name if device is not None else "",
+                    "vram_mib": need.vram_mib,
+                    "ram_mib": need.ram_mib,
+                    "disk_bytes": need.disk_bytes,
+                    "cores": need.cpu_cores,
+                    "seconds": {name: round(value, 1) for name, value in span.items()},
+                    "runs": need.runs,
+                }
+            )
+    return rows
 
 
 @app.command()
