@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from dispatcher.cli import options
+from dispatcher.cli.eta import eta_json, eta_text
 from dispatcher.cli.render import clock_text, human_seconds, print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.core import whatif
 from dispatcher.core.forecast import Decided
-from dispatcher.core.outlook import Eta, Outlook, look_ahead
+from dispatcher.core.outlook import Outlook, look_ahead
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.errors import UsageError
 from dispatcher.settings import DispatcherSettings
@@ -73,25 +73,6 @@ def _changed(snapshot: Snapshot, changes: list[whatif.Change]) -> Snapshot:
     except whatif.WhatIfError as error:
         raise UsageError("--what-if", why=str(error)) from None
     return snapshot
-
-
-def eta_json(eta: Eta | None) -> dict[str, float] | None:
-    return None if eta is None else dataclasses.asdict(eta)
-
-
-def eta_text(eta: Eta | None, outlook: Outlook) -> str:
-    """`14:20, in 1 h 5 min (14:05 to 15:10 in 8 of 10 cases)`."""
-    if eta is None:
-        return "never, as things are"
-    if outlook.draws == 0:
-        return (
-            f"{clock_text(eta.likely, outlook.now)}, in {human_seconds(eta.likely - outlook.now)}"
-        )
-    low, likely, high = (clock_text(at, outlook.now) for at in (eta.low, eta.likely, eta.high))
-    return (
-        f"{likely}, in {human_seconds(eta.likely - outlook.now)} "
-        f"({low} to {high} in {outlook.share * 10:.0f} of 10 cases)"
-    )
 
 
 def _view(farm: StoredFarm, outlook: Outlook, limit: int) -> dict[str, Any]:

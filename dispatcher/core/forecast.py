@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from dispatcher.core import model as m
 from dispatcher.core.board import Board
@@ -37,6 +38,7 @@ from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 
 OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took
+_REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "trimmed_bytes": None}  # nobody reads it
 TELLING = 0.05  # progress below this share says nothing about the end
 
 
@@ -58,6 +60,7 @@ class Played:
 
     jobs: Mapping[str, Job]  # stitches that were planned on the way included
     began: Mapping[str, float]  # job -> when its next stage was placed
+    stage_ended: Mapping[str, float]  # job -> when the stage it ran in the snapshot ends
     ended: Mapping[str, float]  # job -> when it settled; settled in the snapshot: its `now`
     waiting: tuple[Waiting, ...]  # after the first decision; only where there is a `trace`
     left: tuple[Waiting, ...]
@@ -135,6 +138,7 @@ class _Farm:
         self._to_plan: set[str] = set(self._segments)
         self._began: dict[str, float] = {}
         self._ended = {job.id: snapshot.now for job in snapshot.jobs if job.state in SETTLED}
+        self._stage_ended: dict[str, float] = {}
         self._waiting: tuple[Waiting, ...] = ()
         self._undecided = True
         self._rounds = 0
@@ -168,6 +172,7 @@ class _Farm:
         return Played(
             jobs=self._jobs,
             began=self._began,
+            stage_ended=self._stage_ended,
             ended=self._ended,
             waiting=self._waiting,
             left=self._board.waiting(),
@@ -222,6 +227,7 @@ class _Farm:
         self._changed_jobs.add(name)
         if before.reservation is not None and after.reservation is None:
             self._released(before.reservation)
+            self._stage_ended.setdefault(name, event.at)
             self._undecided = True
         if after.step is Step.PLACE:
             if after.not_before > event.at:
@@ -234,11 +240,8 @@ class _Farm:
 
     def _released(self, promise: Reservation) -> None:
         """What the last probe saw the attempt use is free again."""
-        host = self._hosts.get(promise.host)
-        if host is None:
-            return
-        key = (promise.job, promise.attempt)
-        if key not in host.ram_own_mib and all(key not in gpu.own_mib for gpu in host.gpus):
+        host, key = self._hosts.get(promise.host), (promise.job, promise.attempt)
+        if host is None or not any(key in own for own in _seen(host)):
             return
         self._put(
             dataclasses.replace(
@@ -294,10 +297,7 @@ class _Farm:
                 there = m.HandedOver(at=end, stage=job.stage, source=effect.source, route="direct")
                 self._at(end, job.id, there)
             case m.ReclaimLeftovers():
-                gone = m.LeftoversReclaimed(
-                    at=at, host=effect.host, removed_bytes=job.input_bytes, trimmed_bytes=None
-                )
-                self._at(at, job.id, gone)
+                self._at(at, job.id, m.LeftoversReclaimed(at=at, host=effect.host, **_REMOVED))
             case m.StartAttempt():
                 self._at(at, job.id, m.AttemptStarted(at=at, attempt=effect.attempt))
             case m.FollowAttempt():
@@ -306,10 +306,7 @@ class _Farm:
                 self._at(at, job.id, m.CancelConfirmed(at=at))
             case m.ReclaimInputs():
                 self._reclaimed(job, effect.host)
-                removed = m.InputsReclaimed(
-                    at=at, host=effect.host, removed_bytes=job.input_bytes, trimmed_bytes=None
-                )
-                self._at(at, job.id, removed)
+                self._at(at, job.id, m.InputsReclaimed(at=at, host=effect.host, **_REMOVED))
             case m.CollectResults():
                 ready = max(at, job.not_before)
                 self._at(ready, job.id, m.ResultsCollected(at=ready))
@@ -366,17 +363,19 @@ class _Farm:
         failure = self._fault(job)
         if failure is None:
             end = at + left
-            done = m.AttemptSucceeded(at=end, attempt=job.attempt)
-            self._at(end, job.id, done)
+            self._at(end, job.id, m.AttemptSucceeded(at=end, attempt=job.attempt))
             return
-        reason, share = failure
-        end = at + left * share
-        failed = m.AttemptFailed(at=end, attempt=job.attempt, reason=reason, message="played")
+        end = at + left * failure[1]
+        failed = m.AttemptFailed(at=end, attempt=job.attempt, reason=failure[0], message="played")
         self._at(end, job.id, failed)
 
     def _put(self, host: HostView) -> None:
         self._hosts[host.name] = host
         self._changed_hosts.add(host.name)
+
+
+def _seen(host: HostView) -> tuple[dict[tuple[str, int], int], ...]:
+    return (host.ram_own_mib, *(gpu.own_mib for gpu in host.gpus))
 
 
 def _without(gpu: GpuView, key: tuple[str, int]) -> GpuView:

@@ -42,6 +42,7 @@ class Outlook:
     acquisitions: Mapping[str, Eta]  # the last of their jobs
     end: Eta | None  # of everything that ends; None: nothing does
     begins: Mapping[str, float]  # job -> when its next stage starts in the likely run
+    stage_ends: Mapping[str, float]  # job -> when its running stage ends in the likely run
     decisions: tuple[Decided, ...]  # of the likely run
     waiting: tuple[Waiting, ...]  # after the first of them
     left: tuple[Waiting, ...]
@@ -109,6 +110,11 @@ def look_ahead(snapshot: Snapshot, *, draws: int | None = None) -> Outlook:
         acquisitions=_etas(surveys),
         end=_etas([{"": max(ends.values())} if ends else {} for ends in runs]).get(""),
         begins=first.began,
+        stage_ends={
+            job.id: first.stage_ended[job.id]
+            for job in snapshot.jobs
+            if job.reservation is not None and job.id in first.stage_ended
+        },
         decisions=tuple(trace),
         waiting=first.waiting,
         left=first.left,

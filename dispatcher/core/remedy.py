@@ -1,18 +1,18 @@
 """The cheapest change that would start a waiting job now: each is tried on the snapshot. Pure.
 
-Nothing is promised that `place` did not confirm on the changed snapshot. Cheapest first: a higher
-priority, a host let in again, memory that others give back, a smaller plan, one more host.
+Nothing is promised that a decision did not confirm on the changed snapshot. Cheapest first: a
+higher priority, a host let in again, memory that others give back, a smaller plan, one more host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dispatcher.core import whatif
+from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, Stage, Step
-from dispatcher.core.place import place
 from dispatcher.core.retry import SHRINK_STEPS
 from dispatcher.core.shape import shape_of
 from dispatcher.core.snapshot import Snapshot
@@ -33,36 +33,77 @@ class Remedy:
     command: str = ""
 
 
+class _Trial:
+    """A board of the snapshot, on which changed ones are tried and taken back. None of the
+    changes tried here takes a host or a job away."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._board = Board(snapshot.policy)
+        self._put(snapshot.jobs, snapshot.hosts)
+
+    def _put(self, jobs: Iterable[Job], hosts: Iterable[HostView]) -> None:
+        for host in hosts:
+            self._board.put_host(host)
+        for job in jobs:
+            self._board.put_job(job)
+
+    def starts(self, changed: Snapshot, job: str) -> bool:
+        """Whether the next decision on the changed snapshot places the job."""
+        known = self.snapshot
+        kept_jobs, kept_hosts = {*map(id, known.jobs)}, {*map(id, known.hosts)}
+        self._put(
+            (one for one in changed.jobs if id(one) not in kept_jobs),
+            (host for host in changed.hosts if id(host) not in kept_hosts),
+        )
+        decided = self._board.decide(changed.now)
+        placed = {name for name, _ in decided.assignments} | {one.job for one in decided.stages}
+        self._take_back(changed)
+        return job in placed
+
+    def _take_back(self, changed: Snapshot) -> None:
+        names = {host.name: host for host in self.snapshot.hosts}
+        after_jobs, after_hosts = {*map(id, changed.jobs)}, {*map(id, changed.hosts)}
+        for host in changed.hosts:
+            if host.name not in names:
+                self._board.drop_host(host.name)
+        self._put(
+            (one for one in self.snapshot.jobs if id(one) not in after_jobs),
+            (host for host in self.snapshot.hosts if id(host) not in after_hosts),
+        )
+
+    def helps(self, job: Job, what_if: str) -> bool:
+        return self.starts(whatif.apply(self.snapshot, whatif.parse(what_if)), job.id)
+
+
 def starts_now(snapshot: Snapshot, job: str) -> bool:
     """Whether the next decision on this snapshot places the job."""
-    decided = place(snapshot.jobs, snapshot.hosts, snapshot.policy, snapshot.now)
-    return any(name == job for name, _ in decided.assignments) or any(
-        promise.job == job for promise in decided.stages
-    )
+    return _Trial(snapshot).starts(snapshot, job)
 
 
 def remedies(snapshot: Snapshot, job: Job) -> list[Remedy]:
     """All that work, cheapest first; none for a job that does not wait for a place."""
-    if job.step is not Step.PLACE or starts_now(snapshot, job.id):
+    if job.step is not Step.PLACE:
+        return []
+    trial = _Trial(snapshot)
+    if trial.starts(snapshot, job.id):
         return []
     return [
-        *_priority(snapshot, job),
-        *_resume(snapshot, job),
-        *_free(snapshot, job),
-        *_smaller(snapshot, job),
-        *_add(snapshot, job),
+        *_priority(trial, job),
+        *_resume(trial, job),
+        *_free(trial, job),
+        *_smaller(trial, job),
+        *_add(trial, job),
     ]
 
 
-def _helps(snapshot: Snapshot, job: Job, what_if: str) -> bool:
-    return starts_now(whatif.apply(snapshot, whatif.parse(what_if)), job.id)
-
-
-def _priority(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
-    ahead = [one.priority for one in snapshot.jobs if one.step is Step.PLACE and one is not job]
+def _priority(trial: _Trial, job: Job) -> Iterator[Remedy]:
+    ahead = [
+        one.priority for one in trial.snapshot.jobs if one.step is Step.PLACE and one is not job
+    ]
     above = max(ahead, default=job.priority) + 1
     words = f"priority {job.id} {above}"
-    if above > job.priority and _helps(snapshot, job, words):
+    if above > job.priority and trial.helps(job, words):
         yield Remedy(
             line=f"put it before the others (priority {above})",
             what_if=words,
@@ -70,14 +111,14 @@ def _priority(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
         )
 
 
-def _resume(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
+def _resume(trial: _Trial, job: Job) -> Iterator[Remedy]:
     shut = [
         host
-        for host in snapshot.hosts
+        for host in trial.snapshot.hosts
         if host.cordoned or host.quarantine or any(gpu.quarantine for gpu in host.gpus)
     ]
     for host in shut[:TRIED]:
-        if _helps(snapshot, job, f"resume {host.name}"):
+        if trial.helps(job, f"resume {host.name}"):
             yield Remedy(
                 line=f"let {host.name} have work again",
                 what_if=f"resume {host.name}",
@@ -85,22 +126,22 @@ def _resume(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
             )
 
 
-def _free(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
+def _free(trial: _Trial, job: Job) -> Iterator[Remedy]:
     """Least memory first."""
     used = [
         (host, gpu)
-        for host in snapshot.hosts
+        for host in trial.snapshot.hosts
         for gpu in host.gpus
         if gpu.foreign_mib > 0 and job.host in (None, host.name)
     ]
     found: list[tuple[int, HostView, GpuView]] = []
     for host, gpu in used[:TRIED]:
-        if not _helps(snapshot, job, f"free {gpu.foreign_mib} MiB on {gpu.uuid}"):
+        if not trial.helps(job, f"free {gpu.foreign_mib} MiB on {gpu.uuid}"):
             continue
         least, enough = 0, gpu.foreign_mib
         while enough - least > FREE_STEP_MIB:
             middle = (least + enough) // 2
-            if _helps(snapshot, job, f"free {middle} MiB on {gpu.uuid}"):
+            if trial.helps(job, f"free {middle} MiB on {gpu.uuid}"):
                 enough = middle
             else:
                 least = middle
@@ -113,13 +154,13 @@ def _free(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
         )
 
 
-def _smaller(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
+def _smaller(trial: _Trial, job: Job) -> Iterator[Remedy]:
     if job.kind is not JobKind.RECONSTRUCT:
         return
     for steps in range(job.shrink + 1, SHRINK_STEPS + 1):
         smaller = dataclasses.replace(job, shrink=steps)
-        jobs = tuple(smaller if one.id == job.id else one for one in snapshot.jobs)
-        if starts_now(dataclasses.replace(snapshot, jobs=jobs), job.id):
+        jobs = tuple(smaller if one.id == job.id else one for one in trial.snapshot.jobs)
+        if trial.starts(dataclasses.replace(trial.snapshot, jobs=jobs), job.id):
             cap = shape_of(smaller, Stage.TRAINING).cap
             yield Remedy(
                 line=f"a smaller plan: at most {cap} gaussians (train.cuda.cap at ingest)"
@@ -129,9 +170,9 @@ def _smaller(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
             return
 
 
-def _add(snapshot: Snapshot, job: Job) -> Iterator[Remedy]:
+def _add(trial: _Trial, job: Job) -> Iterator[Remedy]:
     for gib in SIZES_GIB:
-        if _helps(snapshot, job, f"add host with {gib} GiB"):
+        if trial.helps(job, f"add host with {gib} GiB"):
             yield Remedy(
                 line=f"one more host with {gib} GiB of GPU memory",
                 what_if=f"add host with {gib} GiB",

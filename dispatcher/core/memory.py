@@ -1,0 +1,46 @@
+"""Whose a device's memory is, each MiB once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dispatcher.core.model import Job
+from dispatcher.core.views import GpuView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    whose: str  # "Training of JOB", or the process that is not ours
+    mib: int
+    job: str | None = None  # one of ours
+    used_mib: int = 0  # of a promise, what the device already shows
+
+
+def shares(gpu: GpuView, jobs: Iterable[Job]) -> tuple[Share, ...]:
+    """Promises and own use first, in the order of jobs; then others. `jobs`: those that have a
+    reservation on the device, or whose attempt the device shows."""
+    found = []
+    own = dict(gpu.own_mib)
+    for job in jobs:
+        promise = job.reservation
+        if promise is not None and promise.gpu == gpu.uuid:
+            used = own.pop((job.id, promise.attempt), 0)
+            found.append(
+                Share(
+                    whose=f"{job.stage} of {job.id}",
+                    mib=max(promise.mib, used),
+                    job=job.id,
+                    used_mib=used,
+                )
+            )
+    found += [
+        Share(whose=f"attempt {attempt} of {job}, which no reservation covers", mib=mib, job=job,
+              used_mib=mib)
+        for (job, attempt), mib in sorted(own.items())
+    ]  # fmt: skip
+    found += [Share(whose=whose, mib=mib) for whose, mib in gpu.holders]
+    unnamed = gpu.foreign_mib - sum(mib for _, mib in gpu.holders)
+    if unnamed > 0:
+        found.append(Share(whose="others", mib=unnamed))
+    return tuple(found)
