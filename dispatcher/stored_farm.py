@@ -17,6 +17,7 @@ from dispatcher.fleet_view import HostState, held_against, host_view
 from dispatcher.heartbeat import dispatcher_runs
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.learning import Learning
 from dispatcher.stitching import segment_view, stitch_view
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Attempt, Host, Progress
@@ -77,7 +78,7 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
             now=as_of,
             jobs=tuple(jobs),
             hosts=tuple(views),
-            policy=Policy(),
+            policy=Policy(needs=(await Learning.from_store(store)).needs),
             segments=segments,
             stitches=stitches,
             underway=await _underway(store, jobs, as_of),
