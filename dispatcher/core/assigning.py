@@ -2,189 +2,170 @@
 
 Order: priority, then the acquisition and kind with the smallest share of the hosts that could take
 the job, then age. Counted on those hosts only, a job that few hosts can hold does not stand back
-behind those that could go anywhere, and neither stitches nor segments starve. A group of jobs of
-equal need that finds no host is left for this decision, and never blocks the others; but one that
-has waited for longer than the policy's patience keeps the disk of a host that only lacks disk.
+behind those that could go anywhere, and neither stitches nor segments starve. Jobs that find no
+host are left for this decision, and never block the others; but one that has waited for longer
+than the policy's patience keeps the disk of a host that only lacks disk.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason
-from dispatcher.core.policy import Policy, device_stage, rounded_up
-from dispatcher.core.queue import Group, Queue
-from dispatcher.core.starting import share_key
+from dispatcher.core.policy import Policy, device_stage, share_key
+from dispatcher.core.queue import Label, Queue
 from dispatcher.core.yard import Rank, Yard
 
+LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
 Key = tuple[float, ...]
-Held = Mapping[tuple[str, str], Counter[int]]  # acquisition and kind -> jobs by kind of host
 
 
 class Assigner:
     def __init__(
-        self,
-        policy: Policy,
-        yard: Yard,
-        queue: Queue,
-        ledgers: Mapping[str, Ledger],
-        held: Held,
+        self, policy: Policy, yard: Yard, queue: Queue, ledgers: Mapping[str, Ledger]
     ) -> None:
         self._policy = policy
         self._yard = yard
         self._queue = queue
         self._ledgers = ledgers
-        self._held = held
-        self._added: Counter[tuple[tuple[str, str], int]] = Counter()
         self._full: dict[int, int] = {}  # kind of host -> fewest bytes that none of them can take
         self._kept: dict[str, str] = {}  # host -> old job that its disk is kept for
-        self.coming: dict[str, str] = {}  # job -> host
+        self._held: list[tuple[tuple[str, str], int]] = []
+        self.coming: dict[str, tuple[str, Label]] = {}  # job -> its host
 
-    def undo(self) -> set[str]:
-        """Take back the last decision; what came of it is told as jobs. Returns its hosts."""
-        touched = set(self.coming.values())
-        for job, host in self.coming.items():
+    def undo(self) -> dict[str, tuple[str, Label]]:
+        """Take back the last decision; what came of it is told as jobs. Returns the jobs with
+        the hosts they had got; they are to be put into the queue again."""
+        jobs = dict(self.coming)
+        for job, (host, _) in self.coming.items():
             if host in self._ledgers:
-                self._ledgers[host].coming.pop(job, None)
-        for (share, bit), count in self._added.items():
-            self._held[share][bit] -= count
+                self._ledgers[host].expect_no_more(job)
+        for share, bit in self._held:
+            self._queue.hold(share, bit, -1)
+        self._held.clear()
         self.coming.clear()
-        self._added.clear()
         self._full.clear()
         self._kept.clear()
-        return touched
+        return jobs
 
     def assign(self, jobs: Mapping[str, Job], now: float) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        for groups in self._queue.levels():
-            if self._yard.open_mask:
-                self._level(groups, jobs, now, found)
-        return found
-
-    def _level(
-        self,
-        groups: list[Group],
-        jobs: Mapping[str, Job],
-        now: float,
-        found: list[tuple[str, str]],
-    ) -> None:
-        yard = self._yard
-        heap: list[tuple[int, float, str, int, Group]] = []
-        shares: dict[tuple[tuple[str, str], int], int] = {}
-        for group in groups:
-            mask = yard.masks(group.like)[0]
-            if mask & yard.open_mask:
-                key = share_key(group.like), mask
-                if key not in shares:
-                    shares[key] = self._share(*key)
-                heap.append((shares[key], *group.jobs[0], 0, group))
+        yard, shelves = self._yard, self._queue.shelves
+        heap = [
+            (-label.priority, *shelf.first(), number, label)
+            for number, (label, shelf) in enumerate(shelves.items())
+            if label.fit.kinds & yard.open_mask
+        ]
         heapq.heapify(heap)
         while heap and yard.open_mask:
-            share, created_at, name, position, group = heapq.heappop(heap)
-            mask = yard.masks(group.like)[0]
-            if not mask & yard.open_mask:
+            *known, number, label = heapq.heappop(heap)
+            shelf = shelves.get(label)
+            if shelf is None or not label.fit.kinds & yard.open_mask:
                 continue
-            grown = self._share(share_key(group.like), mask)
-            if grown != share:
-                heapq.heappush(heap, (grown, created_at, name, position, group))
+            first = (-label.priority, *shelf.first())
+            if first != tuple(known):  # a share grew since
+                heapq.heappush(heap, (*first, number, label))
                 continue
-            job = jobs[name]
-            ledger = self._choose(group, mask)
-            if ledger is None:  # nor would the rest of the group find one
-                if created_at + self._policy.patience_s <= now:
-                    self._keep_disk(group, mask)
+            job = jobs[first[-1]]
+            ledger = self._choose(job, label)
+            if ledger is None:
+                if job.created_at + self._policy.patience_s <= now:
+                    self._keep_disk(job, label)
                 continue
-            self._give(job, ledger)
-            found.append((name, ledger.host.name))
-            if position + 1 < len(group.jobs):
-                heapq.heappush(heap, (grown, *group.jobs[position + 1], position + 1, group))
+            self._give(job, label, ledger)
+            found.append((job.id, ledger.host.name))
+            if label in shelves:
+                heapq.heappush(heap, (-label.priority, *shelf.first(), number, label))
+        return found
 
-    def _share(self, share: tuple[str, str], mask: int) -> int:
-        return sum(n for bit, n in self._held[share].items() if mask >> bit & 1)
-
-    def _give(self, job: Job, ledger: Ledger) -> None:
-        bit = self._yard.kind_of(ledger.host.name).bit
-        self._held[share_key(job)][bit] += 1
-        self._added[share_key(job), bit] += 1
-        self.coming[job.id] = ledger.host.name
-        ledger.coming[job.id] = job
+    def _give(self, job: Job, label: Label, ledger: Ledger) -> None:
+        name, share = ledger.host.name, share_key(job)
+        bit = self._yard.kind_of(name).bit
+        self._queue.drop(job.id)
+        self._queue.hold(share, bit, +1)
+        self._held.append((share, bit))
+        self.coming[job.id] = (name, label)
+        ledger.expect(job)
         self._yard.put(ledger)
 
-    def _choose(self, group: Group, mask: int) -> Ledger | None:
-        job = group.like
-        bytes_needed = rounded_up(job.input_bytes)
-        avoid = self._avoided(group)
-        plain = not (avoid or group.leaves or group.cached)
+    def _choose(self, job: Job, label: Label) -> Ledger | None:
+        avoid = self._avoided(job, label)
+        plain = not (avoid or label.leaves or label.cached)
         best: tuple[Key, Rank] | None = None
-        for kind in self._yard.open_kinds(mask):
-            if bytes_needed >= self._full.get(kind.bit, bytes_needed + 1):
+        for kind in self._yard.open_kinds(label.fit.kinds):
+            if label.bytes >= self._full.get(kind.bit, label.bytes + 1):
                 continue
-            refused: set[Reason | None] = set()
+            refused: set[Reason] = set()
+            taken = 0
             for rank in kind.open:
-                refusal = self._refuse(group, self._ledgers[rank[-1]], avoid)
-                if refusal is None:
-                    offer = self._key(job, self._ledgers[rank[-1]], rank), rank
-                    best = offer if best is None or offer < best else best
+                ledger = self._ledgers[rank[-1]]
+                refusal = self._refuse(job, label, ledger, avoid)
+                if refusal is not None:
+                    refused.add(refusal[0])
+                    continue
+                offer = self._key(job, ledger, rank), rank
+                best = offer if best is None or offer < best else best
+                taken += 1
+                if taken == LOOKED_AT:
                     break
-                refused.add(refusal[0])
-            else:
-                if plain and refused == {Reason.DISK_LOW}:
-                    self._full[kind.bit] = bytes_needed
-        for rank in self._with_inputs(group, mask):
+            if plain and not taken and refused == {Reason.DISK_LOW}:
+                self._full[kind.bit] = label.bytes
+        for rank in self._with_inputs(label):
             ledger = self._ledgers[rank[-1]]
-            if self._refuse(group, ledger, avoid) is None:
+            if self._refuse(job, label, ledger, avoid) is None:
                 offer = self._key(job, ledger, rank), rank
                 best = offer if best is None or offer < best else best
         return self._ledgers[best[1][-1]] if best is not None else None
 
-    def _with_inputs(self, group: Group, mask: int) -> list[Rank]:
+    def _with_inputs(self, label: Label) -> Iterator[Rank]:
         """Open hosts that have some of the job's bytes, wherever they stand in their order."""
-        names = set(group.cached)
-        return [
-            rank
-            for kind in (self._yard.open_kinds(mask) if names else ())
-            for rank in kind.open
-            if rank[-1] in names
-        ]
+        for kind in self._yard.open_kinds(label.fit.kinds) if label.cached else ():
+            yield from (rank for rank in kind.open if rank[-1] in label.cached[1:])
 
-    def _refuse(self, group: Group, ledger: Ledger, avoid: frozenset[str]) -> Refusal | None:
+    def _refuse(
+        self, job: Job, label: Label, ledger: Ledger, avoid: frozenset[str]
+    ) -> Refusal | None:
         """Of an open host of a kind that can hold the job."""
         name = ledger.host.name
-        if name == group.leaves:
+        if name == label.leaves:
             return Reason.SLOT_BUSY, "is to be left"
         if name in avoid:
-            return Reason.SLOT_BUSY, "failed this job before"
+            others = ", ".join(sorted(self._others(job, label)))
+            return Reason.SLOT_BUSY, f"failed this job before; waits for {others}"
         holder = self._kept.get(name)
         if holder is not None:
             return Reason.DISK_LOW, f"its disk is kept for {holder}, which has waited for long"
-        return ledger.full_disk(self.missing(group, ledger)) or ledger.small_ram(group.like)
+        if not all(map(ledger.usable, ledger.host.gpus)):
+            refusal = ledger.unfit(job) or ledger.suspect(job)
+            if refusal is not None and ledger.host.gpus:
+                return refusal
+        return ledger.full_disk(self._missing(label, ledger))
 
-    def missing(self, group: Group, ledger: Ledger) -> int:
-        there = ledger.host.cached_bytes.get(group.like.id, 0) if group.cached else 0
-        return max(0, rounded_up(group.like.input_bytes) - there)
+    def _missing(self, label: Label, ledger: Ledger) -> int:
+        there = ledger.host.cached_bytes.get(label.cached[0], 0) if label.cached else 0
+        return max(0, label.bytes - there)
 
-    def _avoided(self, group: Group) -> frozenset[str]:
+    def _avoided(self, job: Job, label: Label) -> frozenset[str]:
         """Hosts that failed the job are taken only when no other could ever take it."""
-        avoid = frozenset(group.like.avoid_hosts)
-        return avoid if avoid and self.others(group) else frozenset()
+        return label.avoid if label.avoid and self.has_others(job, label) else frozenset()
 
-    def others(self, group: Group) -> list[str]:
-        """Hosts that could take the jobs some time, without those that failed them."""
-        ever = self._yard.masks(group.like)[1]
-        apart = {*group.like.avoid_hosts, group.leaves}
-        return sorted(
-            name
-            for bit, kind in self._yard.kinds.items()
-            if ever >> bit & 1
-            for name in kind.up
-            if name not in apart
-        )
+    def has_others(self, job: Job, label: Label) -> bool:
+        """Whether a host could take the job some time that did not fail it."""
+        return next(self._others(job, label), None) is not None
+
+    def _others(self, job: Job, label: Label) -> Iterator[str]:
+        for bit, kind in self._yard.kinds.items():
+            for name in kind.up if label.fit.kinds >> bit & 1 else ():
+                ledger = self._ledgers[name]
+                if name in label.avoid or name == label.leaves:
+                    continue
+                if not ledger.host.gpus or ledger.unfit(job) is None:
+                    yield name
 
     def _key(self, job: Job, ledger: Ledger, rank: Rank) -> Key:
-        """The smallest is chosen; among hosts of one kind it grows with their rank."""
+        """The smallest is chosen; equal ones go by rank."""
         host, order = ledger.host, self._policy.order
         helper = float(not host.gpus)  # only where no host with a GPU has room
         if order == "earliest_finish":
@@ -198,27 +179,28 @@ class Assigner:
             return helper, rank[0], float(min(sizes, default=0))
         return (helper,)
 
-    def _keep_disk(self, group: Group, mask: int) -> None:
+    def _keep_disk(self, job: Job, label: Label) -> None:
         """Of the host that has the most, if what its jobs have there would make it enough."""
+        avoid = self._avoided(job, label)
         roomy: list[tuple[int, str]] = []
-        for kind in self._yard.open_kinds(mask):
+        for kind in self._yard.open_kinds(label.fit.kinds):
             for rank in kind.open:
                 ledger = self._ledgers[rank[-1]]
-                refusal = self._refuse(group, ledger, self._avoided(group))
+                refusal = self._refuse(job, label, ledger, avoid)
                 if refusal is None or refusal[0] is not Reason.DISK_LOW or rank[-1] in self._kept:
                     continue
-                theirs = sum(job.input_bytes for job in ledger.residents.values())
-                if ledger.free_disk() + theirs >= self.missing(group, ledger):
+                theirs = sum(one.input_bytes for one in ledger.residents.values())
+                if ledger.free_disk() + theirs >= self._missing(label, ledger):
                     roomy.append((ledger.free_disk(), rank[-1]))
         if roomy:
-            self._kept[max(roomy)[1]] = group.jobs[0][1]
+            self._kept[max(roomy)[1]] = job.id
 
-    def refusal(self, group: Group, ledger: Ledger) -> Refusal:
-        """Why the last decision did not give the group's jobs this host."""
-        refusal = ledger.refuse(group.like, self.missing(group, ledger))
-        if refusal is not None:
-            return refusal
-        return self._refuse(group, ledger, self._avoided(group)) or (
-            Reason.SLOT_BUSY,
-            "is free; the next decision is due",
+    def refusal(self, job: Job, label: Label, ledger: Ledger) -> Refusal:
+        """Why the last decision did not give the job this host."""
+        bit = self._yard.kind_of(ledger.host.name).bit
+        helper = not ledger.host.gpus and bool(label.fit.kinds >> bit & 1)
+        return (
+            ledger.refuse(job, self._missing(label, ledger), helper=helper)
+            or self._refuse(job, label, ledger, self._avoided(job, label))
+            or (Reason.SLOT_BUSY, "is free; the next decision is due")
         )

@@ -13,18 +13,20 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from dispatcher.core.assigning import Assigner
 from dispatcher.core.ledger import Ledger
-from dispatcher.core.model import SETTLED, Job, Reservation, Step, Waiting
-from dispatcher.core.policy import Policy
-from dispatcher.core.queue import Queue
+from dispatcher.core.model import SETTLED, Job, Reservation, Stage, Step, Waiting
+from dispatcher.core.policy import Policy, share_key
+from dispatcher.core.queue import Label, Queue
 from dispatcher.core.reasons import backoff, lost_host, no_host, waiting
-from dispatcher.core.starting import share_key, start_all, why_not
+from dispatcher.core.starting import start_all, why_not
 from dispatcher.core.views import HostView
 from dispatcher.core.yard import Yard
+
+Told = tuple[Label, Hashable, Stage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +54,9 @@ class Board:
         self._now = float("-inf")
         self._queue = Queue()
         self._yard = Yard(policy)
-        self._held: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
-        self._counted: dict[str, tuple[int, Counter[tuple[str, str]]]] = {}  # host -> in `_held`
-        self._assigner = Assigner(policy, self._yard, self._queue, self._ledgers, self._held)
+        self._fits = self._yard.version  # that jobs stand in the queue by
+        self._counted: dict[str, tuple[int, Counter[tuple[str, str]]]] = {}  # host -> jobs it holds
+        self._assigner = Assigner(policy, self._yard, self._queue, self._ledgers)
 
     @property
     def policy(self) -> Policy:
@@ -105,13 +107,15 @@ class Board:
         self._cache(before.name, before.cached_bytes, {})
 
     def _undo(self) -> None:
-        self._dirty |= self._assigner.undo() & self._ledgers.keys()
+        for job, (host, label) in self._assigner.undo().items():
+            self._dirty.update(self._ledgers.keys() & {host})
+            self._enqueue(self._jobs[job], label.leaves)
 
     def _put_host(self, before: HostView | None, host: HostView) -> None:
         self._dirty.add(host.name)
         self._cache(host.name, before.cached_bytes if before else {}, host.cached_bytes)
         if before is not None:
-            self._ledgers[host.name].host = host
+            self._ledgers[host.name].show(host)
             return
         ledger = self._ledgers[host.name] = Ledger(host, self._policy)
         for job in self._here.get(host.name, ()):
@@ -123,10 +127,11 @@ class Board:
             if not self._cached[job]:
                 del self._cached[job]
             if job in self._queue:
-                self._enqueue(self._jobs[job], self._queue.group_of(job).leaves)
+                self._enqueue(self._jobs[job], self._queue.label_of(job).leaves)
 
     def _enqueue(self, job: Job, leaves: str | None) -> None:
-        self._queue.put(job, leaves, tuple(sorted(self._cached.get(job.id, ()))))
+        cached = tuple(sorted(self._cached.get(job.id, ())))
+        self._queue.put(job, self._yard.fit(job), leaves, cached)
 
     def _take_off(self, job: str) -> None:
         before = self._jobs.get(job)
@@ -167,6 +172,10 @@ class Board:
         for name in self._dirty:
             self._start_on(self._ledgers[name], now)
         self._dirty.clear()
+        if self._fits != self._yard.version:
+            self._fits = self._yard.version
+            for job in list(self._queue):
+                self._enqueue(self._jobs[job], self._queue.label_of(job).leaves)
         given = self._assigner.assign(self._jobs, now)
         starts = (self._ledgers[name].starts for name in sorted(self._starting))
         return Placement(
@@ -201,23 +210,25 @@ class Board:
         self._count(name, ledger)
 
     def _count(self, name: str, ledger: Ledger | None) -> None:
-        """Keep `_held` in step: jobs by acquisition and kind, on each kind of host."""
+        """Tell the queue which jobs have a host of which kind."""
         bit, counted = self._counted.pop(name, (0, Counter()))
-        for share, count in counted.items():
-            self._held[share][bit] -= count
+        held = Counter(share_key(job) for job in ledger.residents.values()) if ledger else Counter()
+        at = self._yard.kind_of(name).bit if ledger else bit
         if ledger is not None:
-            held = Counter(share_key(job) for job in ledger.residents.values())
-            bit = self._yard.kind_of(name).bit
-            for share, count in held.items():
-                self._held[share][bit] += count
-            self._counted[name] = (bit, held)
+            self._counted[name] = (at, held)
+        if (at, held) == (bit, counted):
+            return
+        for share, count in counted.items():
+            self._queue.hold(share, bit, -count)
+        for share, count in held.items():
+            self._queue.hold(share, at, count)
 
     # --- reasons, of the last decision; ask before anything is put ---
 
     def waiting(self) -> tuple[Waiting, ...]:
         """Why each job that the last decision left out waits, by id. Costs jobs x hosts at worst:
         for a few jobs of a large farm ask `why`."""
-        told: dict[int, Waiting] = {}
+        told: dict[Told, Waiting] = {}
         found = []
         for job in sorted(self._jobs):
             waiting = self._why(self._jobs[job], told)
@@ -229,7 +240,7 @@ class Board:
         """Why the last decision left the job out; None: it did not, or the job does not wait."""
         return self._why(self._jobs[job], {}) if job in self._jobs else None
 
-    def _why(self, job: Job, told: dict[int, Waiting]) -> Waiting | None:
+    def _why(self, job: Job, told: dict[Told, Waiting]) -> Waiting | None:
         if job.step is not Step.PLACE or job.state in SETTLED or job.id in self._assigner.coming:
             return None
         if job.not_before > self._now:
@@ -244,25 +255,26 @@ class Board:
         refusal = why_not(own, job)
         return waiting(job, {own.host.name: refusal}) if refusal is not None else None
 
-    def _why_left(self, job: Job, told: dict[int, Waiting]) -> Waiting:
-        """All jobs of a group are left out for the same reasons."""
-        group = self._queue.group_of(job.id)
-        if id(group) in told:
-            return dataclasses.replace(told[id(group)], job=job.id)
-        own = {group.leaves: self._ledgers[group.leaves].movers[job.id]} if group.leaves else {}
-        refusals = {
-            name: self._assigner.refusal(group, ledger)
-            for name, ledger in sorted(self._ledgers.items())
-            if name not in own
-        }
+    def _why_left(self, job: Job, told: dict[Told, Waiting]) -> Waiting:
+        """Jobs of one shelf and of equal work are left out for the same reasons."""
+        label = self._queue.label_of(job.id)
+        key = (label, self._policy.work(job), job.stage)
+        if key in told:
+            return dataclasses.replace(told[key], job=job.id)
         if not self._ledgers:
             return no_host(job)
-        if own and not self._assigner.others(group):
+        own = {label.leaves: self._ledgers[label.leaves].movers[job.id]} if label.leaves else {}
+        if own and not self._assigner.has_others(job, label):
             alone = waiting(job, own)
             return dataclasses.replace(
                 alone, message=f"{alone.message}; no other host could take it now"
             )
+        refusals = {
+            name: self._assigner.refusal(job, label, ledger)
+            for name, ledger in sorted(self._ledgers.items())
+            if name not in own
+        }
         found = waiting(job, refusals)
         lines = {name: f"{name}: {text}" for name, (_, text) in own.items()}
-        told[id(group)] = dataclasses.replace(found, per_host={**lines, **found.per_host})
-        return told[id(group)]
+        told[key] = dataclasses.replace(found, per_host={**lines, **found.per_host})
+        return told[key]

@@ -10,12 +10,11 @@ device of kind "cpu" is the host's RAM: what is promised on it counts once, as R
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import math
 
 from dispatcher.core.model import Job, Reason, Reservation, Stage, Step
 from dispatcher.core.need import Need
-from dispatcher.core.policy import Ahead, Policy, device_stage, seconds_of, stages_ahead
+from dispatcher.core.policy import Ahead, Policy, device_stage, stages_ahead
 from dispatcher.core.views import GpuView, HostView
 
 Refusal = tuple[Reason, str]
@@ -34,18 +33,47 @@ class Ledger:
         self.starts: list[Reservation] = []  # the last decision's
         self.movers: dict[str, Refusal] = {}  # residents that this host will not serve, and why
         self.kept: dict[str, str] = {}  # GPU UUID, "RAM", "cores", "disk" -> job it is kept for
+        self._ahead: dict[str, Ahead] = {}  # of the jobs that still need a device here
+        self._wait_s: float | None = None  # known until a job comes or goes
 
     # --- jobs and promises ---
 
+    def show(self, host: HostView) -> None:
+        """What a newer probe says."""
+        known, self.host = self.host, host
+        if [gpu.uuid for gpu in known.gpus] != [gpu.uuid for gpu in host.gpus]:
+            for job in (*self.residents.values(), *self.coming.values()):
+                self._reckon(job)
+
     def adopt(self, job: Job) -> None:
         self.residents[job.id] = job
+        self._reckon(job)
         if job.reservation is not None and job.reservation.host == self.host.name:
             self.promise(job.reservation)
 
     def release(self, job: Job) -> None:
         self.residents.pop(job.id, None)
+        self._forget(job.id)
         if job.reservation is not None:
             self.promises.pop((job.id, job.reservation.attempt), None)
+
+    def expect(self, job: Job) -> None:
+        self.coming[job.id] = job
+        self._reckon(job)
+
+    def expect_no_more(self, job: str) -> None:
+        self.coming.pop(job, None)
+        if job not in self.residents:
+            self._forget(job)
+
+    def _reckon(self, job: Job) -> None:
+        self._forget(job.id)
+        if device_stage(job) is not None:
+            self._ahead[job.id] = self.policy.ahead(job, self.host.gpus)
+
+    def _forget(self, job: str) -> None:
+        self._ahead.pop(job, None)
+        self._wait_s = None
 
     def promise(self, reservation: Reservation) -> None:
         self.promises[reservation.job, reservation.attempt] = reservation
@@ -58,10 +86,6 @@ class Ledger:
                 self.promises.pop((one.job, one.attempt), None)
         self.starts = []
         self.kept = {}
-
-    def _all(self) -> Iterator[Job]:
-        yield from self.residents.values()
-        yield from self.coming.values()
 
     # --- the pipeline: how much is in it, how long it takes ---
 
@@ -85,36 +109,31 @@ class Ledger:
     def slots_used(self, slot: str) -> int:
         return sum(one.slot == slot for one in self.promises.values())
 
-    def ahead(self, job: Job) -> Ahead:
-        return self.policy.ahead(job, self.host.gpus)
-
-    @property
-    def heading(self) -> list[Ahead]:
-        """What those residents still ask for that have their device stage before them."""
-        if not self.host.gpus:
-            return [self.ahead(job) for job in self._all() if job.step is not Step.COLLECT]
-        return [self.ahead(job) for job in self._all() if device_stage(job) is not None]
-
     @property
     def busy_rounds(self) -> int:
         """How many jobs one after the other each device has before it."""
-        return len(self.heading) // max(1, len(self.host.gpus))
+        return len(self._ahead) // max(1, len(self.host.gpus))
 
     @property
     def wait_s(self) -> float:
         """Until a job that came now would find a device free: the device seconds of all that are
         before it, or the longest line for one of the other slots."""
-        heading, gpus = self.heading, max(1, len(self.host.gpus))
+        if self._wait_s is None:
+            self._wait_s = self._work_out_wait()
+        return self._wait_s
+
+    def _work_out_wait(self) -> float:
+        heading, gpus = self._ahead.values(), max(1, len(self.host.gpus))
         if not heading:
             return 0.0
         turns = max(0, len(heading) - gpus + 1) / gpus
-        wait = seconds_of(one.device_s for one in heading) / len(heading) * turns
+        wait = math.fsum(one.device_s for one in heading) / len(heading) * turns
         lines: dict[str, list[float]] = {}
         for one in heading:
             for slot, seconds in one.slots:
                 lines.setdefault(slot, []).append(seconds)
         lines.pop("train", None)
-        others = (seconds_of(line) / max(1, self.limit(slot)) for slot, line in lines.items())
+        others = (math.fsum(line) / max(1, self.limit(slot)) for slot, line in lines.items())
         return max(wait, *others) if lines else wait
 
     def room(self) -> Refusal | None:
@@ -123,7 +142,7 @@ class Ledger:
         wire = len(self._on_the_wire())
         if wire > gpus:
             return Reason.SLOT_BUSY, f"has {wire} jobs on the wire (limit {gpus + 1})"
-        heading = self.heading
+        heading = list(self._ahead.values())
         if not gpus:
             limit = self.limit("extract") + 1
             if len(heading) < limit:
@@ -144,12 +163,12 @@ class Ledger:
         if not known:
             return self.policy.prefetch
         gpus, jobs = len(self.host.gpus), len(known)
-        device = seconds_of(one.device_s for one in known) / jobs
-        lead = seconds_of(one.lead_s for one in known) / jobs
+        device = math.fsum(one.device_s for one in known) / jobs
+        lead = math.fsum(one.lead_s for one in known) / jobs
         rate = gpus / device
         slots = {slot for one in known for slot, _ in one.slots} - {"train", "stitch"}
         for slot in slots:
-            spent = seconds_of(s for one in known for name, s in one.slots if name == slot) / jobs
+            spent = math.fsum(s for one in known for name, s in one.slots if name == slot) / jobs
             if spent > 0.0:
                 rate = min(rate, max(1, self.limit(slot)) / spent)
         return max(self.policy.prefetch, int(rate * lead) + 1)
@@ -180,7 +199,7 @@ class Ledger:
         return min(host.ram_free_mib - unused, host.ram_total_mib - reserved - foreign - own)
 
     def free_cores(self) -> float:
-        return self.host.cpu_cores - seconds_of(one.cpu_cores for one in self.promises.values())
+        return self.host.cpu_cores - math.fsum(one.cpu_cores for one in self.promises.values())
 
     def free_sessions(self, gpu: GpuView) -> int:
         """Of the device's video decoder."""
@@ -282,12 +301,24 @@ class Ledger:
 
     def small_ram(self, job: Job, *, only_next: bool = False) -> Refusal | None:
         """Why the host's RAM can never hold a stage ahead of the job."""
-        total = self.host.ram_total_mib
-        for stage in stages_ahead(job)[: 1 if only_next else None] if total else ():
+        usable = self.usable_ram_mib
+        for stage in stages_ahead(job)[: 1 if only_next else None] if usable else ():
             need = self.least_ram(job, stage)
-            if need > total:
-                return Reason.RAM_TOO_SMALL, f"{stage} needs {need} MiB of RAM, has {total} total"
+            if need > usable:
+                total = self.host.ram_total_mib
+                return Reason.RAM_TOO_SMALL, (
+                    f"{stage} needs {need} MiB of RAM, has {total} total, {total - usable} of them "
+                    "left to the system"
+                )
         return None
+
+    @property
+    def usable_ram_mib(self) -> int:
+        """All but what is left to the system, a thirty-second at most; hosts of one kind have the
+        same."""
+        total = self.host.ram_total_mib
+        shift = max(0, total.bit_length() - 6)
+        return total >> shift << shift
 
     def least_ram(self, job: Job, stage: Stage) -> int:
         """MiB that `stage` takes on the device where it takes the least."""
@@ -358,15 +389,14 @@ class Ledger:
         )
         return f" by {', '.join(jobs[:4])}{' ...' if len(jobs) > 4 else ''}" if jobs else ""
 
-    def refuse(self, job: Job, missing: int | None = None) -> Refusal | None:
-        """Why the job cannot be given this host now; None: it can. `missing`: bytes to bring."""
-        need = self.bytes_missing(job) if missing is None else missing
+    def refuse(self, job: Job, missing: int, *, helper: bool = False) -> Refusal | None:
+        """Why the job cannot be given this host now; None: it can. `missing`: bytes to bring. A
+        `helper` without a GPU only works on the stages before a device is needed."""
         return (
             self.shut(assigning=True)
-            or self.unfit(job)
-            or self.suspect(job)
+            or (None if helper else self.unfit(job) or self.suspect(job))
             or self.small_ram(job)
-            or self.full_disk(need)
+            or self.full_disk(missing)
             or self.room()
         )
 
@@ -375,7 +405,6 @@ def _materialised(
     promised: dict[tuple[str, int], int], seen: dict[tuple[str, int], int]
 ) -> tuple[int, int, int]:
     """MiB: promised or used under a promise; promised and not yet used; used without one."""
-    uses = Counter({key: seen.get(key, 0) for key in promised})
-    reserved = sum(max(mib, uses[key]) for key, mib in promised.items())
-    unused = sum(max(0, mib - uses[key]) for key, mib in promised.items())
+    reserved = sum(max(mib, seen.get(key, 0)) for key, mib in promised.items())
+    unused = sum(max(0, mib - seen.get(key, 0)) for key, mib in promised.items())
     return reserved, unused, sum(mib for key, mib in seen.items() if key not in promised)

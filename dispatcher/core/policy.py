@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +22,8 @@ SLOT_OF: dict[Stage, str] = {
     Stage.SPLAT_EXPORT: "extract",
     Stage.STITCH: "stitch",
 }
+
+_MEMO = 20_000
 
 # earliest_finish: where the job is expected to be done first.
 # most_free: an idle device before a busy one, then the one with the most free memory.
@@ -61,11 +62,26 @@ class Policy:
     _known: dict[Hashable, Any] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # answers given before
+    _works: dict[str, tuple[Job, Hashable]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def work(self, job: Job) -> Hashable:
+        """All that needs depend on but stage and device. Frames and bytes in steps of a sixteenth,
+        so that a hundred thousand jobs are a few hundred kinds of work."""
+        known = self._works.get(job.id)
+        if known is not None and known[0] is job:
+            return known[1]
+        if len(self._works) >= _MEMO:
+            self._works.clear()
+        found = _work(job)
+        self._works[job.id] = (job, found)
+        return found
 
     def need(self, job: Job, gpu: GpuView | None, stage: Stage | None = None) -> Need:
         """Of `stage` (None: the job's next one) on this device; equal for jobs of equal `work`."""
         wanted = job.stage if stage is None else stage
-        key = (work(job), wanted, None if gpu is None else (gpu.name, gpu.kind))
+        key = (self.work(job), wanted, None if gpu is None else _model(gpu))
         known: Need | None = self._known.get(key)
         if known is None:
             known = self.needs.of(dataclasses.replace(_rounded(job), stage=wanted), gpu)
@@ -74,7 +90,7 @@ class Policy:
 
     def ahead(self, job: Job, gpus: tuple[GpuView, ...]) -> Ahead:
         """On a host with these devices; on the fastest of them where they differ."""
-        key = (work(job), job.stage, tuple((gpu.name, gpu.kind) for gpu in gpus))
+        key = (self.work(job), job.stage, tuple(map(_model, gpus)))
         known: Ahead | None = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ahead(job, gpus)
@@ -103,6 +119,11 @@ class Policy:
         )
 
 
+def _model(gpu: GpuView) -> tuple[str, str, int]:
+    """All of a device that needs depend on."""
+    return gpu.name, gpu.kind, gpu.total_mib
+
+
 def stages_ahead(job: Job) -> tuple[Stage, ...]:
     """The job's next stage and those after it."""
     stages = stages_of(job.kind)
@@ -114,9 +135,18 @@ def device_stage(job: Job) -> Stage | None:
     return next((stage for stage in stages_ahead(job) if stage in GPU_STAGES), None)
 
 
-def work(job: Job) -> Hashable:
-    """All that needs depend on but the stage. Frames and bytes in steps of a sixteenth, so that
-    a hundred thousand jobs are a few hundred kinds of work."""
+def share_key(job: Job) -> tuple[str, str]:
+    """What gets a fair share: an acquisition's segments, and its stitches."""
+    return job.acquisition, job.kind.value
+
+
+def coarse_bytes(job: Job) -> int:
+    """What a disk must have left for a job to be given the host: at most a quarter more than its
+    inputs, so that jobs can be looked for by size."""
+    return rounded_up(job.input_bytes, 3)
+
+
+def _work(job: Job) -> Hashable:
     return (
         job.kind,
         job.need_mib,
@@ -137,12 +167,7 @@ def _rounded(job: Job) -> Job:
     )
 
 
-def rounded_up(value: int) -> int:
-    """To five binary digits: at most a sixteenth more."""
-    shift = max(0, value.bit_length() - 5)
+def rounded_up(value: int, digits: int = 5) -> int:
+    """To so many binary digits: with five at most a sixteenth more."""
+    shift = max(0, value.bit_length() - digits)
     return -(-value >> shift) << shift
-
-
-def seconds_of(values: Iterable[float]) -> float:
-    """A sum that does not depend on the order."""
-    return math.fsum(values)

@@ -1,33 +1,55 @@
-"""Jobs that wait for a host, in groups of equal need: what holds for one holds for all. Pure."""
+"""Jobs that wait for a host, sorted so that the next one is found without a look at the others.
+
+Pure. A shelf has the jobs that the same hosts can take: if its first job finds none, no other of
+them does. On a shelf stand lines, one for each acquisition and kind of job, oldest job first; the
+line with the smallest share comes first.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dispatcher.core.model import Job
-from dispatcher.core.policy import work
+from dispatcher.core.policy import coarse_bytes, share_key
+from dispatcher.core.yard import Fit
 
 Age = tuple[float, str]
+Share = tuple[str, str]
+Place = tuple[int, float, str]  # share, then age
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the jobs of a shelf have in common."""
+
+    priority: int
+    fit: Fit
+    bytes: int  # what must fit on the disk
+    avoid: frozenset[str]
+    leaves: str | None  # the host they have and are to be moved away from
+    cached: tuple[str, ...]  # the one job, and the hosts that have some of its inputs already
 
 
 @dataclass(slots=True, eq=False)
-class Group:
-    """`like`: one of the jobs. `jobs`: oldest first."""
+class Shelf:
+    label: Label
+    lines: dict[Share, list[Age]] = field(default_factory=dict)
+    order: list[tuple[int, float, str, Share]] = field(default_factory=list)
+    shares: dict[Share, int] = field(default_factory=dict)  # as in `order`
 
-    key: Hashable
-    like: Job
-    leaves: str | None  # the host they have and are to be moved away from
-    cached: tuple[str, ...]  # hosts that have some of the inputs already
-    jobs: list[Age] = field(default_factory=list)
+    def first(self) -> Place:
+        return self.order[0][:3]
 
 
 class Queue:
     def __init__(self) -> None:
-        self._levels: dict[int, dict[Hashable, Group]] = defaultdict(dict)  # by priority
-        self._at: dict[str, tuple[Group, Age]] = {}
+        self.shelves: dict[Label, Shelf] = {}
+        self._at: dict[str, tuple[Shelf, Share, Age]] = {}
+        self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
+        self._standing: dict[Share, set[Label]] = defaultdict(set)  # shelves with such a line
 
     def __contains__(self, job: str) -> bool:
         return job in self._at
@@ -35,40 +57,78 @@ class Queue:
     def __iter__(self) -> Iterator[str]:
         return iter(self._at)
 
-    def put(self, job: Job, leaves: str | None, cached: tuple[str, ...]) -> None:
+    def label_of(self, job: str) -> Label:
+        return self._at[job][0].label
+
+    def put(
+        self,
+        job: Job,
+        fit: Fit,
+        leaves: str | None,
+        cached: tuple[str, ...],
+    ) -> None:
         self.drop(job.id)
-        key = (
-            job.acquisition,
-            work(job),
-            job.stage,
-            frozenset(job.avoid_hosts),
-            leaves,
-            cached and (job.id, cached),
+        label = Label(
+            priority=job.priority,
+            fit=fit,
+            bytes=coarse_bytes(job),
+            avoid=frozenset(job.avoid_hosts),
+            leaves=leaves,
+            cached=(job.id, *cached) if cached else (),
         )
-        level = self._levels[job.priority]
-        group = level.get(key)
-        if group is None:
-            group = level[key] = Group(key=key, like=job, leaves=leaves, cached=cached)
-        age = (job.created_at, job.id)
-        insort(group.jobs, age)
-        self._at[job.id] = (group, age)
+        shelf = self.shelves.get(label)
+        if shelf is None:
+            shelf = self.shelves[label] = Shelf(label)
+        share, age = share_key(job), (job.created_at, job.id)
+        line = shelf.lines.setdefault(share, [])
+        insort(line, age)
+        self._at[job.id] = (shelf, share, age)
+        self._standing[share].add(label)
+        if line[0] == age:
+            self._reorder(shelf, share, line[1] if len(line) > 1 else None)
 
     def drop(self, job: str) -> None:
         found = self._at.pop(job, None)
         if found is None:
             return
-        group, age = found
-        del group.jobs[bisect_left(group.jobs, age)]
-        if not group.jobs:
-            level = self._levels[group.like.priority]
-            del level[group.key]
-            if not level:
-                del self._levels[group.like.priority]
+        shelf, share, age = found
+        line = shelf.lines[share]
+        position = bisect_left(line, age)
+        del line[position]
+        if position == 0:
+            self._reorder(shelf, share, age)
 
-    def group_of(self, job: str) -> Group:
-        return self._at[job][0]
+    def _reorder(self, shelf: Shelf, share: Share, before: Age | None) -> None:
+        """The line got another head, or another share. `before`: the head that it had."""
+        if before is not None:
+            entry = (shelf.shares[share], *before, share)
+            del shelf.order[bisect_left(shelf.order, entry)]
+        line = shelf.lines[share]
+        if line:
+            held = self._held.get(share)
+            count = (
+                sum(n for bit, n in held.items() if shelf.label.fit.kinds >> bit & 1) if held else 0
+            )
+            shelf.shares[share] = count
+            insort(shelf.order, (count, *line[0], share))
+            return
+        del shelf.lines[share]
+        shelf.shares.pop(share, None)
+        self._standing[share].discard(shelf.label)
+        if not self._standing[share]:
+            del self._standing[share]
+        if not shelf.lines:
+            del self.shelves[shelf.label]
 
-    def levels(self) -> Iterator[list[Group]]:
-        """Highest priority first."""
-        for priority in sorted(self._levels, reverse=True):
-            yield list(self._levels[priority].values())
+    def hold(self, share: Share, kind: int, change: int) -> None:
+        """So many more (or fewer) jobs of the share have a host of this kind."""
+        held = self._held[share]
+        held[kind] += change
+        if not held[kind]:
+            del held[kind]
+            if not held:
+                del self._held[share]
+        for label in self._standing.get(share, ()):
+            if label.fit.kinds >> kind & 1:
+                shelf = self.shelves[label]
+                self._reorder(shelf, share, shelf.lines[share][0])

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason, Reservation, Step
 from dispatcher.core.need import GPU_STAGES, Need
-from dispatcher.core.policy import SLOT_OF
+from dispatcher.core.policy import SLOT_OF, share_key
 from dispatcher.core.views import GpuView, released
 
 # What ends with our own stages, and under which name it is kept for a job; a GPU: its UUID.
@@ -44,10 +44,6 @@ def why_not(ledger: Ledger, job: Job) -> Refusal | None:
     """Why the job's next stage did not start in the last decision."""
     outcome = _try(ledger, job)
     return None if isinstance(outcome, Reservation) else outcome
-
-
-def share_key(job: Job) -> tuple[str, str]:
-    return job.acquisition, job.kind.value
 
 
 def _in_order(

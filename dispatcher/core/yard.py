@@ -1,7 +1,7 @@
-"""The hosts that can take a job now, sorted, by kind: hosts that can hold the same jobs.
+"""The hosts that can take a job now, sorted, by kind: hosts with the same hardware.
 
-Pure. Whether a kind of host holds a kind of job is asked once; among hosts of one kind the order
-is the same for every job, so that a job is offered to the first of each kind only.
+Pure. Whether a kind of host could hold a kind of job is asked once; a job is offered to the first
+hosts of each kind only.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ from dataclasses import dataclass, field, replace
 
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import Job
-from dispatcher.core.policy import Policy, device_stage, rounded_up, work
+from dispatcher.core.policy import Policy, device_stage
+from dispatcher.core.views import HostView
 
 Rank = tuple[float, float, int, str]
+Device = tuple[str, str, int, int]  # model, kind, MiB, headroom
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Who could hold a job if nothing else was there: a mask of kinds of host, and the devices
+    (None: it needs none)."""
+
+    kinds: int
+    devices: frozenset[Device] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +34,7 @@ class HostKind:
 
     key: Hashable
     bit: int
-    like: Ledger  # an empty one, with as much RAM as any of them has
+    like: Ledger  # an empty one
     hosts: set[str] = field(default_factory=set)
     up: set[str] = field(default_factory=set)  # to which jobs could be given, had they room
     open: list[Rank] = field(default_factory=list)  # to which jobs can be given now
@@ -32,17 +43,21 @@ class HostKind:
 @dataclass(slots=True)
 class _Seat:
     kind: HostKind
+    view: HostView
     rank: Rank | None = None
 
 
 class Yard:
+    """`version` grows when kinds come or go: fits are to be asked for again."""
+
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.kinds: dict[int, HostKind] = {}  # by bit
         self._by_key: dict[Hashable, HostKind] = {}
         self._seats: dict[str, _Seat] = {}
-        self._masks: dict[Hashable, tuple[int, int]] = {}
+        self._fits: dict[Hashable, Fit] = {}
         self.open_mask = 0
+        self.version = 0
 
     def kind_of(self, host: str) -> HostKind:
         return self._seats[host].kind
@@ -51,15 +66,19 @@ class Yard:
         """What changed of the host, or of the jobs it has."""
         name = ledger.host.name
         seat = self._seats.get(name)
-        key = self._key(ledger)
-        if seat is None or seat.kind.key != key:
-            self.drop(name)
-            seat = self._seats[name] = _Seat(self._kind(key, ledger))
-            seat.kind.hosts.add(name)
+        if seat is None or seat.view is not ledger.host:
+            key = _key(ledger)
+            if seat is None or seat.kind.key != key:
+                self.drop(name)
+                seat = self._seats[name] = _Seat(self._kind(key, ledger), ledger.host)
+                seat.kind.hosts.add(name)
+            seat.view = ledger.host
         kind = seat.kind
         shut = ledger.shut(assigning=True) is not None
         (kind.up.discard if shut else kind.up.add)(name)
-        rank = None if shut or ledger.room() is not None else self._rank(ledger)
+        gpus = ledger.host.gpus
+        closed = shut or (gpus and not any(map(ledger.usable, gpus))) or ledger.room() is not None
+        rank = None if closed else self._rank(ledger)
         if rank != seat.rank:
             self._unrank(seat)
             if rank is not None:
@@ -77,7 +96,7 @@ class Yard:
         kind.up.discard(host)
         if not kind.hosts:
             del self.kinds[kind.bit], self._by_key[kind.key]
-            self._masks.clear()
+            self._changed()
 
     def _unrank(self, seat: _Seat) -> None:
         if seat.rank is not None:
@@ -91,30 +110,15 @@ class Yard:
         kind = self._by_key.get(key)
         if kind is None:
             bit = next(n for n in range(len(self.kinds) + 1) if n not in self.kinds)
-            most = replace(ledger.host, ram_total_mib=rounded_up(ledger.host.ram_total_mib))
-            kind = HostKind(key=key, bit=bit, like=Ledger(most, self._policy))
-            self.kinds[bit] = self._by_key[key] = kind
-            self._masks.clear()
+            sound = (replace(g, quarantine=None, probe_age_s=0.0) for g in ledger.host.gpus)
+            like = Ledger(replace(ledger.host, gpus=tuple(sound)), self._policy)
+            kind = self.kinds[bit] = self._by_key[key] = HostKind(key=key, bit=bit, like=like)
+            self._changed()
         return kind
 
-    def _key(self, ledger: Ledger) -> Hashable:
-        host = ledger.host
-        devices = sorted(
-            (
-                gpu.name,
-                gpu.kind,
-                gpu.total_mib,
-                ledger.usable(gpu),
-                gpu.quarantine is not None and gpu.quarantine.failed_test,
-            )
-            for gpu in host.gpus
-        )
-        return (
-            tuple(devices),
-            host.headroom_mib,
-            rounded_up(host.ram_total_mib),
-            rounded_up(int(host.link_bytes_s)),
-        )
+    def _changed(self) -> None:
+        self._fits.clear()
+        self.version += 1
 
     def _rank(self, ledger: Ledger) -> Rank:
         """Idle before busy, then by free memory."""
@@ -122,28 +126,44 @@ class Yard:
         before = ledger.wait_s if earliest else float(ledger.busy_rounds)
         return before, -ledger.roomiest_mib, len(ledger.residents), ledger.host.name
 
-    def masks(self, job: Job) -> tuple[int, int]:
-        """The kinds of host that can take this kind of job now, and those that ever could."""
-        key = (work(job), job.stage)
-        known = self._masks.get(key)
+    def fit(self, job: Job) -> Fit:
+        key = (self._policy.work(job), job.stage)
+        known = self._fits.get(key)
         if known is None:
-            now = ever = without_gpu = 0
-            for bit, kind in self.kinds.items():
-                if not kind.like.host.gpus:
-                    without_gpu |= (kind.like.small_ram(job) is None) << bit
-                elif kind.like.capable(job):
-                    ever |= 1 << bit
-                    now |= (kind.like.suspect(job) is None) << bit
-            # What stages made moves along, so that a host without a GPU can take those before the
-            # one that needs it, as long as another host can take the rest.
-            if ever and job.stage is not device_stage(job):
-                now, ever = now | without_gpu, ever | without_gpu
-            known = self._masks[key] = now, ever
+            known = self._fits[key] = self._fit(job)
         return known
+
+    def _fit(self, job: Job) -> Fit:
+        holding = without_gpu = 0
+        devices: set[Device] = set()
+        for bit, kind in self.kinds.items():
+            like = kind.like
+            if not like.host.gpus:
+                without_gpu |= (like.small_ram(job) is None) << bit
+                continue
+            holding |= like.capable(job) << bit
+            gpus = enumerate(like.host.gpus)
+            devices.update(_device(like, number) for number, g in gpus if like.holds(g, job))
+        stage = device_stage(job)
+        # What stages made moves along, so that a host without a GPU can take those before the one
+        # that needs it, as long as another host can take the rest.
+        if holding and job.stage is not stage:
+            holding |= without_gpu
+        return Fit(holding, None if stage is None else frozenset(devices))
 
     def open_kinds(self, mask: int) -> Iterator[HostKind]:
         mask &= self.open_mask
         while mask:
-            bit = (mask & -mask).bit_length() - 1
-            yield self.kinds[bit]
+            yield self.kinds[(mask & -mask).bit_length() - 1]
             mask &= mask - 1
+
+
+def _device(ledger: Ledger, number: int) -> Device:
+    gpu = ledger.host.gpus[number]
+    return gpu.name, gpu.kind, gpu.total_mib, ledger.host.headroom_mib
+
+
+def _key(ledger: Ledger) -> Hashable:
+    host = ledger.host
+    devices = sorted(_device(ledger, number) for number in range(len(host.gpus)))
+    return tuple(devices), host.headroom_mib, ledger.usable_ram_mib
