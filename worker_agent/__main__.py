@@ -63,7 +63,14 @@ def _status(line: bytes) -> int:
 
 
 def _session(_: bytes) -> int:
-    # All that a call may need, so that it need not be read for every one again.
+    from worker_agent.session import session
+
+    session(0, 1, _run_one, _load_all)
+    return EXIT_OK
+
+
+def _load_all() -> None:
+    """All that a call may need, so that it need not be read for every one again."""
     from worker_agent import (  # noqa: F401
         control,
         disk,
@@ -73,10 +80,6 @@ def _session(_: bytes) -> int:
         selftest,
         transfer,
     )
-    from worker_agent.session import session
-
-    session(0, 1, _run_one)
-    return EXIT_OK
 
 
 def _renew(line: bytes) -> int:

@@ -46,18 +46,19 @@ class _Call:
     said: bytearray = field(default_factory=bytearray)
 
 
-def session(source: int, output: int, run: Run) -> None:
-    """Until `source` ends. Raises RefusedError for what is neither a call nor its bytes, and when
-    the agent's own file is gone: whoever called puts it back and calls again."""
-    gc.freeze()  # what is here now is never garbage: a fork need not copy it to find that out
-    _Session(source, output, run).serve()
+def session(source: int, output: int, run: Run, load: Callable[[], None]) -> None:
+    """Until `source` ends. `load` reads the code of the verbs, before the first of them. Raises
+    RefusedError for what is neither a call nor its bytes, and when the agent's own file is gone:
+    whoever called puts it back and calls again."""
+    _Session(source, output, run, load).serve()
 
 
 class _Session:
-    def __init__(self, source: int, output: int, run: Run) -> None:
+    def __init__(self, source: int, output: int, run: Run, load: Callable[[], None]) -> None:
         self._source = source
         self._output = output
         self._run = run
+        self._load: Callable[[], None] | None = load
         self._follower = Follower(output)
         self._calls: dict[int, _Call] = {}  # by the descriptor their answer comes from
         self._pending = bytearray()
@@ -89,15 +90,18 @@ class _Session:
 
     def _take(self, data: bytes) -> None:
         self._pending += data
+        asked: list[tuple[CallHeader, bytes]] = []
         while (end := self._pending.find(b"\n") + 1) > 0:
             try:
                 header = CallHeader.from_json(bytes(self._pending[:end]))
             except ProtocolError as error:
                 raise RefusedError("bad_request", str(error)) from None
             if len(self._pending) < end + header.bytes:
-                return
-            body = bytes(self._pending[end : end + header.bytes])
+                break
+            asked.append((header, bytes(self._pending[end : end + header.bytes])))
             del self._pending[: end + header.bytes]
+        # A dispatcher that comes back is told first what it can follow: that costs next to nothing.
+        for header, body in sorted(asked, key=lambda item: item[0].verb != WATCH):
             self._begin(header, body)
 
     def _begin(self, header: CallHeader, body: bytes) -> None:
@@ -111,6 +115,10 @@ class _Session:
             except ProtocolError as error:
                 raise RefusedError("bad_request", str(error)) from None
             return
+        if self._load is not None:
+            self._load()
+            self._load = None
+            gc.freeze()  # none of it is ever garbage: a fork need not copy it to find that out
         source = os.memfd_create("cosma-call", os.MFD_CLOEXEC)
         write_all(source, body)
         os.lseek(source, 0, os.SEEK_SET)

@@ -9,17 +9,22 @@ from pathlib import Path
 AGENT_VERSION = "0.1.0"
 
 SOURCE_TREE = "source"
+_DIGEST_CHARS = 64
 
 
 def archive_path() -> Path | None:
-    """The zipapp this process runs from; None when it runs from a source tree."""
-    package = Path(__file__).resolve().parent
-    archive = package.parent
-    return archive if archive.is_file() else None
+    """The zipapp this process was started from; None when that was a source tree. Its code may
+    come from where it lies unpacked, a directory beside it that is named by its SHA-256."""
+    root = code_root()
+    if root.is_file():
+        return root
+    started = Path(sys.argv[0]).resolve()
+    unpacked = len(root.name) == _DIGEST_CHARS and started.parent == root.parent
+    return started if unpacked else None
 
 
 def code_root() -> Path:
-    """The directory that holds the packages, when this process runs from a source tree."""
+    """What holds the packages: a directory, or the zipapp itself."""
     return Path(__file__).resolve().parent.parent
 
 

@@ -119,3 +119,17 @@ def test_work_dir_that_cannot_be_is_one_clear_line(tmp_path: Path) -> None:
     assert (answer.code, answer.stderr) == (1, "")
     assert "cannot create work_dir" in answer.one["message"]
     assert json.dumps(answer.one).count("\\n") == 0
+
+
+def test_unpacked_beside_it_the_code_is_compiled_and_still_the_same_agent(
+    pushed: AgentClient,
+) -> None:
+    archive = Path(pushed.command[-1])
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    unpacked = archive.parent / digest
+    with zipfile.ZipFile(archive) as source:
+        source.extractall(unpacked)
+    answer = pushed.call("probe", ProbeRequest(work_dir=str(pushed.work_dir)))
+    assert (answer.code, answer.stderr) == (0, "")
+    assert HostFacts.from_dict(answer.one).agent_hash == digest
+    assert list(unpacked.rglob("worker_agent/__pycache__/probe.*.pyc"))
