@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.reclaim import Reclaimer
 from dispatcher.session import RENEW_CALL_S, RESTART, HostSession, lease_of, renewed_at
 from dispatcher.store.base import Store
-from dispatcher.store.rows import ArtifactRow, Lease
+from dispatcher.store.rows import Lease
 from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest
 
 log = logging.getLogger("cosma")
@@ -95,9 +95,10 @@ class Effects:
     async def start_attempt(self, job: Job, stimulus: str) -> Event:
         """Start with the same attempt id until the host answers, or until no earlier try that
         may have arrived can still be alive there. A new id only once this one is proven dead."""
-        lease = await self._lease(job, fresh=stimulus != RESTART)
+        armed = stimulus == RESTART
+        lease = await lease_of(self.store, job) if armed else self._new_lease(job)
         # Until when something may have been sent; None: nothing ever was.
-        arrived = None if stimulus != RESTART else renewed_at(lease, self.clock)
+        arrived = renewed_at(lease, self.clock) if armed else None
         began, delay = self.clock.monotonic(), RETRY_FIRST_S
         while True:
             try:
@@ -105,7 +106,8 @@ class Effects:
                 spec = await self.specs.attempt(
                     job, executor, epoch=self.epoch, stimulus=stimulus, lease_s=lease.lease_s
                 )
-                await self._note_sent(job, self.clock.monotonic() + RENEW_CALL_S)
+                await self._note_sent(lease, self.clock.monotonic() + RENEW_CALL_S, armed=armed)
+                armed = True
                 try:
                     await executor.start(spec)
                 except HostError as error:
@@ -133,25 +135,30 @@ class Effects:
             await asyncio.sleep(delay * random.uniform(0.75, 1.25))
             delay = min(RETRY_MOST_S, delay * 2)
 
-    async def _lease(self, job: Job, *, fresh: bool) -> Lease:
+    def _new_lease(self, job: Job) -> Lease:
         """Of an attempt that may have been sent it never changes, whatever the inventory says."""
-        lease = await lease_of(self.store, job)
-        if not fresh:
-            return lease
         state = self.fleet.state(job.host or "")
         manual = state is not None and state.host.requeue == "manual"
-        length = 0.0 if manual else lease_s(job.stage) * self.lease_scale
-        boot = state.facts.boot_id if state is not None and state.facts is not None else None
-        await self.store.arm_lease(job.id, job.attempt, length, boot)
-        return replace(lease, lease_s=length, host_boot=boot)
-
-    async def _note_sent(self, job: Job, latest: float) -> None:
-        await self.store.renewed(
-            [(job.id, job.attempt)],
-            self.clock.now(),
-            monotonic=latest,
-            clock_boot=self.clock.boot(),
+        return Lease(
+            job=job.id,
+            attempt=job.attempt,
+            host=job.host or "",
+            lease_s=0.0 if manual else lease_s(job.stage) * self.lease_scale,
+            renewed_at=0.0,
+            host_boot=state.facts.boot_id if state is not None and state.facts else None,
         )
+
+    async def _note_sent(self, lease: Lease, latest: float, *, armed: bool) -> None:
+        """Before it is sent: what the host is told, if nothing was written of that yet."""
+        now, boot = self.clock.now(), self.clock.boot()
+        if armed:
+            attempt = [(lease.job, lease.attempt)]
+            await self.store.renewed(attempt, now, monotonic=latest, clock_boot=boot)
+            return
+        await self.store.arm_lease(
+            lease.job, lease.attempt, lease_s=lease.lease_s, host_boot=lease.host_boot, at=now,
+            monotonic=latest, clock_boot=boot,
+        )  # fmt: skip
 
     async def _state_of(self, job: Job) -> AttemptState | None:
         """What the host itself says of the attempt; None when that cannot be known now."""
@@ -208,7 +215,13 @@ class Effects:
             executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
             rows = [r for r in await self.store.artifacts(job=job.id) if r.kind in COLLECTED_KINDS]
-            await at_once(self._collect(executor, run_dir, job, row) for row in rows)
+            paths = {r.path: self.artifacts.path(job.acquisition, job.id, r.path) for r in rows}
+            await at_once(
+                executor.collect_file(run_dir, row.path, paths[row.path], sha256=row.sha256)
+                for row in rows
+            )
+            here = {path: str(local) for path, local in paths.items()}
+            await self.store.artifacts_collected(job.id, here)
             await self._keep_report(job)
             checkpoint = self.artifacts.path(job.acquisition, job.id, CHECKPOINT)
             await executor.collect_file(run_dir, CHECKPOINT, checkpoint)
@@ -225,13 +238,8 @@ class Effects:
             stimulus=stimulus,
             artifacts=len(rows),
             bytes=sum(row.bytes for row in rows),
+            left_on=await self.specs.left_on(job),
         )
-
-    async def _collect(self, executor: Executor, run_dir: str, job: Job, row: ArtifactRow) -> None:
-        local = self.artifacts.path(job.acquisition, job.id, row.path)
-        local.parent.mkdir(parents=True, exist_ok=True)
-        await executor.collect_file(run_dir, row.path, local, sha256=row.sha256)
-        await self.store.artifact_collected(job.id, row.path, str(local))
 
     async def _keep_report(self, job: Job) -> None:
         """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""
@@ -274,11 +282,11 @@ class Effects:
         )  # fmt: skip
 
 
-async def at_once(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:
     """All of them, a few at a time; the first failure ends the others and is raised."""
     limit = asyncio.Semaphore(COPIES_AT_ONCE)
 
-    async def one(work: Coroutine[Any, Any, None]) -> None:
+    async def one(work: Coroutine[Any, Any, object]) -> None:
         async with limit:
             await work
 

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from dispatcher.core import model as m
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
 from dispatcher.core.place import Explained, Policy, place
-from dispatcher.core.thinning import stride_that_fits
+from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import HostView
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
@@ -57,6 +57,9 @@ PASSING = frozenset(
         Reason.GPU_QUARANTINED,
     }
 )
+
+# Of a device that is the host's RAM, too.
+TOO_LARGE = frozenset({Reason.RAM_TOO_SMALL, Reason.NO_GPU_FITS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +332,8 @@ class Dispatcher:
         if isinstance(event, m.CancelRequested) and after.id in self._copies:
             self._copies.pop(after.id).cancel()
         self._jobs[after.id] = applied.job
-        self._undecided = True
+        if not isinstance(event, m.AttemptStarted):  # nothing becomes free by that
+            self._undecided = True
         tell(before, applied.job, event)
         if isinstance(event, m.AttemptSucceeded | m.AttemptFailed):
             self._serve(self.learning.learn(after.id, event.attempt))
@@ -407,26 +411,31 @@ class Dispatcher:
         for reservation in decision.stages:
             self.post(reservation.job, m.StagePlaced(at=self.clock.now(), reservation=reservation))
         waiting = {w.job: w for w in decision.waiting}
-        for job_id in self._waiting.keys() | waiting.keys():
-            if self._waiting.get(job_id) != waiting.get(job_id):
-                await self.store.set_waiting(job_id, waiting.get(job_id))
+        changed = {
+            job: waiting.get(job)
+            for job in self._waiting.keys() | waiting.keys()
+            if self._waiting.get(job) != waiting.get(job)
+        }
+        if changed:
+            await self.store.set_waiting(changed)
         self._waiting = waiting
-        thinned = {w.job for w in decision.waiting if self._thin_out(w, self.fleet.host_views())}
+        thinned = self._thin_out(decision.waiting, self.fleet.host_views())
         if self.once:
             self._give_up_on(decision, but=thinned)
 
-    def _thin_out(self, waiting: Waiting, hosts: Iterable[HostView]) -> bool:
-        """What none of `hosts` has the RAM for gets done with fewer frames."""
-        if waiting.reason is not Reason.RAM_TOO_SMALL or not self._all_probed():
-            return False
-        stride = stride_that_fits(self._jobs[waiting.job], hosts, self.policy)
-        if stride is None:
-            return False
-        self.post(
-            waiting.job,
-            m.FramesThinned(at=self.clock.now(), stride=stride, message=waiting.message),
-        )
-        return True
+    def _thin_out(self, waiting: Iterable[Waiting], hosts: Iterable[HostView]) -> Set[str]:
+        """What none of `hosts` has the RAM for gets done with fewer frames. Returns those jobs."""
+        too_large = {w.job: w.message for w in waiting if w.reason in TOO_LARGE}
+        if not too_large or not self._all_probed():
+            return set()
+        jobs = [self._jobs[job] for job in too_large]
+        found = strides_that_fit(jobs, hosts, self.policy)
+        for job, stride in found.items():
+            self.post(
+                job,
+                m.FramesThinned(at=self.clock.now(), stride=stride, message=too_large[job]),
+            )
+        return found.keys()
 
     def _all_probed(self) -> bool:
         return all(
@@ -434,15 +443,15 @@ class Dispatcher:
             for state in self.fleet.states
         )
 
-    def _give_up_on(self, decision: Explained, *, but: Collection[str]) -> None:
+    def _give_up_on(self, decision: Explained, *, but: Set[str]) -> None:
         """Draining must end: hold what no host of this farm can take, with the reason."""
         if decision.assignments or decision.stages or self._at_work() or not self._all_probed():
             return
         here = [host for host in self.fleet.host_views() if host.reachable and not host.cordoned]
-        for waiting in decision.waiting:
-            if waiting.job in but or self._thin_out(waiting, here):
-                continue
-            if waiting.reason not in PASSING:
+        left = [waiting for waiting in decision.waiting if waiting.job not in but]
+        thinned = self._thin_out(left, here)
+        for waiting in left:
+            if waiting.reason not in PASSING and waiting.job not in thinned:
                 self.post(
                     waiting.job,
                     m.TransferFailed(

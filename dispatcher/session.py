@@ -361,10 +361,8 @@ class HostSession:
 
 async def lease_of(store: Store, job: Job) -> Lease:
     """The lease of the job's live attempt; one that was lost counts from this moment."""
-    for lease in await store.leases():
-        if (lease.job, lease.attempt) == (job.id, job.attempt):
-            return lease
-    return Lease(
+    known = await store.lease(job.id, job.attempt)
+    return known or Lease(
         job=job.id,
         attempt=job.attempt,
         host=job.host or "",

@@ -118,7 +118,9 @@ class SshExecutor:
         )
         return await self._agent.call("renew", request, AttemptStatus)
 
-    async def cancel(self, ref: AttemptRef, *, epoch: int, grace_s: float = CANCEL_GRACE_S) -> AttemptStatus:
+    async def cancel(
+        self, ref: AttemptRef, *, epoch: int, grace_s: float = CANCEL_GRACE_S
+    ) -> AttemptStatus:
         request = CancelRequest(
             epoch=epoch, run_dir=ref.run_dir, attempt=ref.attempt, grace_s=grace_s
         )

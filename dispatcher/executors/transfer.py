@@ -159,19 +159,22 @@ async def collect(
     wanted = sha256
     try:
         local.parent.mkdir(parents=True, exist_ok=True)
-        if sha256 is not None and await asyncio.to_thread(_is_there, local, sha256):
+        if (
+            sha256 is not None
+            and _size(local, missing=-1) >= 0
+            and await asyncio.to_thread(file_sha256, local) == sha256
+        ):
             return TransferReport(path=path, bytes=_size(local), sha256=sha256, complete=True)
         request = SendRequest(run_dir=run_dir, path=path)
         for _ in range(2):
             try:
-                report = await _collect_into(agent, request, part, progress)
+                report, rest = await _collect_into(agent, request, part, progress)
             except AgentRefusal as refusal:
                 if refusal.refusal.error != "bad_request" or not _size(part, missing=0):
                     raise
             else:
                 wanted = sha256 or report.sha256
-                if await asyncio.to_thread(file_sha256, part) == wanted:
-                    await asyncio.to_thread(_publish, part, local)
+                if await asyncio.to_thread(_complete, part, rest, wanted, local):
                     return _timed(report, began)
                 if report.sha256 != wanted:
                     break
@@ -189,15 +192,15 @@ async def collect(
 
 async def _collect_into(
     agent: AgentLink, request: SendRequest, part: Path, progress: Progress | None
-) -> TransferReport:
+) -> tuple[TransferReport, bytes]:
+    """The host's report, and what belongs at the end of `part` still."""
     offset = _size(part, missing=0)
     request = replace(request, offset=offset)
     report, content = await _small(agent, request)
     if report.complete:
-        await asyncio.to_thread(_append, part, content)
         if progress:
             progress(report.bytes, report.bytes)
-        return report
+        return report, content
     stream = await agent.open("send")
     try:
         await stream.write(request.to_json().encode() + b"\n")
@@ -205,12 +208,11 @@ async def _collect_into(
         report = await agent.first_reply("send", stream, TransferReport)
         with part.open("ab") as sink:
             received = await _read_file(stream, sink, offset, report.bytes, progress)
-            await asyncio.to_thread(_sync, sink)
         if received < report.bytes:
             agent.check("send", await stream.finish())
     finally:
         await stream.close()
-    return report
+    return report, b""
 
 
 async def _small(agent: AgentLink, request: SendRequest) -> tuple[TransferReport, bytes]:
@@ -220,12 +222,6 @@ async def _small(agent: AgentLink, request: SendRequest) -> tuple[TransferReport
     agent.check("send", done)
     line, _, content = done.stdout.partition(b"\n")
     return agent.decode("send", line, TransferReport), content
-
-
-def _append(part: Path, content: bytes) -> None:
-    with part.open("ab") as sink:
-        sink.write(content)
-        _sync(sink)
 
 
 async def _read_file(
@@ -251,28 +247,27 @@ def _size(path: Path, missing: int | None = None) -> int:
         return missing
 
 
-def _is_there(local: Path, sha256: str) -> bool:
-    return local.is_file() and file_sha256(local) == sha256
-
-
 def file_sha256(path: Path) -> str:
     """Hex digest of a file. Raises OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _publish(part: Path, local: Path) -> None:
+def _complete(part: Path, rest: bytes, wanted: str | None, local: Path) -> bool:
+    """Add `rest`, and when the whole is what is wanted put it in its place, durably."""
+    with part.open("ab") as sink:
+        sink.write(rest)
+        sink.flush()
+        os.fsync(sink.fileno())
+    if file_sha256(part) != wanted:
+        return False
     part.replace(local)
     directory = os.open(local.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+    return True
 
 
 def _timed(report: TransferReport, began: float) -> TransferReport:

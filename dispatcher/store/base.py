@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -144,10 +144,21 @@ class Store(Protocol):
         after `monotonic`, on the clock of the boot `clock_boot` of this machine."""
         ...
 
+    async def lease(self, job: str, attempt: int) -> Lease | None: ...
+
     async def arm_lease(
-        self, job: str, attempt: int, lease_s: float, host_boot: str | None
+        self,
+        job: str,
+        attempt: int,
+        *,
+        lease_s: float,
+        host_boot: str | None,
+        at: float,
+        monotonic: float,
+        clock_boot: str,
     ) -> None:
-        """What the host is told of the lease: its length (0: none), in which of its boots."""
+        """What the host is about to be told of the lease: its length (0: none), in which of its
+        boots. It counts as renewed, as in `renewed`."""
         ...
 
     # --- what survives a silence ---
@@ -215,8 +226,8 @@ class Store(Protocol):
         """By job."""
         ...
 
-    async def set_waiting(self, job: str, waiting: Waiting | None) -> None:
-        """What `cosma why` answers; None once the job waits no more."""
+    async def set_waiting(self, changed: Mapping[str, Waiting | None]) -> None:
+        """By job: what `cosma why` answers; None once the job waits no more."""
         ...
 
     async def waiting(self) -> dict[str, Waiting]:
@@ -227,7 +238,9 @@ class Store(Protocol):
 
     async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None: ...
 
-    async def artifact_collected(self, job: str, path: str, local_path: str) -> None: ...
+    async def artifacts_collected(self, job: str, paths: Mapping[str, str]) -> None:
+        """`paths`: in the run directory -> here. Raises StoreError for one that is not known."""
+        ...
 
     async def artifacts(
         self, *, job: str | None = None, acquisition: str | None = None, path: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dispatcher.core.lease import lease_s
@@ -185,17 +185,18 @@ def _ending(event: Event) -> dict[str, Any]:
     return ending
 
 
-def set_waiting(db: Database, job: str, waiting: Waiting | None) -> None:
-    if waiting is None:
-        db.change("delete_waiting", job=job)
-        return
-    db.change(
-        "upsert_waiting",
-        job=job,
-        reason=waiting.reason,
-        message=waiting.message,
-        per_host=codec.to_json(waiting.per_host),
-    )
+def set_waiting(db: Database, changed: Mapping[str, Waiting | None]) -> None:
+    for job, waiting in changed.items():
+        if waiting is None:
+            db.change("delete_waiting", job=job)
+            continue
+        db.change(
+            "upsert_waiting",
+            job=job,
+            reason=waiting.reason,
+            message=waiting.message,
+            per_host=codec.to_json(waiting.per_host),
+        )
 
 
 def waiting(db: Database) -> dict[str, Waiting]:
@@ -281,9 +282,10 @@ def add_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> None:
         db.change("upsert_artifact", **dataclasses.asdict(row))
 
 
-def artifact_collected(db: Database, job: str, path: str, local_path: str) -> None:
-    if db.change("collect_artifact", job=job, path=path, local_path=local_path) == 0:
-        raise StoreError(f"there is no artifact {path}", where=job)
+def artifacts_collected(db: Database, job: str, paths: Mapping[str, str]) -> None:
+    for path, local_path in paths.items():
+        if db.change("collect_artifact", job=job, path=path, local_path=local_path) == 0:
+            raise StoreError(f"there is no artifact {path}", where=job)
 
 
 def artifacts(

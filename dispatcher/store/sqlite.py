@@ -1,18 +1,26 @@
 """The store on one SQLite file in WAL mode: a writing thread and a reading one.
 
 Readers see the last commit and never wait for the writer. A transition is committed with
-synchronous=FULL; streams and progress with NORMAL, as the hosts still hold them.
+synchronous=FULL; streams, progress and what else the hosts say again when asked with NORMAL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import Event, Job, JobState, Reservation, Waiting
+from dispatcher.core.model import (
+    AttemptStarted,
+    AttemptSucceeded,
+    Event,
+    Job,
+    JobState,
+    Reservation,
+    Waiting,
+)
 from dispatcher.core.need import Observation
 from dispatcher.store import farm, jobs, streams, survival
 from dispatcher.store.base import StoreError
@@ -127,13 +135,15 @@ class SqliteStore:
     async def apply(self, before: Job, after: Job, event: Event) -> Applied:
         if after.reservation != before.reservation:
             self._unwritten.pop(before.id, None)  # it speaks of an attempt that is over
-        return await self._writer.write(True, jobs.apply, before, after, event, self._epoch)
+        # What the host says again when it is asked again need not be waited for.
+        durable = not isinstance(event, AttemptStarted | AttemptSucceeded)
+        return await self._writer.write(durable, jobs.apply, before, after, event, self._epoch)
 
     async def attempts(self, job: str) -> list[Attempt]:
         return await self._reader.read(jobs.attempts, job)
 
     async def finish_attempt(self, job: str, attempt: int, record: ExitRecord) -> None:
-        await self._writer.write(True, jobs.finish_attempt, job, attempt, record)
+        await self._writer.write(False, jobs.finish_attempt, job, attempt, record)
 
     async def stage_metrics(self, job: str | None = None) -> list[StageMetrics]:
         return await self._reader.read(jobs.stage_metrics, job)
@@ -159,10 +169,23 @@ class SqliteStore:
             False, survival.renewed, tuple(attempts), at, monotonic, clock_boot
         )
 
+    async def lease(self, job: str, attempt: int) -> Lease | None:
+        return await self._reader.read(survival.lease, job, attempt)
+
     async def arm_lease(
-        self, job: str, attempt: int, lease_s: float, host_boot: str | None
+        self,
+        job: str,
+        attempt: int,
+        *,
+        lease_s: float,
+        host_boot: str | None,
+        at: float,
+        monotonic: float,
+        clock_boot: str,
     ) -> None:
-        await self._writer.write(True, survival.arm_lease, job, attempt, lease_s, host_boot)
+        await self._writer.write(
+            True, survival.arm_lease, job, attempt, lease_s, host_boot, at, monotonic, clock_boot
+        )
 
     # --- what survives a silence ---
 
@@ -239,8 +262,8 @@ class SqliteStore:
     async def progress(self) -> dict[str, Progress]:
         return {**await self._reader.read(streams.progress), **self._unwritten}
 
-    async def set_waiting(self, job: str, waiting: Waiting | None) -> None:
-        await self._writer.write(False, jobs.set_waiting, job, waiting)
+    async def set_waiting(self, changed: Mapping[str, Waiting | None]) -> None:
+        await self._writer.write(False, jobs.set_waiting, changed)
 
     async def waiting(self) -> dict[str, Waiting]:
         return await self._reader.read(jobs.waiting)
@@ -250,8 +273,8 @@ class SqliteStore:
     async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None:
         await self._writer.write(True, jobs.add_artifacts, job, tuple(rows))
 
-    async def artifact_collected(self, job: str, path: str, local_path: str) -> None:
-        await self._writer.write(True, jobs.artifact_collected, job, path, local_path)
+    async def artifacts_collected(self, job: str, paths: Mapping[str, str]) -> None:
+        await self._writer.write(True, jobs.artifacts_collected, job, paths)
 
     async def artifacts(
         self, *, job: str | None = None, acquisition: str | None = None, path: str | None = None

@@ -33,10 +33,25 @@ def renewed(
         )
 
 
-def arm_lease(db: Database, job: str, attempt: int, lease_s: float, host_boot: str | None) -> None:
+def lease(db: Database, job: str, attempt: int) -> Lease | None:
+    row = db.row("select_lease", job=job, attempt=attempt)
+    return None if row is None else Lease(**dict(row))
+
+
+def arm_lease(
+    db: Database,
+    job: str,
+    attempt: int,
+    lease_s: float,
+    host_boot: str | None,
+    at: float,
+    monotonic: float,
+    clock_boot: str,
+) -> None:
     changed = db.change("arm_lease", job=job, attempt=attempt, lease_s=lease_s, host_boot=host_boot)
     if changed == 0:
         raise StoreError(f"attempt {attempt} has no lease", where=job)
+    renewed(db, [(job, attempt)], at, monotonic, clock_boot)
 
 
 def delete_stray_leases(db: Database) -> int:

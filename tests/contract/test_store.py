@@ -357,7 +357,7 @@ async def test_a_request_of_another_process_is_answered_once(path: Path, store: 
 async def test_what_a_job_waits_for_is_told_until_it_starts(store: Store) -> None:
     job = await fill(store)
     why = m.Waiting(job=job.id, reason=Reason.GPU_BUSY, message="m", per_host={"h": "h: m"})
-    await store.set_waiting(job.id, why)
+    await store.set_waiting({job.id: why})
     assert await store.waiting() == {job.id: why}
-    await store.set_waiting(job.id, None)
+    await store.set_waiting({job.id: None})
     assert await store.waiting() == {}

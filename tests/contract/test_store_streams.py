@@ -170,20 +170,20 @@ async def test_the_end_of_an_attempt_leaves_metrics_and_artifacts(store: Store) 
     assert ExitRecord.from_dict(attempt.exit) == record()
     (row,) = await store.artifacts(job=job.id)
     assert (row.kind, row.path, row.host, row.attempt) == ("ply", "output/x.ply", "h", 1)
-    await store.artifact_collected(job.id, row.path, "/artifacts/x.ply")
+    await store.artifacts_collected(job.id, {row.path: "/artifacts/x.ply"})
     for wanted in ("output/x.ply", "/artifacts/x.ply"):
         assert [a.job for a in await store.artifacts(path=wanted)] == [job.id]
     assert len(await store.artifacts(acquisition="dive")) == 1
     assert await store.artifacts(acquisition="other") == []
     with pytest.raises(StoreError, match="no artifact"):
-        await store.artifact_collected(job.id, "output/none", "/x")
+        await store.artifacts_collected(job.id, {"output/none": "/x"})
 
 
 async def test_an_artifact_made_anew_has_to_be_collected_anew(store: Store) -> None:
     await fill(store)
     row = ArtifactRow(job=JOB.id, kind="ply", path="output/x.ply", bytes=9, sha256="aa")
     await store.add_artifacts(JOB.id, [row])
-    await store.artifact_collected(JOB.id, row.path, "/artifacts/x.ply")
+    await store.artifacts_collected(JOB.id, {row.path: "/artifacts/x.ply"})
     await store.add_artifacts(JOB.id, [row])
     assert (await store.artifacts(job=JOB.id))[0].local_path == "/artifacts/x.ply"
     await store.add_artifacts(JOB.id, [dataclasses.replace(row, sha256="bb")])
@@ -195,3 +195,19 @@ async def test_renewals_only_ever_move_forward(store: Store) -> None:
     await store.renewed([(job.id, 1), ("nobody", 1)], at=50.0)
     await store.renewed([(job.id, 1)], at=40.0)
     assert [lease.renewed_at for lease in await store.leases()] == [50.0]
+
+
+async def test_a_lease_that_is_armed_counts_as_renewed(store: Store) -> None:
+    job = await running(store)
+    await store.arm_lease(
+        job.id, 1, lease_s=7.0, host_boot="b", at=50.0, monotonic=9.0, clock_boot="c"
+    )
+    lease = await store.lease(job.id, 1)
+    assert lease is not None
+    assert (lease.lease_s, lease.host_boot, lease.renewed_at) == (7.0, "b", 50.0)
+    assert (lease.renewed_monotonic, lease.clock_boot) == (9.0, "c")
+    assert await store.lease(job.id, 2) is None
+    with pytest.raises(StoreError, match="no lease"):
+        await store.arm_lease(
+            job.id, 2, lease_s=7.0, host_boot=None, at=50.0, monotonic=9.0, clock_boot="c"
+        )

@@ -76,6 +76,9 @@ UPDATE leases SET renewed_at = MAX(renewed_at, :at),
     renewed_monotonic = :monotonic, clock_boot = :clock_boot
 WHERE job = :job AND attempt = :attempt;
 
+-- name: select_lease
+SELECT * FROM leases WHERE job = :job AND attempt = :attempt;
+
 -- name: select_leases
 SELECT * FROM leases ORDER BY job, attempt;
 
