@@ -1,8 +1,9 @@
-"""Fewer frames for a job that no host's RAM can hold: the plan before the hold. Pure."""
+"""Fewer frames for a job that no host's memory can hold: the plan before the hold. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Hashable, Iterable
 
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import Job
@@ -11,18 +12,45 @@ from dispatcher.core.shape import MAX_STRIDE, thinned
 from dispatcher.core.views import HostView
 
 
-def stride_that_fits(job: Job, hosts: Iterable[HostView], policy: Policy) -> int | None:
-    """The smallest stride by which some host could hold every stage ahead of the job.
+def strides_that_fit(
+    jobs: Iterable[Job], hosts: Iterable[HostView], policy: Policy
+) -> dict[str, int]:
+    """For each job the smallest stride by which some host could hold all its stages ahead.
 
-    None where nothing is to be changed: one of `hosts` could hold the job as it is, whatever
-    keeps it from doing so now, or no stride helps, or it is not for RAM that none takes it.
+    A job is left out where one of `hosts` could hold it as it is, whatever keeps it from doing so
+    now, where no stride helps, and where it is not for RAM that none takes it.
     """
-    ledgers = [Ledger(host, policy) for host in hosts]
-    able = [ledger for ledger in ledgers if ledger.unfit(job) is None]
-    if not able or any(ledger.small_ram(job) is None for ledger in able):
-        return None
-    for stride in range(job.stride + 1, MAX_STRIDE + 1):
+    ledgers = _kinds(hosts, policy)
+    known: dict[Hashable, int | None] = {}
+    found = {}
+    for job in jobs:
+        key = (policy.work(job), job.stage)
+        if key not in known:
+            known[key] = _stride(job, ledgers)
+        stride = known[key]
+        if stride is not None:
+            found[job.id] = stride
+    return found
+
+
+def _stride(job: Job, ledgers: list[Ledger]) -> int | None:
+    for stride in range(job.stride, MAX_STRIDE + 1):
         fewer = thinned(job, stride)
-        if any(ledger.small_ram(fewer) is None for ledger in able):
-            return stride
+        if any(ledger.capable(fewer) for ledger in ledgers):
+            return stride if stride > job.stride else None
     return None
+
+
+def _kinds(hosts: Iterable[HostView], policy: Policy) -> list[Ledger]:
+    """One host of each size, without what may pass: a quarantine, an old probe."""
+    kinds: dict[Hashable, Ledger] = {}
+    for host in hosts:
+        gpus = tuple(dataclasses.replace(gpu, quarantine=None) for gpu in host.gpus)
+        size = (
+            host.ram_total_mib,
+            host.headroom_mib,
+            tuple((gpu.name, gpu.kind, gpu.total_mib) for gpu in gpus),
+        )
+        if size not in kinds:
+            kinds[size] = Ledger(dataclasses.replace(host, gpus=gpus), policy)
+    return list(kinds.values())

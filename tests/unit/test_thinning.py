@@ -12,10 +12,16 @@ from dispatcher.core.model import Job, JobKind, Stage
 from dispatcher.core.need import Needs, Observation
 from dispatcher.core.policy import Policy
 from dispatcher.core.shape import MAX_STRIDE, thinned
-from dispatcher.core.thinning import stride_that_fits
-from dispatcher.core.views import GpuView, HostView
+from dispatcher.core.thinning import strides_that_fit
+from dispatcher.core.views import GpuView, HostView, Quarantine
 
 POLICY = Policy()
+
+
+def stride_that_fits(job: Job, hosts: list[HostView], policy: Policy) -> int | None:
+    return strides_that_fit([job], hosts, policy).get(job.id)
+
+
 LONG = Job(
     id="j", kind=JobKind.RECONSTRUCT, acquisition="a", name="n", auv="x", created_at=0.0,
     frames=6000, pixels=960 * 540, cap=1_000_000, train_steps=7000,
@@ -42,8 +48,28 @@ def test_the_smallest_stride_that_some_host_can_hold_is_taken() -> None:
 def test_a_host_that_could_hold_it_is_waited_for() -> None:
     away = host(64_000, "away", reachable=False)
     assert stride_that_fits(LONG, [host(16_000), away], POLICY) is None
+    suspect = host(64_000, "suspect")
+    failed = Quarantine(line="failed its self-test", failed_test=True)
+    gpus = tuple(dataclasses.replace(gpu, quarantine=failed) for gpu in suspect.gpus)
+    suspect = dataclasses.replace(suspect, gpus=gpus)
+    assert stride_that_fits(LONG, [host(16_000), suspect], POLICY) is None
     without_gpu = host(64_000, "cpu-only", gpus=())
     assert stride_that_fits(LONG, [host(16_000), without_gpu], POLICY) == 2, "it never could"
+
+
+def test_a_device_that_is_the_host_s_ram_is_ram() -> None:
+    cpu = GpuView(uuid="CPU-h", name="Xeon", kind="cpu", total_mib=8000, free_mib=8000)
+    assert stride_that_fits(LONG, [host(8000, gpus=(cpu,))], POLICY) == 2
+    tiny = dataclasses.replace(cpu, kind="cuda", total_mib=4000)
+    assert stride_that_fits(LONG, [host(64_000, gpus=(tiny,))], POLICY) is None, "it is not for RAM"
+
+
+def test_each_job_gets_a_stride_of_its_own() -> None:
+    jobs = [dataclasses.replace(LONG, id=f"j{n}", frames=1000 * n) for n in range(1, 10)]
+    found = strides_that_fit(jobs, [host(12_000)], POLICY)
+    alone = {job.id: stride_that_fits(job, [host(12_000)], POLICY) for job in jobs}
+    assert found == {job: stride for job, stride in alone.items() if stride is not None}
+    assert len(set(found.values())) > 1 and len(found) < len(jobs)
 
 
 def test_what_was_taken_already_is_only_ever_made_smaller() -> None:
