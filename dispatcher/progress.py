@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.core.model import PROGRESS, Job, JobState, Stage, Step, Waiting, stages_of
+from dispatcher.core.outlook import Eta
 from dispatcher.store.rows import Progress
 
 # Share of a stitch at which it counts as not yet done: it has one stage only.
@@ -20,12 +21,15 @@ class JobRow:
     stage: str
     percent: float  # of the whole job, the public numbers interpolated within the stage
     host: str
+    eta: Eta | None  # of the whole job; None: it has ended, never ends, or nobody worked it out
     attempt: int
     reason: str
     message: str
 
 
-def job_row(job: Job, progress: Progress | None, waiting: Waiting | None) -> JobRow:
+def job_row(
+    job: Job, progress: Progress | None, waiting: Waiting | None, eta: Eta | None = None
+) -> JobRow:
     """`progress` is of the current stage; `waiting` is why a job at Step.PLACE is not placed."""
     reason, message = str(job.reason or ""), job.message
     if waiting is not None and job.step is Step.PLACE and not reason:
@@ -42,6 +46,7 @@ def job_row(job: Job, progress: Progress | None, waiting: Waiting | None) -> Job
         stage=job.stage.value,
         percent=percent(job, progress),
         host=job.host or "",
+        eta=eta,
         attempt=job.attempt,
         reason=reason,
         message=message,

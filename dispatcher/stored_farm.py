@@ -26,8 +26,8 @@ from worker_agent.protocol import HostFacts, ProtocolError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFarm:
-    """`snapshot.now` is the moment the hosts are shown at: this one while a dispatcher runs, else
-    the last at which one looked at them. `notes` say what a reader must know about that."""
+    """Where no dispatcher runs, hosts are shown as one last saw them: not stale, but as it would
+    find them if nothing has changed. `notes` say so."""
 
     snapshot: Snapshot
     notes: tuple[str, ...]
@@ -75,13 +75,13 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
     segments, stitches = await _survey(store, jobs)
     return StoredFarm(
         snapshot=Snapshot(
-            now=as_of,
+            now=now,
             jobs=tuple(jobs),
             hosts=tuple(views),
             policy=Policy(needs=(await Learning.from_store(store)).needs),
             segments=segments,
             stitches=stitches,
-            underway=await _underway(store, jobs, as_of),
+            underway=await _underway(store, jobs, now),
         ),
         notes=tuple(notes),
     )
@@ -144,20 +144,20 @@ async def _survey(
     )
 
 
-async def _underway(store: Store, jobs: Iterable[Job], as_of: float) -> dict[str, Underway]:
+async def _underway(store: Store, jobs: Iterable[Job], now: float) -> dict[str, Underway]:
     progress = await store.progress()
     found = {}
     for job in jobs:
         if job.step is Step.RUN:
             for attempt in await store.attempts(job.id):
                 if attempt.attempt == job.attempt:
-                    found[job.id] = _how_far(attempt, progress.get(job.id), as_of)
+                    found[job.id] = _how_far(attempt, progress.get(job.id), now)
     return found
 
 
-def _how_far(attempt: Attempt, progress: Progress | None, as_of: float) -> Underway:
+def _how_far(attempt: Attempt, progress: Progress | None, now: float) -> Underway:
     began = attempt.started_at or attempt.committed_at
-    underway = Underway(elapsed_s=max(0.0, as_of - began))
+    underway = Underway(elapsed_s=max(0.0, now - began))
     if progress is None or progress.updated_at < began:
         return underway
     return dataclasses.replace(underway, fraction=progress.fraction)

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 from dispatcher.cli.render import clock_text, human_seconds
-from dispatcher.core.outlook import Eta, Outlook
+from dispatcher.core.outlook import Eta, Outlook, look_ahead
+from dispatcher.store.base import Store
+from dispatcher.stored_farm import load_farm
+
+MOST_JOBS = 2000  # a list of more comes without times: playing them ahead takes seconds
+
+
+async def load_outlook(store: Store, database: Path, inventory: Path | None) -> Outlook | None:
+    """None where nothing is left to do, or too much to say when it ends while a list waits."""
+    active = len(await store.load_jobs(active_only=True))
+    if active > MOST_JOBS:
+        print(f"note: no ETA with more than {MOST_JOBS} jobs here: cosma plan", file=sys.stderr)
+    if not 0 < active <= MOST_JOBS:
+        return None
+    return look_ahead((await load_farm(store, database, inventory)).snapshot)
 
 
 def eta_json(eta: Eta | None) -> dict[str, float] | None:

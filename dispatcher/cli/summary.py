@@ -7,11 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from dispatcher.cli import options
+from dispatcher.cli.eta import eta_json, eta_text, load_outlook
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
+from dispatcher.core.model import SETTLED
+from dispatcher.core.outlook import Outlook
 from dispatcher.core.survey import slug
 from dispatcher.errors import UsageError
 from dispatcher.results import load_results
+from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 
 SEGMENTS = ("segment", "auv", "state", "frames", "registered", "reprojection_px", "psnr", "ssim",
@@ -21,26 +25,33 @@ STITCHES = ("stitch", "level", "auv", "state", "ply")
 
 def summary(
     acquisition: Annotated[str, typer.Argument(metavar="ACQUISITION")],
+    inventory: options.Inventory = None,
     db: options.Database = None,
     json: options.Json = False,
 ) -> None:
-    """Per segment: frames registered, errors, held-out PSNR; per stitch: state and file."""
+    """Per segment: frames registered, errors, held-out PSNR; per stitch: state and file. While
+    work is left, when the survey will be done."""
     survey = slug(acquisition)
+    database = DispatcherSettings.load(database=db).database
 
-    async def work(store: Store) -> dict[str, list[dict[str, Any]]]:
+    async def work(store: Store) -> tuple[dict[str, Any], Outlook | None]:
         found = await load_results(store, survey)
         if not found.segments:
             known = ", ".join(row.name for row in await store.acquisitions())
             raise UsageError(
                 "no such acquisition", where=acquisition, fix=f"known are: {known or 'none'}"
             )
-        return {
+        outlook = await load_outlook(store, database, inventory)
+        etas = outlook.jobs if outlook is not None else {}
+        view = {
+            "eta": eta_json(outlook.acquisitions.get(survey)) if outlook is not None else None,
             "segments": [
                 {
                     "segment": item.segment.label,
                     "job": item.job.id,
                     "auv": item.segment.auv,
                     "state": item.job.state.value,
+                    "eta": eta_json(etas.get(item.job.id)),
                     "frames": item.sfm.get("frames"),
                     "registered": item.sfm.get("registered"),
                     "reprojection_px": item.sfm.get("reprojection_px"),
@@ -63,10 +74,14 @@ def summary(
                 for item in found.stitches
             ],
         }
+        return view, outlook
 
-    view = with_store(db, work)
+    view, outlook = with_store(db, work)
     if json:
         print_json(view)
         return
+    rows = [*view["segments"], *view["stitches"]]
     print_rows(SEGMENTS, view["segments"])
     print_rows(STITCHES, view["stitches"])
+    if outlook is not None and any(row["state"] not in SETTLED for row in rows):
+        print(f"done: {eta_text(outlook.acquisitions.get(survey), outlook)}")

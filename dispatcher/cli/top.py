@@ -14,17 +14,21 @@ from rich.console import Console
 from rich.live import Live
 
 from dispatcher.cli import options
+from dispatcher.cli.eta import eta_short, load_outlook
 from dispatcher.cli.jobs import COLUMNS, load_rows
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
+from dispatcher.core.outlook import Outlook
 from dispatcher.heartbeat import heartbeat_age_s
 from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 from dispatcher.tui.view import GpuRow, Snapshot, render
 
+OUTLOOK_S = 15.0  # between two forecasts of a live view
 
-async def load_snapshot(store: Store, database: Path) -> Snapshot:
+
+async def load_snapshot(store: Store, database: Path, outlook: Outlook | None) -> Snapshot:
     now = time.time()
     jobs = {job.id: job for job in await store.load_jobs()}
     promised = {
@@ -62,7 +66,7 @@ async def load_snapshot(store: Store, database: Path) -> Snapshot:
             )  # fmt: skip
     return Snapshot(
         gpus=tuple(rows),
-        jobs=tuple(await load_rows(store, None)),
+        jobs=tuple(await load_rows(store, None, outlook)),
         dispatcher_age_s=heartbeat_age_s(database, now),
         risks=tuple(await load_risks(store)),
         now=now,
@@ -71,6 +75,7 @@ async def load_snapshot(store: Store, database: Path) -> Snapshot:
 
 def top(
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
+    inventory: options.Inventory = None,
     db: options.Database = None,
     json: options.Json = False,
 ) -> None:
@@ -78,13 +83,18 @@ def top(
     database = DispatcherSettings.load(database=db).database
 
     async def once(store: Store) -> Snapshot:
-        return await load_snapshot(store, database)
+        outlook = await load_outlook(store, database, inventory)
+        return await load_snapshot(store, database, outlook)
 
     async def live(store: Store) -> None:
         console = Console()
         with Live(console=console, screen=True, auto_refresh=False) as view:
+            due, outlook = 0.0, None
             while True:
-                snapshot = await load_snapshot(store, database)
+                if time.monotonic() >= due:
+                    outlook = await load_outlook(store, database, inventory)
+                    due = time.monotonic() + OUTLOOK_S
+                snapshot = await load_snapshot(store, database, outlook)
                 view.update(render(snapshot, height=console.size.height), refresh=True)
                 await asyncio.sleep(interval)
 
@@ -98,6 +108,12 @@ def top(
             ("host", "state", "gpu", "used_mib", "total_mib", "reserved_mib", "stage", "job"),
             [dataclasses.asdict(row) for row in snapshot.gpus],
         )
-        print_rows(COLUMNS, [dataclasses.asdict(row) for row in snapshot.jobs])
+        print_rows(
+            COLUMNS,
+            [
+                {**dataclasses.asdict(row), "eta": eta_short(row.eta, snapshot.now)}
+                for row in snapshot.jobs
+            ],
+        )
         for risk in snapshot.risks:
             print(f"{risk.line(snapshot.now)} ({risk.why})")

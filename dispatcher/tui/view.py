@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dispatcher.cli.render import mark
+from dispatcher.cli.render import clock_text, mark
 from dispatcher.progress import JobRow
 from dispatcher.risk import Risk
 
@@ -50,7 +50,11 @@ def render(snapshot: Snapshot, *, height: int) -> RenderableType:
     jobs = sorted(snapshot.jobs, key=lambda row: (_ORDER.index(row.state), row.job))
     room = max(3, height - len(snapshot.gpus) - len(snapshot.risks) - 9)
     shown, hidden = jobs[:room], jobs[room:]
-    parts: list[RenderableType] = [_header(snapshot), _gpu_table(snapshot.gpus), _job_table(shown)]
+    parts: list[RenderableType] = [
+        _header(snapshot),
+        _gpu_table(snapshot.gpus),
+        _job_table(shown, snapshot.now),
+    ]
     parts[1:1] = [Text(f"? {risk.line(snapshot.now)}", style="yellow") for risk in snapshot.risks]
     if hidden:
         counts = Counter(row.state for row in hidden)
@@ -90,9 +94,9 @@ def _gpu_table(rows: Sequence[GpuRow]) -> Table:
     return table
 
 
-def _job_table(rows: Sequence[JobRow]) -> Table:
+def _job_table(rows: Sequence[JobRow], now: float) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("job", "state", "stage", "progress", "host", "reason"):
+    for name in ("job", "state", "stage", "progress", "host", "done at", "reason"):
         table.add_column(name, no_wrap=name != "reason", overflow="ellipsis")
     for row in rows:
         why = ": ".join(part for part in (row.reason, row.message) if part)
@@ -102,6 +106,7 @@ def _job_table(rows: Sequence[JobRow]) -> Table:
             row.stage,
             f"{bar(row.percent, 100.0)} {row.percent:5.1f} %",
             escape(row.host) or "-",
+            "-" if row.eta is None else clock_text(row.eta.likely, now),
             escape(why),
         )
     return table
