@@ -90,6 +90,19 @@ class JobSpecs:
                     made[stage].append(row)
         return made
 
+    async def left_on(self, job: Job) -> tuple[str, ...]:
+        """Hosts where a stage of the job once succeeded, and that were not cleared since."""
+        cleared = {
+            event.payload["host"]: event.at
+            for event in await self.store.events(job=job.id, kind="leftovers_reclaimed")
+        }
+        used = {
+            attempt.host
+            for attempt in await self.store.attempts(job.id)
+            if attempt.state == "succeeded" and attempt.committed_at > cleared.get(attempt.host, 0)
+        }
+        return tuple(sorted(used - {job.host}))
+
     async def frames_done(self, job: Job, host: str) -> bool:
         """Whether the job's frames were extracted and verified on `host`."""
         return any(

@@ -13,6 +13,7 @@ from dispatcher.core.model import (
     InputsReclaimed,
     Job,
     JobKind,
+    JobState,
     LeftoversReclaimed,
     Reason,
     ReclaimFailed,
@@ -63,8 +64,9 @@ class Reclaimer:
     async def leftovers(
         self, job: Job, host: str, stimulus: str
     ) -> LeftoversReclaimed | ReclaimFailed:
-        """What the job made on a host it has left, once it lies verified on another; and source
-        videos that are still there. The attempts' own records stay. Raises TakenOver."""
+        """What the job made on a host it has left, once it lies verified on another, or its
+        results lie here; and source videos that are still there. The attempts' own records stay.
+        Raises TakenOver."""
         done = await self._repeat(self._leftovers, job, host, TRIES)
         if isinstance(done, str):
             return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
@@ -112,23 +114,21 @@ class Reclaimer:
         now = await self.specs.store.job(job.id)
         if now is None or host in (now.host, now.origin):
             raise HostError(Reason.AGENT_FAILED, "the job has come back", where=host)
-        run_dir = await self.specs.run_dir(job, executor)
+        state = self.fleet.state(host)
+        if state is not None and state.facts is not None and not state.reachable:
+            raise HostError(Reason.HOST_UNREACHABLE, state.message, where=host)
         videos = 0
-        if await self.specs.frames_done(job, host):
+        if now.state is JobState.DONE or await self.specs.frames_done(job, host):
             # Before the frames that prove them useless.
-            inputs = [item.path for item in await self.specs.inputs(job)]
-            report = await executor.reclaim(
-                run_dir, inputs, epoch=self.epoch, verified_by=FRAMES_PROOF, trim="off"
-            )
-            videos = report.removed_bytes
-        report = await executor.reclaim(
-            run_dir,
+            videos = (await self._inputs(job, executor, host)).removed_bytes
+        made = await executor.reclaim(
+            await self.specs.run_dir(job, executor),
             MADE,
             epoch=self.epoch,
             trim=await self._trim(job, host),
-            expected_sha256=await self._brought(job, host),
+            expected_sha256={} if now.state is JobState.DONE else await self._brought(job, host),
         )
-        return replace(report, removed_bytes=report.removed_bytes + videos)
+        return replace(made, removed_bytes=made.removed_bytes + videos)
 
     async def _brought(self, job: Job, host: str) -> dict[str, str]:
         """What the new host verified when it got it from `host`: the same must lie there still."""

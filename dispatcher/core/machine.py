@@ -179,16 +179,21 @@ def _reclaim_failed(job: Job, _event: Any) -> Outcome:
     return job, ()
 
 
-def _results_collected(job: Job, _event: Any) -> Outcome:
+def _results_collected(job: Job, event: Any) -> Outcome:
+    elsewhere = (host for host in event.left_on if host != job.host)
     done = dataclasses.replace(
         job,
         state=JobState.DONE,
         step=Step.REST,
         stage=Stage.COMPLETED,
         not_before=0.0,
+        leftovers=tuple(dict.fromkeys((*job.leftovers, *elsewhere))),
         **NO_REASON,
     )
-    return done, (m.PlanStitches(job=job.id, acquisition=job.acquisition),)
+    return done, (
+        m.PlanStitches(job=job.id, acquisition=job.acquisition),
+        *(m.ReclaimLeftovers(job=job.id, host=host) for host in done.leftovers),
+    )
 
 
 def _collect_failed(job: Job, event: Any) -> Outcome:

@@ -335,6 +335,7 @@ class ReclaimFailed(Event):
 class ResultsCollected(Event):
     artifacts: int = 0
     bytes: int = 0
+    left_on: tuple[str, ...] = ()  # other hosts with something of the job, now of no more use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,7 +208,13 @@ def test_a_job_of_a_dead_host_starts_over(tmp_path: Path) -> None:
         assert abandoned.returncode == 0, abandoned.stderr
         done(farm, job)
         kill(dispatcher, signal.SIGTERM)
+        assert "frames/f000008.jpg" in made_files(host_of(farm, old), job)
         assert event(cosma, "handoff_abandoned")["source"] == old
         assert rows(cosma, "SELECT count(*) FROM events WHERE kind = 'handed_over'") == [(0,)]
         assert set(where(cosma).values()) == {other(old)}
         assert farm.runs()[job, "FrameExtraction"] == 2
+
+        farm.hosts.start_host(old)
+        assert cosma.run("dispatch", "--once").returncode == 0
+        assert made_files(host_of(farm, old), job) == set(), "its results are collected"
+        assert "output/manifest.json" in made_files(host_of(farm, other(old)), job)

@@ -476,6 +476,18 @@ def test_a_job_that_comes_back_is_not_cleared_away_under_its_feet() -> None:
     assert job.leftovers == () and recover(job) == (m.HandOver(job=job.id, host="a", source="b"),)
 
 
+def test_what_a_job_left_elsewhere_goes_once_its_results_are_collected() -> None:
+    job = new_job(
+        host="h", stage=Stage.SPLAT_EXPORT, step=Step.COLLECT, state=JobState.RUNNING,
+        leftovers=("a",),
+    )  # fmt: skip
+    done, effects = step(job, m.ResultsCollected(at=0.0, left_on=("a", "dead", "h")))
+    assert done.leftovers == ("a", "dead")
+    removing = tuple(m.ReclaimLeftovers(job=job.id, host=host) for host in ("a", "dead"))
+    assert effects[1:] == removing
+    assert recover(done)[1:] == removing
+
+
 @pytest.mark.parametrize(
     ("stage", "expected"),
     [
