@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,14 @@ class Rehearsal:
     hosts: EmbeddedHosts
     log: Path
 
-    def ingest(self, jobs: int, acquisition: str = "reef", clip_bytes: int = 40_000) -> list[str]:
-        """Segments of one AUV, so that their stitch is one more job."""
+    def ingest(
+        self,
+        jobs: int,
+        acquisition: str = "reef",
+        clip_bytes: int = 40_000,
+        options: Sequence[str] = (),
+    ) -> list[str]:
+        """Segments of one AUV, so that their stitch is one more job. `options` of the command."""
         root = self.cosma.directory / f"footage-{acquisition}"
         film = self.log.with_name("film.mp4")
         source = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=5:d=1")
@@ -47,7 +53,7 @@ class Rehearsal:
             # No two alike: a `free` box is skipped by readers (ISO/IEC 14496-12, 8.1.2).
             free = (clip_bytes + 8).to_bytes(4) + b"free" + os.urandom(clip_bytes)
             clip.write_bytes(film.read_bytes() + free)
-        done = self.cosma.run("ingest", str(root), "--acquisition", acquisition)
+        done = self.cosma.run("ingest", str(root), "--acquisition", acquisition, *options)
         assert done.returncode == 0, (done.stdout, done.stderr)
         return sorted(self.cosma.jobs())
 

@@ -19,39 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.conftest import REPOSITORY
-from tests.rehearsal import Rehearsal, rehearsal
+from tests.rehearsal import rehearsal
 from tests.simulated_gpu.driver import SimulatedGpus
-from tests.simulated_gpu.stage import DIRECTORY
+from tests.simulated_gpu.farm import simulate
+from tests.simulated_gpu.stage import CAP
 
 JOBS = 40
 AMBUSHES = 3
 HEADROOM_MIB = 256
-# Host -> (total, kept by the driver) of each of its GPUs.
 GPUS = {
-    "host-1": ((12_288, 200),),
-    "host-2": ((8_192, 150), (16_384, 250)),
-    "host-3": ((24_576, 300),),
+    "host-1": ["gpu GPU-1 12288 200 ok"],
+    "host-2": ["gpu GPU-2 8192 150 ok", "gpu GPU-3 16384 250 ok"],
+    "host-3": ["gpu GPU-4 24576 300 ok"],
 }
 # A probe is written down just after decisions may use it.
 LAG_S = 0.5
 
-STAGE_PYTHON = """\
-#!/bin/sh
-export COSMA_RUN_LOG={log}
-case "$1 $2" in
-"-m worker_agent.stages")
-    shift 2; PYTHONPATH=$PYTHONPATH:{repository} exec {python} -m tests.simulated_gpu.stage "$@" ;;
-esac
-exec {python} "$@"
-"""
-AGENT_PYTHON = """\
-#!/bin/sh
-export COSMA_NVML_LIBRARY={library}
-exec {python} "$@"
-"""
 # What was known and promised, in the order in which it was committed.
 DIARY = """
 CREATE TABLE diary (
@@ -86,35 +71,6 @@ class Promise:
     mib: int
     others: tuple[tuple[str, int, int], ...]  # (job, attempt, MiB) promised of the same GPU
     told: tuple[dict[str, Any], ...]  # the GPU's facts that the decision may have seen
-
-
-def simulate(farm: Rehearsal) -> list[SimulatedGpus]:
-    """Give every host its GPUs, and the stages that use them."""
-    made = []
-    inventory = yaml.safe_load(farm.hosts.inventory.read_text())
-    stage_python = script(
-        farm.hosts.base / "stage-python",
-        STAGE_PYTHON.format(log=farm.log, python=sys.executable, repository=REPOSITORY),
-    )
-    inventory["defaults"]["stage_python"] = str(stage_python)
-    for host, entry in zip(farm.hosts.hosts, inventory["hosts"], strict=True):
-        folder = host.work_dir.parent
-        lines = [
-            f"gpu GPU-{host.name}-{number} {total} {reserved} ok"
-            for number, (total, reserved) in enumerate(GPUS[host.name])
-        ]
-        gpus = SimulatedGpus(folder / DIRECTORY).build(*lines)
-        made.append(gpus)
-        text = AGENT_PYTHON.format(library=gpus.library, python=sys.executable)
-        entry["python"] = str(script(folder / "agent-python", text))
-    farm.hosts.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
-    return made
-
-
-def script(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
 
 
 @contextmanager
@@ -186,8 +142,10 @@ def left_mib(promise: Promise, gpu: dict[str, Any]) -> int:
 def test_forty_jobs_beside_a_thief_of_gpu_memory(tmp_path: Path) -> None:
     slots = {"extract": 2, "sfm": 2, "train": 2, "stitch": 1}
     with rehearsal(tmp_path, len(GPUS), max_parallel=slots, vram_headroom_mib=HEADROOM_MIB) as farm:
-        gpus = simulate(farm)
-        jobs = farm.ingest(JOBS)
+        gpus = simulate(farm, GPUS)
+        config = tmp_path / "config.yaml"
+        config.write_text(f"train: {{cuda: {{cap: {CAP}}}}}\n")
+        jobs = farm.ingest(JOBS, options=("--config", str(config)))
         with sqlite3.connect(farm.cosma.database) as writer:
             writer.executescript(DIARY)
         with thief(7, gpus, tmp_path / "thief.log"):

@@ -15,6 +15,7 @@ from worker_agent.stages import rehearsal
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 
 DIRECTORY = "gpus"  # beside the host's work directory
+CAP = 100_000  # gaussians of a whole plan; forty members make a stitch that fits this machine
 STITCH_MIB = 1_200
 _SHARES = (0.3, 0.7, 1.0)  # a training grows
 _GROWS_S = 0.1
@@ -48,7 +49,7 @@ def _wanted_mib(spec: AttemptSpec) -> float:
         return STITCH_MIB
     plan = spec.config["train"]["cuda"]
     size = 2_500 + hashlib.sha256(spec.job.encode()).digest()[0] * 10
-    return size * plan["cap"] / 1_000_000 * plan["width"] / 960
+    return size * plan["cap"] / CAP * plan["width"] / 960
 
 
 if __name__ == "__main__":
