@@ -90,12 +90,22 @@ class Stitching:
         through = {one.id: one.members[0] for one in stitches if one.passthrough}
         wanted = {through.get(member, member) for member in plan.members}
         jobs = await self._store.load_jobs(acquisition=job.acquisition)
-        shapes = [shape_of(one, Stage.TRAINING) for one in jobs if one.id in wanted]
+        members = [one for one in jobs if one.id in wanted]
         return dataclasses.replace(
             job,
-            frames=sum(shape.frames for shape in shapes),
-            cap=sum(shape.cap for shape in shapes),
+            frames=sum(one.frames for one in members),
+            cap=sum([await self._gaussians(one) for one in members]),
         )
+
+    async def _gaussians(self, member: Job) -> int:
+        """Those it was trained to; a stitch has as many as its members."""
+        trained = [
+            row.metrics.get("gaussians")
+            for row in await self._store.stage_metrics(member.id)
+            if row.stage is Stage.TRAINING
+        ]
+        known = [count for count in trained if isinstance(count, int) and count > 0]
+        return known[-1] if known else shape_of(member, Stage.TRAINING).cap
 
     async def _run(self, plan: StitchPlan, segments: list[Segment], now: float) -> Run:
         """The config of the acquisition's first segment; members are the parents on record."""

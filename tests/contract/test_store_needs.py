@@ -11,13 +11,14 @@ import pytest
 
 from dispatcher.clock import ManualClock
 from dispatcher.core import model as m
-from dispatcher.core.model import Job, Reason, Stage, Step
+from dispatcher.core.model import Job, JobKind, JobState, Reason, Stage, Step
 from dispatcher.core.views import GpuView
 from dispatcher.learning import Learning
+from dispatcher.stitching import Stitching
 from dispatcher.store.base import Store
-from dispatcher.store.rows import Host
+from dispatcher.store.rows import Acquisition, Host
 from dispatcher.store.sqlite import SqliteStore
-from tests.contract.store_builders import JOB, RUN, advance, fill, record, running
+from tests.contract.store_builders import JOB, RUN, SEGMENT, advance, fill, record, running
 from worker_agent.protocol import ExitRecord
 
 GPU = {"uuid": "GPU-1", "name": "RTX 3090", "kind": "cuda", "total_mib": 24_000, "free_mib": 9}
@@ -118,6 +119,27 @@ async def test_only_work_done_and_memory_that_ran_out_tell_about_needs(
     assert (one is not None) == told == bool(await store.observations(newest=9))
     if one is not None:
         assert one.died_of == getattr(event, "reason", None)
+
+
+async def test_a_stitch_is_as_much_work_as_its_members_came_to(store: Store) -> None:
+    for name, found in (("a1", {"gaussians": 5000}), ("a2", {})):
+        job = dataclasses.replace(
+            JOB, id=name, stage=Stage.TRAINING, host="h", frames=30, cap=1_000_000, shrink=1
+        )
+        await store.create_acquisition(Acquisition(id="dive", name="Dive", created_at=1.0))
+        segment = dataclasses.replace(SEGMENT, id=name, label=name, job=name)
+        await store.create_segment(segment, job, dataclasses.replace(RUN, job=name))
+        promise = m.Reservation(job=name, attempt=1, host="h", slot="train")
+        placed = m.StagePlaced(at=3.0, reservation=promise)
+        at_work = (await advance(store, job, placed, m.AttemptStarted(at=4.0, attempt=1))).job
+        await store.finish_attempt(name, 1, ended(found))
+        done = dataclasses.replace(
+            at_work, state=JobState.DONE, step=Step.REST, reservation=None, stage=Stage.COMPLETED
+        )
+        await store.apply(at_work, done, SUCCESS)
+    await Stitching(store, ManualClock()).plan("dive")
+    (stitch,) = [job for job in await store.load_jobs() if job.kind is JobKind.STITCH]
+    assert (stitch.frames, stitch.cap) == (60, 605_000)
 
 
 async def test_an_attempt_without_an_exit_record_tells_nothing(store: Store) -> None:
