@@ -95,6 +95,12 @@ class Effects:
     async def start_attempt(self, job: Job, stimulus: str) -> Event:
         """Start with the same attempt id until the host answers, or until no earlier try that
         may have arrived can still be alive there. A new id only once this one is proven dead."""
+        event = await self._start_until_known(job, stimulus)
+        if isinstance(event, AttemptFailed):
+            await self.session(job.host or "").abandon(job.id, job.attempt)
+        return event
+
+    async def _start_until_known(self, job: Job, stimulus: str) -> Event:
         armed = stimulus == RESTART
         lease = await lease_of(self.store, job) if armed else self._new_lease(job)
         # Until when something may have been sent; None: nothing ever was.
@@ -132,6 +138,8 @@ class Effects:
                     return self._attempt_failed(job, failure, stimulus)
             elif now >= may_requeue_at(arrived, lease.lease_s):
                 return self._attempt_failed(job, failure, stimulus)
+            else:
+                await self.session(job.host or "").unanswered(failure.line)
             await asyncio.sleep(delay * random.uniform(0.75, 1.25))
             delay = min(RETRY_MOST_S, delay * 2)
 

@@ -205,8 +205,13 @@ class HostSession:
         if rebooted:
             await self._give_up(watched, Reason.HOST_REBOOTED, "the host was rebooted meanwhile")
 
+    async def unanswered(self, why: str) -> None:
+        """A start that may have arrived got no answer: its host is silent, though not followed."""
+        self._silent = True
+        await self._store.set_silence(self._host, self._heard_at, why)
+
     async def abandon(self, job: str, attempt: int) -> None:
-        """The operator takes it for dead."""
+        """It is taken for dead: by the operator, or because it never came to life."""
         self._watched.pop((job, attempt), None)
         await self._rest()
 

@@ -64,6 +64,30 @@ def farm(tmp_path: Path) -> Iterator[Rehearsal]:
         yield made
 
 
+def test_a_start_that_may_have_arrived_on_a_silent_host_is_told(farm: Rehearsal) -> None:
+    """The dispatcher died between `start` and its answer, and the host is gone since."""
+    cosma = farm.cosma
+    assert cosma.run("worker", "cordon", "host-2").returncode == 0
+    (job,) = farm.ingest(1)
+    first = cosma.start("dispatch")
+    cosma.wait_until("it runs", at_work_on("host-1"))
+    kill(first, signal.SIGKILL)
+    farm.hosts.stop_host("host-1")
+    with sqlite3.connect(cosma.database) as writer:
+        writer.execute("UPDATE jobs SET step = 'start'")
+        writer.execute("UPDATE attempts SET state = 'starting'")
+
+    second = cosma.start("dispatch")
+    cosma.wait_until("it is said", is_so("count(*) FROM silences WHERE host = 'host-1'"))
+    (risk,) = cosma.json("why", job)["at_risk"]
+    assert (risk["host"], risk["attempt"], risk["requeue_at"]) == ("host-1", 1, None)
+    farm.hosts.start_host("host-1")
+    cosma.wait_until("it is known to run", at_work_on("host-1"))
+    cosma.wait_until("nothing is at risk", is_so("count(*) = 0 FROM silences"))
+    kill(second, signal.SIGTERM)
+    assert farm.runs() == {(job, "Validation"): 1}
+
+
 def test_only_the_operator_gives_up_what_a_silent_host_may_still_do(farm: Rehearsal) -> None:
     cosma = farm.cosma
     farm.ingest(2)
