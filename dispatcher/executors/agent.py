@@ -32,13 +32,14 @@ AGENT_PYTHON = (3, 11)
 SILENT_S = 15.0
 SLOW_CALLS = 4  # on one host, of those that take long
 
-# Runs on any python3, before the agent is there: resolves `~`, and with the agent's bytes on stdin
-# installs them (temp, fsync, rename). Answers one JSON object.
-_INSTALL = """
-import hashlib, json, os, sys
-work_dir = os.path.abspath(os.path.expanduser(sys.argv[1]))
-path = os.path.join(work_dir, ".cosma", sys.argv[2])
-content = sys.stdin.buffer.read()
+# Runs on any python3: resolves `~`, looks whether the agent's very bytes are there, and says so in
+# one line of JSON. For the verb `install` they come on stdin (temp, fsync, rename); any other verb
+# is run at once by the agent that is there, as one interpreter and one round trip are saved.
+_BEGIN = """
+import hashlib, json, os, sys, zipimport
+path = os.path.abspath(os.path.expanduser(sys.argv[1]))
+wanted, verb = sys.argv[2:]
+content = sys.stdin.buffer.read() if verb == "install" else b""
 found = error = None
 try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -54,9 +55,15 @@ try:
             found = hashlib.sha256(stream.read()).hexdigest()
 except OSError as e:
     error = str(e)
-print(json.dumps({"python": list(sys.version_info[:3]), "work_dir": work_dir, "path": path,
-                  "found": found, "error": error}))
+print(json.dumps({"python": list(sys.version_info[:3]), "path": path, "found": found,
+                  "work_dir": os.path.dirname(os.path.dirname(path)), "error": error}), flush=True)
+if found == wanted and verb != "install":
+    sys.path.insert(0, path)
+    sys.argv = [path, verb]
+    exec(zipimport.zipimporter(path).get_code("__main__"))
 """
+_INSTALL = "install"
+BEGIN_S = 120.0
 
 M = TypeVar("M", bound=Message)
 
@@ -89,13 +96,14 @@ class AgentLink:
         self._slow = asyncio.Semaphore(SLOW_CALLS)
 
     async def ensure(self) -> Installed:
-        """Put the agent there unless its very bytes are. Raises TransportError, AgentBroken."""
+        """Put the agent there unless its very bytes are; then its session stands, too. Raises
+        TransportError, AgentBroken."""
         async with self._lock:
             if self._installed is None:
                 wanted = self._bundle.sha256
-                found, installed = await self._install(b"")
+                found, installed = await self._look()
                 if found != wanted:
-                    found, installed = await self._install(self._bundle.data)
+                    found, installed = await self._install()
                 if found != wanted:
                     raise AgentBroken(
                         "the agent did not arrive whole",
@@ -106,24 +114,67 @@ class AgentLink:
                 self._installed = installed
             return self._installed
 
-    async def _install(self, content: bytes) -> tuple[str | None, Installed]:
-        file_name = f"agent-{self._bundle.sha256[:12]}.pyz"
-        argv = [self._python, "-I", "-c", _INSTALL, self._work_dir, file_name]
-        done = await self._transport.run(argv, input=content, timeout_s=120.0)
+    async def _look(self) -> tuple[str | None, Installed]:
+        """Begin the session if the agent is there."""
+        stream = None
+        try:
+            async with asyncio.timeout(BEGIN_S):
+                stream = await self._transport.stream(self._begin("session"))
+                line = await stream.read_line()
+                try:
+                    found, installed = self._read(line)
+                except ValueError:
+                    done = await stream.finish()
+                    said = Completed(done.returncode, line + done.stdout, done.stderr)
+                    raise self._no_python(said) from None
+                if found == self._bundle.sha256:
+                    self._session = AgentSession(self.name, stream, self._why_ended)
+                    stream = None
+                return found, installed
+        except TimeoutError:
+            raise TransportError(
+                Reason.HOST_UNREACHABLE,
+                "host cannot be reached",
+                where=self.name,
+                why=f"the agent does not begin within {BEGIN_S:g} s",
+                fix=f"Check that the host is up: `cosma worker probe {self.name}`",
+            ) from None
+        finally:
+            if stream is not None:
+                await stream.close()
+
+    async def _install(self) -> tuple[str | None, Installed]:
+        done = await self._transport.run(
+            self._begin(_INSTALL), input=self._bundle.data, timeout_s=BEGIN_S
+        )
         try:
             if done.returncode != 0:
                 raise ValueError
-            reply = json.loads(done.stdout)
+            return self._read(done.stdout)
+        except ValueError:
+            raise self._no_python(done) from None
+
+    def _begin(self, verb: str) -> list[str]:
+        path = f"{self._work_dir}/.cosma/agent-{self._bundle.sha256[:12]}.pyz"
+        return [self._python, "-I", "-c", _BEGIN, path, self._bundle.sha256, verb]
+
+    def _no_python(self, done: Completed) -> AgentBroken:
+        return AgentBroken(
+            f"{self._python} does not run",
+            where=self.name,
+            why=_tail(done),
+            fix="Set `python:` of this host to a Python 3.11 or newer",
+        )
+
+    def _read(self, line: bytes) -> tuple[str | None, Installed]:
+        """What _BEGIN says. Raises ValueError for anything else, AgentBroken."""
+        try:
+            reply = json.loads(line)
             version, error = tuple(reply["python"]), reply["error"]
             installed = Installed(str(reply["work_dir"]), str(reply["path"]))
             found = reply["found"]
-        except (ValueError, KeyError, TypeError):
-            raise AgentBroken(
-                f"{self._python} does not run",
-                where=self.name,
-                why=_tail(done),
-                fix="Set `python:` of this host to a Python 3.11 or newer",
-            ) from None
+        except (KeyError, TypeError):
+            raise ValueError("not what the agent's first line is") from None
         if version < AGENT_PYTHON:
             raise AgentBroken(
                 f"{self._python} is too old",
@@ -147,8 +198,9 @@ class AgentLink:
     async def session(self) -> AgentSession:
         """The one that stands, else a new one. Raises TransportError, AgentBroken."""
         async with self._opening:
+            argv = await self._argv("session")
             if self._session is None or self._session.ended:
-                stream = await self._transport.stream(await self._argv("session"))
+                stream = await self._transport.stream(argv)
                 self._session = AgentSession(self.name, stream, self._why_ended)
             return self._session
 
