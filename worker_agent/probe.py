@@ -78,11 +78,19 @@ def _cuda(gpu: gpus.Gpu) -> GpuFacts:
         free_mib=gpu.free_mib,
         reserved_mib=gpu.reserved_mib,
         parent=gpu.parent,
-        processes=tuple(_process(use) for use in gpu.uses),
+        processes=tuple(_process(use) for use in gpu.uses or _hidden(gpu)),
         has_decoder=gpu.has_decoder,
         decoder_percent=gpu.decoder_percent,
         encoder_sessions=gpu.encoder_sessions,
     )
+
+
+def _hidden(gpu: gpus.Gpu) -> tuple[gpus.Use, ...]:
+    """Memory is in use and no process is listed: in a container the driver may list none of them.
+    What attempts were given this GPU is still to be known."""
+    if gpu.total_mib - gpu.free_mib <= gpu.reserved_mib:
+        return ()
+    return tuple(gpus.Use(pid, None, False) for pid in processes.given_gpu(gpu.uuid).values())
 
 
 def _process(use: gpus.Use) -> GpuProcess:

@@ -44,15 +44,29 @@ def stat_of(pid: int) -> ProcessStat | None:
 
 def cookie_of(pid: int) -> str | None:
     """The value of COSMA_ATTEMPT a process was started with, if it was."""
+    return _environment(pid, COOKIE)
+
+
+def _environment(pid: int, name: str) -> str | None:
     try:
         block = (_PROC / str(pid) / "environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    prefix = f"{COOKIE}=".encode()
+    prefix = f"{name}=".encode()
     for entry in block.split(b"\0"):
         if entry.startswith(prefix):
             return os.fsdecode(entry[len(prefix) :])
     return None
+
+
+def given_gpu(uuid: str) -> dict[str, int]:
+    """Attempts that were given this GPU: cookie -> one process of each."""
+    found: dict[str, int] = {}
+    for pid in sorted(pids()):
+        cookie = cookie_of(pid)
+        if cookie is not None and _environment(pid, "CUDA_VISIBLE_DEVICES") == uuid:
+            found.setdefault(cookie, pid)
+    return found
 
 
 def parse_cookie(value: str) -> tuple[str, int] | None:

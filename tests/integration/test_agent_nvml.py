@@ -13,6 +13,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from dispatcher.fleet_view import gpu_view
 from tests.simulated_gpu.driver import SimulatedGpus
 from worker_agent import driver_query, gpus, nvml
 from worker_agent.probe import probe
@@ -123,6 +124,22 @@ def test_memory_by_process_whose_it_is_and_who_decodes(
     assert (by_pid[ours].run_dir, by_pid[ours].attempt) == ("/w/reef/job-7", 3)
     assert by_pid[other].run_dir is None and by_pid[other].decodes
     assert by_pid[other].name.startswith("python") and by_pid[other].user
+
+
+def test_where_the_driver_lists_no_process_our_own_are_known_all_the_same(
+    tmp_path: Path, driver: SimulatedGpus, monkeypatch: pytest.MonkeyPatch,
+    user_of_gpu: Callable[..., int],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    ours = user_of_gpu(ours=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+    user_of_gpu(ours=True)
+    assert facts(tmp_path).gpus[0].processes == ()  # it holds nothing yet
+    driver.write([ONE, f"use GPU-a {ours} 3000 H"])
+    (process,) = facts(tmp_path).gpus[0].processes
+    assert (process.pid, process.used_mib, process.attempt) == (ours, None, 3)
+    view = gpu_view(facts(tmp_path).gpus[0])
+    assert (view.own_mib, view.foreign_mib) == ({("job-7", 3): 3000}, 300)
 
 
 def test_mig_instances_are_gpus_of_their_own(

@@ -2,7 +2,7 @@
 
        gpu UUID TOTAL_MIB RESERVED_MIB ok|hang|lost|mig
        mig PARENT_UUID UUID TOTAL_MIB DECODERS
-       use UUID PID MIB C|G|B       (MIB -1: not told; B: listed as compute and as graphics)
+       use UUID PID MIB C|G|B|H     (MIB < 0: not told; B: on two lists; H: hidden, on none)
        decode UUID PID PERCENT
        encode UUID SESSIONS
 
