@@ -154,8 +154,11 @@ class Handoff:
             delay = min(RETRY_MOST_S, delay * 2)
 
     def _silent_since(self, host: str) -> float:
+        """A host that left the inventory has been silent for ever."""
         state = self.fleet.state(host)
-        return self.clock.monotonic() if state is None or state.reachable else state.since
+        if state is None:
+            return float("-inf")
+        return float("inf") if state.reachable else state.since
 
     async def _once(
         self, job: Job, target: Executor, host: str, source: str, request: UnpackRequest

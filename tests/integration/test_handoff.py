@@ -26,6 +26,7 @@ from dispatcher.executors.ssh import SshExecutor
 from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
 from dispatcher.inventory import find_inventory
+from dispatcher.inventory_model import Inventory
 from dispatcher.jobspec import JobSpecs
 from dispatcher.reclaim import Reclaimer
 from dispatcher.store.sqlite import SqliteStore
@@ -266,3 +267,16 @@ async def test_the_transfer_of_a_killed_dispatcher_is_waited_for(world: World) -
         assert not done
     over = await handing
     assert isinstance(over, m.HandedOver) and over.stage is Stage.TRAINING
+
+
+async def test_a_host_that_left_the_inventory_is_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_handoff, "PATIENCE_SHARE", 1e9)
+    monkeypatch.setattr(core_handoff, "PATIENCE_MOST_S", 1e9)
+    await world.fleet.reload(
+        Inventory(hosts=world.fleet.inventory.hosts[1:]),
+        lambda host: SshExecutor.connect_to(host, agent_bundle.build()),
+    )
+    over = await asyncio.wait_for(world.hand_over(), timeout=60.0)
+    assert isinstance(over, m.HandoffAbandoned) and "no longer in the inventory" in over.message
