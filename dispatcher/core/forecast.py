@@ -34,12 +34,11 @@ from dispatcher.core.model import (
 from dispatcher.core.need import Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
-from dispatcher.core.snapshot import Snapshot, Underway
+from dispatcher.core.snapshot import Snapshot
+from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import GpuView, HostView
 
-OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took
 _REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "trimmed_bytes": None}  # nobody reads it
-TELLING = 0.05  # progress below this share says nothing about the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,7 @@ def play(
     """
     farm = _Farm(snapshot, seconds, fault, board or Board(snapshot.policy), trace)
     farm.begin()
-    while farm.events:
+    while farm.events or farm.thin_out():
         first = farm.events[0][0]
         steps = math.ceil((first - snapshot.now) / tick_s) if tick_s else 0
         farm.turn(max(first, snapshot.now + steps * tick_s))
@@ -167,6 +166,15 @@ class _Farm:
         if self._undecided:
             self._undecided = False
             self._carry_out(self._decide(now), now)
+
+    def thin_out(self) -> bool:
+        """What no host has the RAM for gets done with fewer frames; whether there was any."""
+        left = [self._jobs[waiting.job] for waiting in self._board.waiting()]
+        found = strides_that_fit(left, self._hosts.values(), self._snapshot.policy) if left else {}
+        for job, stride in found.items():
+            thinned = m.FramesThinned(at=self._now, stride=stride, message="played")
+            self._at(self._now, job, thinned)
+        return bool(found)
 
     def played(self) -> Played:
         return Played(
@@ -359,7 +367,7 @@ class _Farm:
         need = self._snapshot.policy.needs.of(job, gpu)
         drawn = self._seconds(job, gpu, need)
         underway = self._underway.pop(job.id, None)
-        left = drawn if underway is None else _left(underway, drawn, need)
+        left = drawn if underway is None else underway.left_s(drawn, need.seconds.likely)
         failure = self._fault(job)
         if failure is None:
             end = at + left
@@ -386,13 +394,3 @@ def _without(gpu: GpuView, key: tuple[str, int]) -> GpuView:
         free_mib=gpu.free_mib + gpu.own_mib[key],
         own_mib={k: mib for k, mib in gpu.own_mib.items() if k != key},
     )
-
-
-def _left(underway: Underway, drawn: float, need: Need) -> float:
-    """Seconds that a running stage still takes: by its own progress where that tells, else by
-    what such a stage takes in all."""
-    elapsed, fraction = underway.elapsed_s, underway.fraction
-    if fraction is not None and fraction >= TELLING:
-        rest = elapsed * (1.0 - min(1.0, fraction)) / fraction
-        return rest * drawn / need.seconds.likely if need.seconds.likely > 0 else rest
-    return max(drawn - elapsed, OVERDUE * elapsed)

@@ -184,6 +184,14 @@ def test_a_job_that_fits_nowhere_is_left_with_its_reason_and_its_siblings_end() 
     assert (waiting.job, waiting.reason) == ("big", Reason.NO_GPU_FITS)
 
 
+def test_a_job_that_no_host_has_the_memory_for_ends_with_fewer_frames() -> None:
+    small = host("h", ram_total_mib=16_000, ram_free_mib=16_000)
+    farm = snapshot([job("long", frames=5000, pixels=960 * 540)], small)
+    run = play(farm)
+    assert set(run.ended) == {"long"}
+    assert run.jobs["long"].stride > 1
+
+
 # --- faults, work that is under way, stitches ---
 
 
