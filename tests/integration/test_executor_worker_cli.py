@@ -98,7 +98,8 @@ def test_a_host_is_added_listed_cordoned_and_resumed(farm: Farm, tmp_path: Path)
     assert document["facts"]["gpus"] and document["facts"]["disk_free_bytes"] > 0
     assert 0 < document["ram_free_mib"] <= document["ram_total_mib"] and document["cores"] > 0
     device = document["devices"][0]
-    assert 0 < device["free_mib"] <= device["total_mib"] and device["own_mib"] == 0
+    assert 0 < device["free_mib"] <= device["total_mib"]
+    assert device["own_mib"] == sum(row["mib"] for row in device["own"])
     shown = rows(cosma_worker("probe", "alpha").out)[0]
     assert (shown["name"], shown["gpu"]) == ("alpha", device["uuid"])
     assert int(shown["total_mib"]) == device["total_mib"]
