@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from dispatcher.core.assigning import Assigner
@@ -23,7 +23,7 @@ from dispatcher.core.policy import Policy, share_key
 from dispatcher.core.queue import Label, Queue
 from dispatcher.core.reasons import backoff, lost_host, no_host, waiting
 from dispatcher.core.starting import start_all, why_not
-from dispatcher.core.views import HostView
+from dispatcher.core.views import HostView, fresh
 from dispatcher.core.yard import Yard
 
 Told = tuple[Label, Hashable, Stage]
@@ -50,6 +50,7 @@ class Board:
         self._cached: dict[str, set[str]] = defaultdict(set)  # job -> hosts that have inputs of it
         self._dirty: set[str] = set()  # hosts to decide on again
         self._starting: set[str] = set()  # hosts that the last decision started stages on
+        self._waits: dict[str, None] = {}
         self._alarms: list[tuple[float, str]] = []  # when time alone changes something for a job
         self._now = float("-inf")
         self._queue = Queue()
@@ -62,9 +63,18 @@ class Board:
     def policy(self) -> Policy:
         return self._policy
 
+    @property
+    def hosts(self) -> Set[str]:
+        return self._hosts.keys()
+
+    @property
+    def waits(self) -> Set[str]:
+        """Jobs that wait for a host, or for their next stage."""
+        return self._waits.keys()
+
     def set_policy(self, policy: Policy) -> None:
         """Needs learned since, or other limits: all is decided again."""
-        if policy == self._policy:
+        if policy is self._policy:
             return
         self._begin(policy)
         for host in self._hosts.values():
@@ -87,6 +97,7 @@ class Board:
         self._jobs.pop(job, None)
 
     def put_host(self, host: HostView) -> None:
+        host = fresh(host, self._policy.probe_stale_s)
         before = self._hosts.get(host.name)
         if before != host:
             self._undo()
@@ -138,6 +149,7 @@ class Board:
         if before is None:
             return
         self._queue.drop(job)
+        self._waits.pop(job, None)
         if before.host is not None:
             self._here[before.host].discard(job)
             if before.host in self._ledgers:
@@ -155,6 +167,7 @@ class Board:
                 self._dirty.add(job.host)
         if job.step is not Step.PLACE:
             return
+        self._waits[job.id] = None
         if job.host is None and job.not_before <= self._now:
             self._enqueue(job, None)
         overdue = job.created_at + self._policy.patience_s
@@ -229,16 +242,14 @@ class Board:
         """Why each job that the last decision left out waits, by id. Costs jobs x hosts at worst:
         for a few jobs of a large farm ask `why`."""
         told: dict[Told, Waiting] = {}
-        found = []
-        for job in sorted(self._jobs):
-            waiting = self._why(self._jobs[job], told)
-            if waiting is not None:
-                found.append(waiting)
-        return tuple(found)
+        whys = (self._why(self._jobs[job], told) for job in sorted(self._waits))
+        return tuple(why for why in whys if why is not None)
 
-    def why(self, job: str) -> Waiting | None:
-        """Why the last decision left the job out; None: it did not, or the job does not wait."""
-        return self._why(self._jobs[job], {}) if job in self._jobs else None
+    def why(self, jobs: Iterable[str]) -> dict[str, Waiting | None]:
+        """Why the last decision left each of the jobs out; None: it did not, or none waits."""
+        told: dict[Told, Waiting] = {}
+        known = ((job, self._jobs.get(job)) for job in jobs)
+        return {name: self._why(job, told) if job is not None else None for name, job in known}
 
     def _why(self, job: Job, told: dict[Told, Waiting]) -> Waiting | None:
         if job.step is not Step.PLACE or job.state in SETTLED or job.id in self._assigner.coming:

@@ -77,3 +77,16 @@ def released(host: HostView, ended: Collection[tuple[str, int]]) -> HostView:
         gpus.append(replace(gpu, free_mib=gpu.free_mib + freed, own_mib=own) if freed else gpu)
     freed, own = without(host.ram_own_mib)
     return replace(host, gpus=tuple(gpus), ram_free_mib=host.ram_free_mib + freed, ram_own_mib=own)
+
+
+def fresh(host: HostView, stale_s: float) -> HostView:
+    """The host with no ages but those of figures older than `stale_s`: equal ones are decided on
+    alike."""
+    gpus = tuple(
+        replace(gpu, probe_age_s=0.0) if 0.0 < gpu.probe_age_s <= stale_s else gpu
+        for gpu in host.gpus
+    )
+    age_s = 0.0 if host.probe_age_s <= stale_s else host.probe_age_s
+    if age_s == host.probe_age_s and gpus == host.gpus:
+        return host
+    return replace(host, gpus=gpus, probe_age_s=age_s)
