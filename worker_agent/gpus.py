@@ -70,6 +70,8 @@ def read(state: Path) -> Reading:
             return Reading(driver=False) if error.code in _NO_DRIVER else Reading(error=str(error))
         if error.hung:
             return Reading(error=str(error))
+    except OSError as error:
+        return Reading(error=f"no process can be started to ask the driver: {error}")
     try:
         return _by_program()
     except nvidia_smi.SmiError as error:

@@ -116,7 +116,7 @@ class Nvml:
         function.restype = ctypes.c_int
         code = function(*arguments)
         if code:
-            raise NvmlError(code, f"{name}: {self._text(code)}")
+            raise NvmlError(code, f"{self._text(code)} ({name})")
 
     def _text(self, code: int) -> str:
         function = self._library.nvmlErrorString

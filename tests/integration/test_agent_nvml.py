@@ -180,7 +180,7 @@ def test_one_gpu_that_hangs_or_is_lost_costs_only_its_own_figures(
     found = facts(tmp_path)
     assert [gpu.uuid for gpu in found.gpus] == ["GPU-a", "GPU-d"]
     assert "GPU 1: did not answer within 1 s" in found.gpu_error
-    assert "GPU 2: nvmlDeviceGetHandleByIndex_v2: GPU is lost" in found.gpu_error
+    assert "GPU 2: GPU is lost (nvmlDeviceGetHandleByIndex_v2)" in found.gpu_error
 
 
 def test_a_driver_that_hangs_is_bounded_and_no_cpu_trainer(
