@@ -39,7 +39,7 @@ _GRID = 1.05  # factors are rounded up to powers of it, so that one more run sel
 _STEP_MIB = 16  # what runs took is rounded up to multiples of it
 _MIB = 1 << 20
 _MEMO = 20_000
-_ABSURD = 1e12
+_ABSURD = 1e15
 _GUESSED_SPAN = (0.3, 1.0, 4.0)
 _LIGHT = frozenset({Stage.VALIDATION, Stage.METADATA_EXTRACTION, Stage.MANIFEST_GENERATION})
 
@@ -89,10 +89,10 @@ class Observation:
     @property
     def shape(self) -> Shape:
         return Shape(
-            frames=max(0, self.frames),
-            pixels=max(0, self.pixels),
-            cap=max(0, self.cap),
-            train_steps=max(0, self.train_steps),
+            frames=_count(self.frames),
+            pixels=_count(self.pixels),
+            cap=_count(self.cap),
+            train_steps=_count(self.train_steps),
         )
 
 
@@ -293,7 +293,9 @@ def _learn(stage: Stage, runs: tuple[Observation, ...], *, on_cpu: bool) -> _Lea
                 if one.died_of is Reason.OUT_OF_MEMORY
             ],
         ),
-        disk=amount([(cost.disk_mib, (one.peak_disk_bytes or 0) / _MIB) for one, cost in done], []),
+        disk=amount(
+            [(cost.disk_mib, _count(one.peak_disk_bytes or 0) / _MIB) for one, cost in done], []
+        ),
         cores=_cores([one for one, _ in done[-TIMED_RUNS:]]),
         span=_span(
             [one.wall_s / cost.seconds for one, cost in done[-TIMED_RUNS:] if _sane(one.wall_s)]
@@ -336,7 +338,11 @@ def _span(ratios: list[float]) -> tuple[float, float, float]:
 
 def _sane(value: float | None) -> bool:
     """Whether a figure can have been measured at all."""
-    return value is not None and 0.0 < value < _ABSURD
+    return value is not None and 1.0 / _ABSURD < value < _ABSURD
+
+
+def _count(value: int) -> int:
+    return value if 0 < value < _ABSURD else 0
 
 
 def _quantile(values: list[float], share: float) -> float | None:
