@@ -1,4 +1,4 @@
-"""What the loop keeps apart: a copy that is being removed and the one that replaces it."""
+"""What the loop keeps apart, and what it learns: an old copy and a new one, ended attempts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dispatcher.loop import Dispatcher
 from dispatcher.quarantine import Quarantines
 from dispatcher.stitching import Stitching
 from dispatcher.store.sqlite import SqliteStore
+from tests.contract.store_builders import record, running
 
 
 class Files:
@@ -43,21 +44,44 @@ class Files:
         return m.InputsReady(at=0.0)
 
 
-async def test_inputs_are_brought_back_only_when_the_old_copy_is_gone(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "db")
-    clock, files = ManualClock(), Files()
-
+def dispatcher_of(store: SqliteStore, files: Files, tmp_path: Path) -> Dispatcher:
     def connect(_: InventoryHost) -> Executor:
         raise AssertionError("no host is needed here")
 
+    clock = ManualClock()
     fleet = Fleet(Inventory(hosts=()), {}, clock=clock)
-    dispatcher = Dispatcher(
+    return Dispatcher(
         store=store, fleet=fleet, effects=cast(Effects, files), clock=clock, policy=Policy(),
-        learning=Learning(store), stitching=Stitching(store, clock), heartbeat=tmp_path / "heartbeat",
-        connect=connect,
+        learning=Learning(store), stitching=Stitching(store, clock), connect=connect,
+        heartbeat=tmp_path / "heartbeat", quarantines=Quarantines(store, fleet, clock),
         inventory_watch=InventoryWatch(tmp_path / "inventory.yaml"),
-        quarantines=Quarantines(store, fleet, clock),
     )  # fmt: skip
+
+
+async def test_what_an_attempt_took_is_decided_by_once_it_has_ended(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "db")
+    dispatcher = dispatcher_of(store, Files(), tmp_path)
+    job = await running(store)
+    dispatcher._jobs[job.id] = job
+    before = dispatcher.policy
+    await store.finish_attempt(job.id, 1, record())
+    await dispatcher._transition(job, m.AttemptSucceeded(at=9.0, attempt=1))
+    await asyncio.gather(*dispatcher._services)
+    dispatcher._undecided = False
+    dispatcher._take_up_needs()
+    assert dispatcher._undecided, "other needs: everything is decided anew"
+    assert (dispatcher.policy.need(job, None).runs, before.need(job, None).runs) == (1, 0)
+    dispatcher._undecided = False
+    dispatcher._take_up_needs()
+    assert not dispatcher._undecided
+    await dispatcher._end_tasks()
+    await store.close()
+
+
+async def test_inputs_are_brought_back_only_when_the_old_copy_is_gone(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "db")
+    files = Files()
+    dispatcher = dispatcher_of(store, files, tmp_path)
     job = Job(
         id="j", kind=JobKind.RECONSTRUCT, acquisition="a", name="j", auv="x", created_at=0.0,
         state=JobState.CLAIMED, step=Step.TRANSFER, host="b",
