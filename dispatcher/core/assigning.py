@@ -5,18 +5,24 @@ the job, then age. Counted on those hosts only, a job that few hosts can hold do
 behind those that could go anywhere, and neither stitches nor segments starve. Jobs that find no
 host are left for this decision, and never block the others; but one that has waited for longer
 than the policy's patience keeps the disk of a host that only lacks disk.
+
+By earliest finish a job is not given a slow host that has room when a busy fast one would be done
+with it sooner, unless the fast ones have enough to do with the rest of the queue: else the last
+jobs of all end on the slowest hosts, long after the others. Only where seconds were learned.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.policy import Policy, device_stage, share_key
 from dispatcher.core.queue import Label, Queue
-from dispatcher.core.yard import Rank, Yard
+from dispatcher.core.yard import Device, Rank, Yard
 
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
 Key = tuple[float, ...]
@@ -30,6 +36,7 @@ class Assigner:
         self._yard = yard
         self._queue = queue
         self._ledgers = ledgers
+        self._up: Counter[Device] = Counter()
         self._full: dict[int, int] = {}  # kind of host -> fewest bytes that none of them can take
         self._kept: dict[str, str] = {}  # host -> old job that its disk is kept for
         self._held: list[tuple[tuple[str, str], int]] = []
@@ -53,6 +60,7 @@ class Assigner:
     def assign(self, jobs: Mapping[str, Job], now: float) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         yard, shelves = self._yard, self._queue.shelves
+        self._up = yard.devices_up()
         heap = [
             (-label.priority, *shelf.first(), number, label)
             for number, (label, shelf) in enumerate(shelves.items())
@@ -94,6 +102,7 @@ class Assigner:
         avoid = self._avoided(job, label)
         plain = not (avoid or label.leaves or label.cached)
         best: tuple[Key, Rank] | None = None
+        latest = self._latest_s(job, label, avoid)
         for kind in self._yard.open_kinds(label.fit.kinds):
             if label.bytes >= self._full.get(kind.bit, label.bytes + 1):
                 continue
@@ -105,9 +114,10 @@ class Assigner:
                 if refusal is not None:
                     refused.add(refusal[0])
                     continue
-                offer = self._key(job, ledger, rank), rank
-                best = offer if best is None or offer < best else best
                 taken += 1
+                offer = self._key(job, ledger, rank), rank
+                if offer[0][-1] <= latest:
+                    best = offer if best is None or offer < best else best
                 if taken == LOOKED_AT:
                     break
             if plain and not taken and refused == {Reason.DISK_LOW}:
@@ -118,6 +128,29 @@ class Assigner:
                 offer = self._key(job, ledger, rank), rank
                 best = offer if best is None or offer < best else best
         return self._ledgers[best[1][-1]] if best is not None else None
+
+    def _latest_s(self, job: Job, label: Label, avoid: frozenset[str]) -> float:
+        """Until when the job must be done for a host to be worth taking: as soon as on the best of
+        all hosts, with room or not, after these have done the rest of the queue."""
+        if self._policy.order != "earliest_finish" or not self._yard.device_ms(job):
+            return math.inf
+        earliest = math.inf
+        for kind in self._yard.kinds_in(label.fit.kinds):
+            for rank in kind.every[:LOOKED_AT]:
+                ledger = self._ledgers[rank[-1]]
+                if ledger.host.gpus and self._refuse(job, label, ledger, avoid) is None:
+                    earliest = min(earliest, self._key(job, ledger, rank)[-1])
+        return earliest + self._queue_s(label)
+
+    def _queue_s(self, label: Label) -> float:
+        """Seconds of work that the queue has for all devices that can hold the job together."""
+        work = self._queue.work_ms
+        rates = [
+            count / work[device]
+            for device, count in self._up.items()
+            if work[device] > 0 and (label.fit.devices is None or device in label.fit.devices)
+        ]
+        return 0.001 / math.fsum(rates) if rates else 0.0
 
     def _with_inputs(self, label: Label) -> Iterator[Rank]:
         """Open hosts that have some of the job's bytes, wherever they stand in their order."""
@@ -202,5 +235,15 @@ class Assigner:
         return (
             ledger.refuse(job, self._missing(label, ledger), helper=helper)
             or self._refuse(job, label, ledger, self._avoided(job, label))
+            or self._late(job, label, ledger)
             or (Reason.SLOT_BUSY, "is free; the next decision is due")
+        )
+
+    def _late(self, job: Job, label: Label, ledger: Ledger) -> Refusal | None:
+        latest = self._latest_s(job, label, self._avoided(job, label))
+        here = self._key(job, ledger, self._yard.rank_of(ledger.host.name))[-1]
+        if here <= latest:
+            return None
+        return Reason.SLOT_BUSY, (
+            f"would be done with it in {here:.0f} s, and a busy host before {latest:.0f} s"
         )

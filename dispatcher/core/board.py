@@ -142,7 +142,8 @@ class Board:
 
     def _enqueue(self, job: Job, leaves: str | None) -> None:
         cached = tuple(sorted(self._cached.get(job.id, ())))
-        self._queue.put(job, self._yard.fit(job), leaves, cached)
+        fit, device_ms = self._yard.fit(job), self._yard.device_ms(job)
+        self._queue.put(job, fit, device_ms, leaves, cached)
 
     def _take_off(self, job: str) -> None:
         before = self._jobs.get(job)

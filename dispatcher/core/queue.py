@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.core.model import Job
 from dispatcher.core.policy import coarse_bytes, share_key
-from dispatcher.core.yard import Fit
+from dispatcher.core.yard import Device, Fit
 
 Age = tuple[float, str]
 Share = tuple[str, str]
@@ -48,6 +48,8 @@ class Queue:
     def __init__(self) -> None:
         self.shelves: dict[Label, Shelf] = {}
         self._at: dict[str, tuple[Shelf, Share, Age]] = {}
+        self._work: dict[str, Mapping[Device, int]] = {}
+        self.work_ms: Counter[Device] = Counter()  # of all jobs that it could hold, if it did all
         self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
         self._standing: dict[Share, set[Label]] = defaultdict(set)  # shelves with such a line
 
@@ -64,10 +66,14 @@ class Queue:
         self,
         job: Job,
         fit: Fit,
+        device_ms: Mapping[Device, int],
         leaves: str | None,
         cached: tuple[str, ...],
     ) -> None:
         self.drop(job.id)
+        self._work[job.id] = device_ms
+        for device, spent in device_ms.items():
+            self.work_ms[device] += spent
         label = Label(
             priority=job.priority,
             fit=fit,
@@ -91,6 +97,8 @@ class Queue:
         found = self._at.pop(job, None)
         if found is None:
             return
+        for device, spent in self._work.pop(job).items():
+            self.work_ms[device] -= spent
         shelf, share, age = found
         line = shelf.lines[share]
         position = bisect_left(line, age)

@@ -6,14 +6,16 @@ hosts of each kind only.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import Job
 from dispatcher.core.policy import Policy, device_stage
-from dispatcher.core.views import HostView
+from dispatcher.core.views import GpuView, HostView
 
 Rank = tuple[float, float, int, str]
 Device = tuple[str, str, int, int]  # model, kind, MiB, headroom
@@ -37,6 +39,7 @@ class HostKind:
     like: Ledger  # an empty one
     hosts: set[str] = field(default_factory=set)
     up: set[str] = field(default_factory=set)  # to which jobs could be given, had they room
+    every: list[Rank] = field(default_factory=list)  # of these, whether they have room or not
     open: list[Rank] = field(default_factory=list)  # to which jobs can be given now
 
 
@@ -44,7 +47,8 @@ class HostKind:
 class _Seat:
     kind: HostKind
     view: HostView
-    rank: Rank | None = None
+    rank: Rank | None = None  # in `every`
+    open: bool = False
 
 
 class Yard:
@@ -56,11 +60,17 @@ class Yard:
         self._by_key: dict[Hashable, HostKind] = {}
         self._seats: dict[str, _Seat] = {}
         self._fits: dict[Hashable, Fit] = {}
+        self._devices: dict[Device, GpuView] = {}  # one of each kind
+        self._seconds: dict[Hashable, dict[Device, int]] = {}
         self.open_mask = 0
         self.version = 0
 
     def kind_of(self, host: str) -> HostKind:
         return self._seats[host].kind
+
+    def rank_of(self, host: str) -> Rank:
+        rank = self._seats[host].rank
+        return rank if rank is not None else (math.inf, 0.0, 0, host)
 
     def put(self, ledger: Ledger) -> None:
         """What changed of the host, or of the jobs it has."""
@@ -77,14 +87,17 @@ class Yard:
         shut = ledger.shut(assigning=True) is not None
         (kind.up.discard if shut else kind.up.add)(name)
         gpus = ledger.host.gpus
-        closed = shut or (gpus and not any(map(ledger.usable, gpus))) or ledger.room() is not None
-        rank = None if closed else self._rank(ledger)
-        if rank != seat.rank:
+        idle = shut or (gpus and not any(map(ledger.usable, gpus)))
+        rank = None if idle else self._rank(ledger)
+        is_open = rank is not None and ledger.room() is None
+        if (rank, is_open) != (seat.rank, seat.open):
             self._unrank(seat)
             if rank is not None:
+                insort(kind.every, rank)
+            if rank is not None and is_open:
                 insort(kind.open, rank)
                 self.open_mask |= 1 << kind.bit
-            seat.rank = rank
+            seat.rank, seat.open = rank, is_open
 
     def drop(self, host: str) -> None:
         seat = self._seats.pop(host, None)
@@ -100,11 +113,12 @@ class Yard:
 
     def _unrank(self, seat: _Seat) -> None:
         if seat.rank is not None:
-            ranks = seat.kind.open
-            del ranks[bisect_left(ranks, seat.rank)]
-            if not ranks:
+            del seat.kind.every[bisect_left(seat.kind.every, seat.rank)]
+        if seat.rank is not None and seat.open:
+            del seat.kind.open[bisect_left(seat.kind.open, seat.rank)]
+            if not seat.kind.open:
                 self.open_mask &= ~(1 << seat.kind.bit)
-            seat.rank = None
+        seat.rank, seat.open = None, False
 
     def _kind(self, key: Hashable, ledger: Ledger) -> HostKind:
         kind = self._by_key.get(key)
@@ -118,6 +132,11 @@ class Yard:
 
     def _changed(self) -> None:
         self._fits.clear()
+        self._seconds.clear()
+        self._devices.clear()
+        for kind in self.kinds.values():
+            for number, gpu in enumerate(kind.like.host.gpus):
+                self._devices[_device(kind.like, number)] = gpu
         self.version += 1
 
     def _rank(self, ledger: Ledger) -> Rank:
@@ -150,6 +169,38 @@ class Yard:
         if holding and job.stage is not stage:
             holding |= without_gpu
         return Fit(holding, None if stage is None else frozenset(devices))
+
+    def device_ms(self, job: Job) -> dict[Device, int]:
+        """Likely milliseconds of the job's stage on each kind of device that could hold it; none
+        where they are only guessed."""
+        key = (self._policy.work(job), job.stage)
+        known = self._seconds.get(key)
+        if known is None:
+            stage = device_stage(job)
+            needs = {
+                device: self._policy.need(job, self._devices[device], stage)
+                for device in self.fit(job).devices or ()
+            }
+            learned = all(need.runs for need in needs.values())
+            known = self._seconds[key] = {
+                device: round(1000 * need.seconds.likely)
+                for device, need in needs.items()
+                if learned
+            }
+        return known
+
+    def devices_up(self) -> Counter[Device]:
+        """How many there are of each kind on hosts that could be given jobs, had they room."""
+        found: Counter[Device] = Counter()
+        for kind in self.kinds.values():
+            for number in range(len(kind.like.host.gpus)):
+                found[_device(kind.like, number)] += len(kind.every)
+        return found
+
+    def kinds_in(self, mask: int) -> Iterator[HostKind]:
+        for bit, kind in self.kinds.items():
+            if mask >> bit & 1:
+                yield kind
 
     def open_kinds(self, mask: int) -> Iterator[HostKind]:
         mask &= self.open_mask
