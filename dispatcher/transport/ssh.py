@@ -22,9 +22,10 @@ from dispatcher.transport.base import Completed
 from dispatcher.transport.connect_gate import gate
 
 CONNECT_TIMEOUT_S = 15.0
-# An idle connection costs one exchange an interval; a dead link is noticed within three.
-KEEPALIVE_S = 30.0
-KEEPALIVE_COUNT = 2
+# An idle connection costs one exchange an interval; a link that stalls for one is not dead yet, and
+# is given up after two.
+KEEPALIVE_S = 45.0
+KEEPALIVE_COUNT = 1
 CONNECT_TRIES = 3  # within CONNECT_TIMEOUT_S: a full MaxStartups queue drops connections at random
 FIRST_DELAY_S = 0.25
 # OpenSSH refuses the eleventh session of a connection by default (MaxSessions 10).
