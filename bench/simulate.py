@@ -24,8 +24,9 @@ import resource
 import statistics
 import sys
 import time
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.results import Result, parser, percentile, show
@@ -86,16 +87,24 @@ FAULTS = (
 # --- the farm ---
 
 
-def make_hosts(count: int, rng: random.Random) -> tuple[HostView, ...]:
-    return tuple(_host(number, _pick(rng, MODELS), rng) for number in range(count))
+def spread(number: int, step: float) -> float:
+    """The number's place between 0 and 1: any run of numbers is spread evenly, so that a farm of
+    ten has the same mix as one of a thousand. `step`: irrational."""
+    return number * step % 1.0
 
 
-def _pick(rng: random.Random, models: tuple[Model, ...]) -> Model:
-    return rng.choices(models, [model.share for model in models])[0]
+def among(shares: Sequence[float], place: float) -> int:
+    """Which of the shares, that come to 1, the place falls into."""
+    return min(bisect_right(list(itertools.accumulate(shares)), place), len(shares) - 1)
 
 
-def _host(number: int, model: Model, rng: random.Random) -> HostView:
-    gpus = rng.randint(1, 4)
+def make_hosts(count: int) -> tuple[HostView, ...]:
+    shares = [model.share for model in MODELS]
+    return tuple(_host(n, MODELS[among(shares, spread(n, 2.0**0.5))]) for n in range(count))
+
+
+def _host(number: int, model: Model) -> HostView:
+    gpus = 1 + int(4 * spread(number, 3.0**0.5))
     return HostView(
         name=f"host-{number:04d}",
         reachable=True,
@@ -133,7 +142,7 @@ def make_jobs(count: int, rng: random.Random) -> tuple[Job, ...]:
                 input_bytes=frames * 12_000_000,
                 frames=frames,
                 pixels=PIXELS,
-                cap=rng.choices([c for c, _ in CAPS], [share for _, share in CAPS])[0],
+                cap=CAPS[among([share for _, share in CAPS], spread(number, 5.0**0.5))][0],
                 train_steps=STEPS,
             )
         )
@@ -182,7 +191,7 @@ def make_snapshot(hosts: int, jobs: int, seed: int) -> Snapshot:
     return Snapshot(
         now=float(jobs),
         jobs=everyone,
-        hosts=make_hosts(hosts, rng),
+        hosts=make_hosts(hosts),
         policy=Policy(needs=make_needs(everyone, rng)),
         segments={name: tuple(views) for name, views in segments.items()},
     )
