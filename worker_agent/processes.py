@@ -173,6 +173,25 @@ def children() -> list[int]:
     return found
 
 
+def tree(root: int) -> list[int]:
+    """`root` and what lives below it, found from above, so that it costs nothing how much else
+    runs. A kernel built without CONFIG_PROC_CHILDREN shows `root` alone."""
+    found, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - runs often
+        except OSError:
+            continue  # gone
+        found.append(pid)
+        for thread in threads:
+            try:
+                waiting += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+            except OSError:
+                continue
+    return found
+
+
 def close_all_but(*kept: int) -> None:
     """Close every other descriptor of this process."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths

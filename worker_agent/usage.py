@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 from worker_agent import processes
-from worker_agent.processes import ProcessStat
 
 _RAM_PERIOD_S = 1.0
 _DISK_PERIOD_S = 5.0
@@ -37,8 +34,10 @@ class UsageWatch:
 
     def _look_at_ram(self) -> float:
         began = time.monotonic()
-        stats = {pid: stat for pid in processes.pids() if (stat := processes.stat_of(pid))}
-        self._peak_pages = max(self._peak_pages, resident_pages(stats, self._stage))
+        stats = (processes.stat_of(pid) for pid in processes.tree(self._stage))
+        # Memory that several share counts for each of them.
+        pages = sum(stat.rss_pages for stat in stats if stat is not None)
+        self._peak_pages = max(self._peak_pages, pages)
         return time.monotonic() - began
 
     def _look_at_disk(self) -> float:
@@ -51,20 +50,6 @@ class UsageWatch:
         grew): the most that was seen."""
         self._look_at_disk()
         return self._peak_pages * self._page_mib, self._disk_peak - self._disk_before
-
-
-def resident_pages(stats: Mapping[int, ProcessStat], root: int) -> int:
-    """Of `root` and everything below it. Memory that several share counts for each of them."""
-    children = defaultdict(list)
-    for pid, stat in stats.items():
-        children[stat.parent].append(pid)
-    total, waiting = 0, [root]
-    while waiting:
-        pid = waiting.pop()
-        if pid in stats:
-            total += stats[pid].rss_pages
-        waiting += children.pop(pid, ())
-    return total
 
 
 def disk_bytes(path: Path | str) -> int:

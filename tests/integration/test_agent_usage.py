@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker_agent.processes import ProcessStat
-from worker_agent.usage import UsageWatch, disk_bytes, resident_pages
+from worker_agent import processes
+from worker_agent.usage import UsageWatch, disk_bytes
 
 MIB = 1 << 20
 # A parent and a child that each hold 64 MiB of their own.
@@ -67,13 +68,19 @@ def test_links_lead_nowhere_and_a_directory_that_is_not_there_holds_nothing(tmp_
     assert disk_bytes(tmp_path / "nowhere") == 0
 
 
-def test_only_what_lies_below_the_stage_counts() -> None:
-    def process(parent: int, pages: int) -> ProcessStat:
-        return ProcessStat("S", parent, 0, pages)
-
-    stats = {
-        1: process(0, 1000), 10: process(1, 100), 11: process(10, 20), 12: process(11, 3),
-        20: process(1, 5000),
-    }  # fmt: skip
-    assert resident_pages(stats, 10) == 123
-    assert resident_pages(stats, 99) == 0
+def test_what_lies_below_is_found_from_above_also_from_a_thread() -> None:
+    forks = (
+        "import subprocess, sys, threading\n"
+        "code = 'import sys; print(1, flush=True); sys.stdin.read()'\n"
+        "run = lambda: subprocess.run([sys.executable, '-c', code])\n"
+        "threading.Thread(target=run).start()\n"
+    )
+    root = subprocess.Popen(
+        [sys.executable, "-c", forks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert root.stdout is not None and root.stdout.readline() == b"1\n"
+    found = processes.tree(root.pid)
+    assert found[0] == root.pid and len(found) == 2
+    assert os.getpid() not in found and set(found) <= set(processes.tree(os.getpid()))
+    root.communicate()
+    assert processes.tree(root.pid) == []
