@@ -171,7 +171,7 @@ class Board:
         self._waits[job.id] = None
         if job.host is None and job.not_before <= self._now:
             self._enqueue(job, None)
-        overdue = job.created_at + self._policy.patience_s
+        overdue = job.assigned_at + self._policy.patience_s
         for at in (job.not_before, *([overdue] if job.host is not None else [])):
             if at > self._now:
                 heapq.heappush(self._alarms, (at, job.id))

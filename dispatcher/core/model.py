@@ -194,6 +194,7 @@ class Job:
     stage: Stage = Stage.VALIDATION
     priority: int = 0  # higher first
     host: str | None = None
+    assigned_at: float = 0.0  # wall clock; when it got this host
     attempt: int = 0
     reservation: Reservation | None = None
     inputs_on_host: bool = False  # source bytes lie on the host and must be reclaimed

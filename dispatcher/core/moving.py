@@ -47,6 +47,7 @@ def host_assigned(job: Job, event: Any) -> Outcome:
         step=Step.TRANSFER,
         stage=m.stages_of(job.kind)[0] if source is None else job.stage,
         host=event.host,
+        assigned_at=event.at,
         origin=source,
         leftovers=tuple(host for host in job.leftovers if host != event.host),
         inputs_on_host=False,

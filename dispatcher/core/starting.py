@@ -1,10 +1,10 @@
 """Which of the stages that wait on one host start there now. Pure; touches nothing but its ledger.
 
 Priority, then what has the smallest share of the host's running stages (acquisition and kind, so
-that neither stitches nor segments starve), then age. What does not fit never blocks what does, but
-for one case: a job older than the policy's patience comes before younger ones, and keeps what it
-lacks for itself when the end of our own stages will give it enough. Otherwise small stages could
-take turns for ever on the only device that holds a large one.
+that neither stitches nor segments starve), then what came first. What does not fit never blocks
+what does, but for one case: a job that is here for longer than the policy's patience comes before
+the others, and keeps what it lacks for itself when the end of our own stages will give it enough.
+Otherwise small stages could take turns for ever on the only device that holds a large one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def start_all(ledger: Ledger, now: float) -> None:
             running[share_key(job)] += 1
         elif _must_move(ledger, outcome):
             ledger.movers[job.id] = outcome
-        elif now - job.created_at > ledger.policy.patience_s:
+        elif job.assigned_at + ledger.policy.patience_s <= now:
             _keep(ledger, job, outcome[0])
 
 
@@ -46,19 +46,23 @@ def why_not(ledger: Ledger, job: Job) -> Refusal | None:
     return None if isinstance(outcome, Reservation) else outcome
 
 
+def _came(job: Job) -> tuple[float, float, str]:
+    return job.assigned_at, job.created_at, job.id
+
+
 def _in_order(
     jobs: Iterable[Job], share: Counter[tuple[str, str]], patience_s: float, now: float
 ) -> Iterator[Job]:
-    """The caller raises `share` for what it started. Those past the patience come by age alone."""
+    """The caller raises `share` for what it started. Those past the patience come as they came."""
     levels: dict[tuple[int, bool], dict[tuple[str, str], list[Job]]] = {}
-    for job in sorted(jobs, key=lambda j: (j.created_at, j.id), reverse=True):
-        overdue = now - job.created_at > patience_s
+    for job in sorted(jobs, key=_came, reverse=True):
+        overdue = job.assigned_at + patience_s <= now
         queues = levels.setdefault((job.priority, overdue), defaultdict(list))
         queues[("", "") if overdue else share_key(job)].append(job)
     for level in sorted(levels, reverse=True):
         queues = levels[level]
         while queues:
-            key = min(queues, key=lambda k: (share[k], queues[k][-1].created_at, queues[k][-1].id))
+            key = min(queues, key=lambda k: (share[k], *_came(queues[k][-1])))
             yield queues[key].pop()
             if not queues[key]:
                 del queues[key]
