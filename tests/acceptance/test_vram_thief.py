@@ -23,8 +23,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.rehearsal import rehearsal
 from tests.simulated_gpu.driver import SimulatedGpus
-from tests.simulated_gpu.farm import simulate
-from tests.simulated_gpu.stage import CAP
+from tests.simulated_gpu.farm import ingest, simulate
 
 JOBS = 40
 AMBUSHES = 3
@@ -143,9 +142,7 @@ def test_forty_jobs_beside_a_thief_of_gpu_memory(tmp_path: Path) -> None:
     slots = {"extract": 2, "sfm": 2, "train": 2, "stitch": 1}
     with rehearsal(tmp_path, len(GPUS), max_parallel=slots, vram_headroom_mib=HEADROOM_MIB) as farm:
         gpus = simulate(farm, GPUS)
-        config = tmp_path / "config.yaml"
-        config.write_text(f"train: {{cuda: {{cap: {CAP}}}}}\n")
-        jobs = farm.ingest(JOBS, options=("--config", str(config)))
+        jobs = ingest(farm, JOBS)
         with sqlite3.connect(farm.cosma.database) as writer:
             writer.executescript(DIARY)
         with thief(7, gpus, tmp_path / "thief.log"):
