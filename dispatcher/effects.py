@@ -27,7 +27,8 @@ from dispatcher.core.model import (
     TransferFailed,
 )
 from dispatcher.errors import HostError, TransportError
-from dispatcher.executors.base import Executor
+from dispatcher.executors.base import Executor, Wanted
+from dispatcher.executors.transfer import SMALL
 from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
 from dispatcher.jobspec import Input, JobSpecs
@@ -223,16 +224,17 @@ class Effects:
             executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
             rows = [r for r in await self.store.artifacts(job=job.id) if r.kind in COLLECTED_KINDS]
-            paths = {r.path: self.artifacts.path(job.acquisition, job.id, r.path) for r in rows}
+            files = [self._wanted(job, r.path, r.kind, r.bytes, r.sha256) for r in rows]
+            checkpoint = self._wanted(job, CHECKPOINT, "checkpoint", 0, None)
+            small = [file for file in files if file.bytes <= SMALL]
+            left = await executor.collect_small(run_dir, [*small, checkpoint])
             await at_once(
-                executor.collect_file(run_dir, row.path, paths[row.path], sha256=row.sha256)
-                for row in rows
+                executor.collect_file(run_dir, file.path, file.local, sha256=file.sha256)
+                for file in [*left, *(file for file in files if file.bytes > SMALL)]
             )
-            here = {path: str(local) for path, local in paths.items()}
+            here = {file.path: str(file.local) for file in files}
             await self.store.artifacts_collected(job.id, here)
             await self._keep_report(job)
-            checkpoint = self.artifacts.path(job.acquisition, job.id, CHECKPOINT)
-            await executor.collect_file(run_dir, CHECKPOINT, checkpoint)
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         except OSError as error:
@@ -248,6 +250,10 @@ class Effects:
             bytes=sum(row.bytes for row in rows),
             left_on=await self.specs.left_on(job),
         )
+
+    def _wanted(self, job: Job, path: str, kind: str, size: int, sha256: str | None) -> Wanted:
+        local = self.artifacts.path(job.acquisition, job.id, path)
+        return Wanted(path=path, kind=kind, local=local, bytes=size, sha256=sha256)
 
     async def _keep_report(self, job: Job) -> None:
         """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""

@@ -76,9 +76,11 @@ def _load_all() -> None:
         disk,
         fetch,
         launch,
+        pack,
         probe,
         selftest,
         transfer,
+        unpack,
     )
 
 

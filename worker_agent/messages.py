@@ -101,20 +101,28 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 @cache
-def _hints(kind: Hashable) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _shape(kind: Hashable) -> tuple[tuple[str, Any, bool], ...]:
+    """(name, type, whether it must be there) of each field."""
+    hints = typing.get_type_hints(kind)
+    missing = dataclasses.MISSING
+    return tuple(
+        (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(typing.cast(Any, kind))
+    )
 
 
 def _decode(kind: type[T], data: object, where: str) -> T:
     if not isinstance(data, dict):
         raise ProtocolError(f"{where}: expected an object, got {type(data).__name__}")
-    hints = _hints(typing.cast(Hashable, kind))
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if item.name in data:
-            values[item.name] = _value(hints[item.name], data[item.name], f"{where}.{item.name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ProtocolError(f"{where}.{item.name}: missing")
+    for name, hint, required in _shape(typing.cast(Hashable, kind)):
+        if name in data:
+            value = data[name]
+            # Most values are of just the type; the rest is looked at.
+            plain = type(value) is hint
+            values[name] = value if plain else _value(hint, value, f"{where}.{name}")
+        elif required:
+            raise ProtocolError(f"{where}.{name}: missing")
     return kind(**values)
 
 

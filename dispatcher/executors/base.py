@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,18 @@ Progress = Callable[[int, int], None]  # bytes there, bytes in all
 # is gone at once.
 CANCEL_GRACE_S = 3.0
 Pack = Callable[[PackRequest], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A file of a run directory and where it is to lie here. `sha256` None: what the host says,
+    which it does for a `kind` whose hash nobody else knows."""
+
+    path: str
+    kind: str
+    local: Path
+    bytes: int
+    sha256: str | None
 
 
 class Follower(Protocol):
@@ -108,6 +121,11 @@ class Executor(Protocol):
     async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
         """Have files of another host here: given by `pack`, or pulled by the host itself; with
         neither it only says what is missing. Raises SourceLost for a fault of the other host."""
+        ...
+
+    async def collect_small(self, run_dir: str, files: Sequence[Wanted]) -> list[Wanted]:
+        """Bring many small files in few calls. Returns those that did not come as wanted: they
+        are to be collected one by one, which says why."""
         ...
 
     async def reclaim(

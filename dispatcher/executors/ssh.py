@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from dispatcher.agent_bundle import AgentBundle
-from dispatcher.executors import relay, transfer
+from dispatcher.executors import relay, small_files, transfer
 from dispatcher.executors.agent import AgentLink
-from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress
+from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress, Wanted
 from dispatcher.executors.follow import AgentFollower
 from dispatcher.inventory_model import InventoryHost
 from dispatcher.transport.base import Transport
@@ -171,6 +171,9 @@ class SshExecutor:
 
     async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
         return await relay.unpack(self._agent, request, pack)
+
+    async def collect_small(self, run_dir: str, files: Sequence[Wanted]) -> list[Wanted]:
+        return await small_files.collect(self._agent, run_dir, files)
 
     async def reclaim(
         self,

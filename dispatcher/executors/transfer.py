@@ -46,7 +46,7 @@ async def push(
         size = _size(local)
         digest = await asyncio.to_thread(file_sha256, local) if sha256 is None else sha256
     except OSError as error:
-        raise _local_error(agent.name, local, error) from None
+        raise local_error(agent.name, local, error) from None
     request = ReceiveRequest(run_dir=run_dir, path=path, bytes=size, sha256=digest)
     if size <= SMALL:
         there = await _unless_busy(partial(_push_whole, agent, local, request))
@@ -87,7 +87,7 @@ async def _push_whole(agent: AgentLink, local: Path, request: ReceiveRequest) ->
     try:
         content = await asyncio.to_thread(local.read_bytes)
     except OSError as error:
-        raise _local_error(agent.name, local, error) from None
+        raise local_error(agent.name, local, error) from None
     try:
         return await agent.call_one(
             "receive", replace(request, offset=0), TransferReport, body=content
@@ -136,7 +136,7 @@ async def _write_file(
                 if progress:
                     progress(offset, size)
     except OSError as error:
-        raise _local_error(host, local, error) from None
+        raise local_error(host, local, error) from None
 
 
 async def collect(
@@ -180,7 +180,7 @@ async def collect(
                     break
             part.unlink(missing_ok=True)  # it was of another file, or of an older version of it
     except OSError as error:
-        raise _local_error(agent.name, local, error) from None
+        raise local_error(agent.name, local, error) from None
     raise TransferError(
         Reason.TRANSFER_CORRUPT,
         f"{path} did not arrive whole",
@@ -280,7 +280,7 @@ def _timed(report: TransferReport, began: float) -> TransferReport:
     )
 
 
-def _local_error(host: str, local: Path, error: OSError) -> TransferError:
+def local_error(host: str, local: Path, error: OSError) -> TransferError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     missing = isinstance(error, FileNotFoundError)
     reason = Reason.DISK_FULL if full else Reason.TRANSFER_FAILED
