@@ -19,11 +19,13 @@ from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.core import model as m
+from dispatcher.core.board import Board, Placement
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
-from dispatcher.core.place import Explained, Policy, place
+from dispatcher.core.policy import Policy
 from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import HostView
+from dispatcher.deciding import Deciding
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
@@ -113,7 +115,7 @@ class Dispatcher:
     _services: set[asyncio.Task[None]] = field(default_factory=set)
     _copies: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _reclaims: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
-    _waiting: dict[str, Waiting] = field(default_factory=dict)
+    _deciding: Deciding = field(init=False)
     _timers: _Timers = field(default_factory=_Timers)
     _probes: Counter[str] = field(default_factory=Counter)
     _plans: int = 0
@@ -131,6 +133,7 @@ class Dispatcher:
             jobs=lambda: self._jobs,
             epoch=self.effects.epoch,
         )
+        self._deciding = Deciding(self.fleet, self.store, self.clock, Board(self.policy))
 
     def post(self, job: str, event: Event) -> None:
         self._queue.append((job, event))
@@ -174,7 +177,7 @@ class Dispatcher:
             await asyncio.wait_for(self._wake.wait(), self.pace.tick_s)
         except TimeoutError:
             # Backoffs and stale probes run out without anybody saying so.
-            self._undecided = self._undecided or bool(self._waiting)
+            self._undecided = self._undecided or bool(self._deciding.board.waits)
 
     async def _periodic(self) -> None:
         now = self.clock.monotonic()
@@ -215,6 +218,7 @@ class Dispatcher:
             if job.id in self._jobs:
                 continue
             self._jobs[job.id] = job
+            self._deciding.job(None, job)
             self._undecided = True
             for effect in recover(job) if restart else ():
                 self._perform(job, effect, stimulus=RESTART)
@@ -297,6 +301,7 @@ class Dispatcher:
     async def _probe(self, host: str) -> None:
         state = await self.fleet.probe(host, self.pace.probe_timeout_s)
         self._probes[host] += 1
+        self._deciding.probed(host)
         now = self.clock.now()
         await self.store.upsert_host(
             Host(
@@ -336,6 +341,7 @@ class Dispatcher:
         if isinstance(event, m.CancelRequested) and after.id in self._copies:
             self._copies.pop(after.id).cancel()
         self._jobs[after.id] = applied.job
+        self._deciding.job(before, applied.job)
         if not isinstance(event, DECIDED):
             self._undecided = True
         tell(before, applied.job, event)
@@ -404,36 +410,25 @@ class Dispatcher:
         ):
             self._undecided = True  # else the first host to answer would take all it can hold
             return
-        decision = place(
-            self._jobs.values(),
-            self.fleet.host_views(),
-            self.policy,
-            self.clock.now(),
-        )
+        decision = self._deciding.decide(self.policy)
         for job_id, host in decision.assignments:
             self.post(job_id, m.HostAssigned(at=self.clock.now(), host=host))
         for reservation in decision.stages:
             self.post(reservation.job, m.StagePlaced(at=self.clock.now(), reservation=reservation))
-        waiting = {w.job: w for w in decision.waiting}
-        changed = {
-            job: waiting.get(job)
-            for job in self._waiting.keys() | waiting.keys()
-            if self._waiting.get(job) != waiting.get(job)
-        }
-        if changed:
-            await self.store.set_waiting(changed)
-        self._waiting = waiting
-        thinned = self._thin_out(decision.waiting, self.fleet.host_views())
+        await self._deciding.tell()
+        thinned = self._thin_out(self._deciding.waiting.values(), self.fleet.host_views)
         if self.once:
             self._give_up_on(decision, but=thinned)
 
-    def _thin_out(self, waiting: Iterable[Waiting], hosts: Iterable[HostView]) -> Set[str]:
+    def _thin_out(
+        self, waiting: Iterable[Waiting], hosts: Callable[[], Iterable[HostView]]
+    ) -> Set[str]:
         """What none of `hosts` has the RAM for gets done with fewer frames. Returns those jobs."""
         too_large = {w.job: w.message for w in waiting if w.reason in TOO_LARGE}
         if not too_large or not self._all_probed():
             return set()
         jobs = [self._jobs[job] for job in too_large]
-        found = strides_that_fit(jobs, hosts, self.policy)
+        found = strides_that_fit(jobs, hosts(), self.policy)
         for job, stride in found.items():
             self.post(
                 job,
@@ -447,13 +442,13 @@ class Dispatcher:
             for state in self.fleet.states
         )
 
-    def _give_up_on(self, decision: Explained, *, but: Set[str]) -> None:
+    def _give_up_on(self, decision: Placement, *, but: Set[str]) -> None:
         """Draining must end: hold what no host of this farm can take, with the reason."""
         if decision.assignments or decision.stages or self._at_work() or not self._all_probed():
             return
         here = [host for host in self.fleet.host_views() if host.reachable and not host.cordoned]
-        left = [waiting for waiting in decision.waiting if waiting.job not in but]
-        thinned = self._thin_out(left, here)
+        left = [waiting for waiting in self._deciding.board.waiting() if waiting.job not in but]
+        thinned = self._thin_out(left, lambda: here)
         for waiting in left:
             if waiting.reason not in PASSING and waiting.job not in thinned:
                 self.post(
