@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from dispatcher.core.ledger import Ledger, Refusal
@@ -25,6 +24,7 @@ from dispatcher.core.queue import Label, Queue
 from dispatcher.core.yard import Device, Rank, Yard
 
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
+MANY = 8  # jobs in the queue for each device: then none is too slow
 Key = tuple[float, ...]
 
 
@@ -36,7 +36,7 @@ class Assigner:
         self._yard = yard
         self._queue = queue
         self._ledgers = ledgers
-        self._up: Counter[Device] = Counter()
+        self._queue_ends: dict[frozenset[Device], float] = {}
         self._full: dict[int, int] = {}  # kind of host -> fewest bytes that none of them can take
         self._kept: dict[str, str] = {}  # host -> old job that its disk is kept for
         self._held: list[tuple[tuple[str, str], int]] = []
@@ -55,12 +55,12 @@ class Assigner:
         self.coming.clear()
         self._full.clear()
         self._kept.clear()
+        self._queue_ends.clear()
         return jobs
 
     def assign(self, jobs: Mapping[str, Job], now: float) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         yard, shelves = self._yard, self._queue.shelves
-        self._up = yard.devices_up()
         heap = [
             (-label.priority, *shelf.first(), number, label)
             for number, (label, shelf) in enumerate(shelves.items())
@@ -130,27 +130,47 @@ class Assigner:
         return self._ledgers[best[1][-1]] if best is not None else None
 
     def _latest_s(self, job: Job, label: Label, avoid: frozenset[str]) -> float:
-        """Until when the job must be done for a host to be worth taking: as soon as on the best of
-        all hosts, with room or not, after these have done the rest of the queue."""
+        """By when the job must be done for a host to be worth taking: when the best of all hosts,
+        with room or not, would be done with it, or the farm with the whole queue."""
         if self._policy.order != "earliest_finish" or not self._yard.device_ms(job):
             return math.inf
+        queue_s = self._queue_s(label.fit.devices or frozenset())
+        if queue_s == math.inf:
+            return queue_s
         earliest = math.inf
         for kind in self._yard.kinds_in(label.fit.kinds):
             for rank in kind.every[:LOOKED_AT]:
                 ledger = self._ledgers[rank[-1]]
                 if ledger.host.gpus and self._refuse(job, label, ledger, avoid) is None:
                     earliest = min(earliest, self._key(job, ledger, rank)[-1])
-        return earliest + self._queue_s(label)
+        return max(earliest, queue_s)
 
-    def _queue_s(self, label: Label) -> float:
-        """Seconds of work that the queue has for all devices that can hold the job together."""
-        work = self._queue.work_ms
-        rates = [
-            count / work[device]
-            for device, count in self._up.items()
-            if work[device] > 0 and (label.fit.devices is None or device in label.fit.devices)
+    def _queue_s(self, devices: frozenset[Device]) -> float:
+        """Seconds until these devices can have done all that waits for them: each as many jobs of
+        the mean length as end by then, after what it has before it. inf: much later."""
+        known = self._queue_ends.get(devices)
+        if known is None:
+            known = self._queue_ends[devices] = self._work_out_queue(devices)
+        return known
+
+    def _work_out_queue(self, devices: frozenset[Device]) -> float:
+        jobs, work = self._queue.jobs, self._queue.work_ms
+        most = max((jobs[device] for device in devices), default=0)
+        lines = [
+            (rank[0], 0.001 * work[device] / jobs[device])
+            for kind in self._yard.kinds.values()
+            for device in kind.devices
+            if device in devices and jobs[device]
+            for rank in kind.every
         ]
-        return 0.001 / math.fsum(rates) if rates else 0.0
+        if not lines or most > MANY * len(lines):
+            return math.inf
+        low, high = 0.0, max(wait + (MANY + 1) * each for wait, each in lines)
+        while high - low > 0.01 * high:
+            middle = (low + high) / 2
+            ended = sum(max(0, int((middle - wait) / each)) for wait, each in lines)
+            low, high = (low, middle) if ended >= most else (middle, high)
+        return high
 
     def _with_inputs(self, label: Label) -> Iterator[Rank]:
         """Open hosts that have some of the job's bytes, wherever they stand in their order."""

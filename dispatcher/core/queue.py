@@ -50,6 +50,7 @@ class Queue:
         self._at: dict[str, tuple[Shelf, Share, Age]] = {}
         self._work: dict[str, Mapping[Device, int]] = {}
         self.work_ms: Counter[Device] = Counter()  # of all jobs that it could hold, if it did all
+        self.jobs: Counter[Device] = Counter()  # how many these are
         self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
         self._standing: dict[Share, set[Label]] = defaultdict(set)  # shelves with such a line
 
@@ -74,6 +75,7 @@ class Queue:
         self._work[job.id] = device_ms
         for device, spent in device_ms.items():
             self.work_ms[device] += spent
+            self.jobs[device] += 1
         label = Label(
             priority=job.priority,
             fit=fit,
@@ -99,6 +101,7 @@ class Queue:
             return
         for device, spent in self._work.pop(job).items():
             self.work_ms[device] -= spent
+            self.jobs[device] -= 1
         shelf, share, age = found
         line = shelf.lines[share]
         position = bisect_left(line, age)

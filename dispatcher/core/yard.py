@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -37,6 +36,7 @@ class HostKind:
     key: Hashable
     bit: int
     like: Ledger  # an empty one
+    devices: tuple[Device, ...]
     hosts: set[str] = field(default_factory=set)
     up: set[str] = field(default_factory=set)  # to which jobs could be given, had they room
     every: list[Rank] = field(default_factory=list)  # of these, whether they have room or not
@@ -126,7 +126,9 @@ class Yard:
             bit = next(n for n in range(len(self.kinds) + 1) if n not in self.kinds)
             sound = (replace(g, quarantine=None, probe_age_s=0.0) for g in ledger.host.gpus)
             like = Ledger(replace(ledger.host, gpus=tuple(sound)), self._policy)
-            kind = self.kinds[bit] = self._by_key[key] = HostKind(key=key, bit=bit, like=like)
+            kind = self.kinds[bit] = self._by_key[key] = HostKind(
+                key=key, bit=bit, like=like, devices=_devices(like)
+            )
             self._changed()
         return kind
 
@@ -135,8 +137,7 @@ class Yard:
         self._seconds.clear()
         self._devices.clear()
         for kind in self.kinds.values():
-            for number, gpu in enumerate(kind.like.host.gpus):
-                self._devices[_device(kind.like, number)] = gpu
+            self._devices.update(zip(kind.devices, kind.like.host.gpus, strict=True))
         self.version += 1
 
     def _rank(self, ledger: Ledger) -> Rank:
@@ -161,8 +162,8 @@ class Yard:
                 without_gpu |= (like.small_ram(job) is None) << bit
                 continue
             holding |= like.capable(job) << bit
-            gpus = enumerate(like.host.gpus)
-            devices.update(_device(like, number) for number, g in gpus if like.holds(g, job))
+            pairs = zip(kind.devices, like.host.gpus, strict=True)
+            devices.update(device for device, gpu in pairs if like.holds(gpu, job))
         stage = device_stage(job)
         # What stages made moves along, so that a host without a GPU can take those before the one
         # that needs it, as long as another host can take the rest.
@@ -189,14 +190,6 @@ class Yard:
             }
         return known
 
-    def devices_up(self) -> Counter[Device]:
-        """How many there are of each kind on hosts that could be given jobs, had they room."""
-        found: Counter[Device] = Counter()
-        for kind in self.kinds.values():
-            for number in range(len(kind.like.host.gpus)):
-                found[_device(kind.like, number)] += len(kind.every)
-        return found
-
     def kinds_in(self, mask: int) -> Iterator[HostKind]:
         for bit, kind in self.kinds.items():
             if mask >> bit & 1:
@@ -209,12 +202,10 @@ class Yard:
             mask &= mask - 1
 
 
-def _device(ledger: Ledger, number: int) -> Device:
-    gpu = ledger.host.gpus[number]
-    return gpu.name, gpu.kind, gpu.total_mib, ledger.host.headroom_mib
+def _devices(ledger: Ledger) -> tuple[Device, ...]:
+    headroom = ledger.host.headroom_mib
+    return tuple((gpu.name, gpu.kind, gpu.total_mib, headroom) for gpu in ledger.host.gpus)
 
 
 def _key(ledger: Ledger) -> Hashable:
-    host = ledger.host
-    devices = sorted(_device(ledger, number) for number in range(len(host.gpus)))
-    return tuple(devices), host.headroom_mib, ledger.usable_ram_mib
+    return tuple(sorted(_devices(ledger))), ledger.host.headroom_mib, ledger.usable_ram_mib
