@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from bench.results import Result, parser, percentile, show
 from dispatcher.core.board import Board
 from dispatcher.core.expected import expected
-from dispatcher.core.forecast import Played, play
+from dispatcher.core.forecast import play
 from dispatcher.core.model import (
     RECONSTRUCT_STAGES,
     Job,
@@ -45,6 +45,7 @@ from dispatcher.core.need import Need, Needs, Observation
 from dispatcher.core.outlook import chance, quantile
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Placement, Policy
 from dispatcher.core.plan import SegmentView
+from dispatcher.core.played import Played
 from dispatcher.core.shape import shape_of
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView

@@ -13,8 +13,7 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 from dispatcher.core import model as m
@@ -27,44 +26,18 @@ from dispatcher.core.model import (
     JobState,
     Reason,
     Reservation,
-    Stage,
     Step,
     Waiting,
 )
 from dispatcher.core.need import Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
+from dispatcher.core.played import Decided, Played, Ran
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import GpuView, HostView
 
 _REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "trimmed_bytes": None}  # nobody reads it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
-    """One decision: the job gets a host, or (with `stage`) its next stage starts there."""
-
-    at: float
-    job: str
-    host: str
-    stage: Stage | None = None
-    gpu: str | None = None
-    mib: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Played:
-    """What became of everything. A job that `ended` lacks waits for ever, `left` says why."""
-
-    jobs: Mapping[str, Job]  # stitches that were planned on the way included
-    began: Mapping[str, float]  # job -> when its next stage was placed
-    stage_ended: Mapping[str, float]  # job -> when the stage it ran in the snapshot ends
-    ended: Mapping[str, float]  # job -> when it settled; settled in the snapshot: its `now`
-    waiting: tuple[Waiting, ...]  # after the first decision; only where there is a `trace`
-    left: tuple[Waiting, ...]
-    rounds: int
-    end: float
 
 
 Seconds = Callable[[Job, GpuView | None, Need], float]
@@ -137,8 +110,8 @@ class _Farm:
         self._to_plan: set[str] = set(self._segments)
         self._began: dict[str, float] = {}
         self._ended = {job.id: snapshot.now for job in snapshot.jobs if job.state in SETTLED}
-        self._stage_ended: dict[str, float] = {}
         self._waiting: tuple[Waiting, ...] = ()
+        self._ran: list[Ran] = []
         self._undecided = True
         self._rounds = 0
         self._now = snapshot.now
@@ -180,9 +153,9 @@ class _Farm:
         return Played(
             jobs=self._jobs,
             began=self._began,
-            stage_ended=self._stage_ended,
             ended=self._ended,
             waiting=self._waiting,
+            ran=tuple(self._ran),
             left=self._board.waiting(),
             rounds=self._rounds,
             end=self._now,
@@ -235,7 +208,6 @@ class _Farm:
         self._changed_jobs.add(name)
         if before.reservation is not None and after.reservation is None:
             self._released(before.reservation)
-            self._stage_ended.setdefault(name, event.at)
             self._undecided = True
         if after.step is Step.PLACE:
             if after.not_before > event.at:
@@ -368,6 +340,8 @@ class _Farm:
         drawn = self._seconds(job, gpu, need)
         underway = self._underway.pop(job.id, None)
         left = drawn if underway is None else underway.left_s(drawn, need.seconds.likely)
+        if self._trace is not None:
+            self._ran.append(Ran(job, gpu, need, at, at + left))
         failure = self._fault(job)
         if failure is None:
             end = at + left

@@ -1,27 +1,33 @@
 """When everything will be done, with an interval: the forecast played several times. Pure.
 
-One run with the likely seconds of every stage, and a few in which each is drawn from its Span.
-The interval reaches from the earliest to the latest of n draws, so that one more future would
+One run with the likely seconds of every stage, and some futures in which each is drawn from its
+Span. The interval reaches from the earliest to the latest of n futures, so that one more would
 fall within it with probability (n - 1) / (n + 1): for equally likely futures each rank is as
 likely as any other. It knows of no faults and of no host that comes or goes.
+
+Where there is too much work to play every future, the likely run is stretched instead: the time
+a job waits by the ratio of drawn to likely seconds of all that has ended by then, while its own
+stages take what was drawn. What many stages do together is met well by that; it leaves out that
+the last of several takes longer than each, which weighs little in a long queue.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dispatcher.core.forecast import Decided, Played, Seconds, play
+from dispatcher.core.forecast import Seconds, play
 from dispatcher.core.model import SETTLED, Job, Waiting
 from dispatcher.core.need import Need, Span
+from dispatcher.core.played import Decided, Played, Ran
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView
 
-MOST_DRAWS = 9  # an interval of 8 in 10
-LEAST_DRAWS = 3  # of 5 in 10
-STAGES_PLAYED = 6000  # about a second of CPU: more jobs get fewer draws
+DRAWS = 9  # an interval of 8 in 10
+STAGES_PLAYED = 4000  # about half a second of CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,29 +98,27 @@ def drawn(seed: int) -> Seconds:
     return seconds
 
 
-def look_ahead(snapshot: Snapshot, *, draws: int | None = None) -> Outlook:
-    """`draws` None: as many as a command can wait for."""
-    active = sum(job.state not in SETTLED for job in snapshot.jobs)
-    if draws is None:
-        affordable = STAGES_PLAYED // max(1, 8 * active)
-        draws = min(MOST_DRAWS, max(LEAST_DRAWS, affordable))
+def look_ahead(snapshot: Snapshot, *, draws: int = DRAWS) -> Outlook:
+    """`draws`: futures beside the likely one; two or more make an interval."""
     trace: list[Decided] = []
     first = play(snapshot, trace=trace)
-    others = [play(snapshot, seconds=drawn(seed)) for seed in range(draws)]
     settled = {job.id for job in snapshot.jobs if job.state in SETTLED}
-    runs = [_ends(run, settled) for run in (first, *others)]
-    surveys = [_last_ends(run, settled) for run in (first, *others)]
+    ends = [first.ended]
+    for seed in range(draws):
+        if len(first.ran) * draws <= STAGES_PLAYED:
+            ends.append(play(snapshot, seconds=drawn(seed)).ended)
+        else:
+            ends.append(stretched(first, drawn(seed), snapshot.now))
+    open_jobs = {name: job for name, job in first.jobs.items() if name not in settled}
+    runs = [{name: end for name, end in run.items() if name in open_jobs} for run in ends]
+    surveys = [_last_ends(open_jobs, run) for run in runs]
     return Outlook(
         now=snapshot.now,
         jobs=_etas(runs),
         acquisitions=_etas(surveys),
         end=_etas([{"": max(ends.values())} if ends else {} for ends in runs]).get(""),
         begins=first.began,
-        stage_ends={
-            job.id: first.stage_ended[job.id]
-            for job in snapshot.jobs
-            if job.reservation is not None and job.id in first.stage_ended
-        },
+        stage_ends=_stage_ends(snapshot, first),
         decisions=tuple(trace),
         waiting=first.waiting,
         left=first.left,
@@ -122,18 +126,44 @@ def look_ahead(snapshot: Snapshot, *, draws: int | None = None) -> Outlook:
     )
 
 
-def _ends(run: Played, settled: set[str]) -> dict[str, float]:
-    return {job: end for job, end in run.ended.items() if job not in settled}
+def _stage_ends(snapshot: Snapshot, run: Played) -> dict[str, float]:
+    running = {job.id: job.attempt for job in snapshot.jobs if job.reservation is not None}
+    return {r.job.id: r.end for r in run.ran if running.get(r.job.id) == r.job.attempt}
 
 
-def _last_ends(run: Played, settled: set[str]) -> dict[str, float]:
+def stretched(run: Played, seconds: Seconds, now: float) -> dict[str, float]:
+    """When each job of the run would end if its stages took `seconds`; see above."""
+    likely = taken = 0.0
+    times, ratios = [-math.inf], [1.0]
+    own: dict[str, list[tuple[Ran, float]]] = {}
+    for ran in sorted(run.ran, key=lambda ran: ran.end):
+        length, span = ran.end - ran.begin, ran.need.seconds.likely
+        took = length * seconds(ran.job, ran.gpu, ran.need) / span if span > 0 else length
+        likely, taken = likely + length, taken + took
+        times.append(ran.end)
+        ratios.append(taken / likely if likely > 0 else 1.0)
+        own.setdefault(ran.job.id, []).append((ran, took))
+
+    def moved(at: float) -> float:
+        return (at - now) * ratios[bisect_right(times, at) - 1]
+
+    ends = dict(run.ended)
+    for job in own.keys() & ends.keys():
+        since, end = now, now
+        for ran, took in own[job]:
+            end += max(0.0, moved(ran.begin) - moved(since)) + took
+            since = ran.end
+        ends[job] = end + ends[job] - since
+    return ends
+
+
+def _last_ends(jobs: Mapping[str, Job], ends: Mapping[str, float]) -> dict[str, float]:
     """By acquisition; one of which a job waits for ever has no end."""
-    ends: dict[str, float] = {}
-    for job in run.jobs.values():
-        if job.id not in settled:
-            end = run.ended.get(job.id, math.inf)
-            ends[job.acquisition] = max(end, ends.get(job.acquisition, 0.0))
-    return {name: end for name, end in ends.items() if math.isfinite(end)}
+    last: dict[str, float] = {}
+    for job in jobs.values():
+        end = ends.get(job.id, math.inf)
+        last[job.acquisition] = max(end, last.get(job.acquisition, 0.0))
+    return {name: end for name, end in last.items() if math.isfinite(end)}
 
 
 def _etas(runs: Sequence[Mapping[str, float]]) -> dict[str, Eta]:

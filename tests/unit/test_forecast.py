@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.core.forecast import (
-    Decided,
+    Seconds,
     likely,
     play,
 )
@@ -27,9 +27,10 @@ from dispatcher.core.model import (
     Step,
 )
 from dispatcher.core.need import Need, Needs, Span
-from dispatcher.core.outlook import drawn, look_ahead, quantile
+from dispatcher.core.outlook import drawn, look_ahead, quantile, stretched
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy
 from dispatcher.core.plan import SegmentView
+from dispatcher.core.played import Decided
 from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 
@@ -305,6 +306,37 @@ def test_an_outlook_has_an_end_for_every_job_and_the_acquisition_ends_with_the_l
     assert (look.draws, look.share) == (9, 0.8)
     assert look.decisions[0].at == NOW
     assert [d.stage in GPU_STAGES for d in look.decisions].count(True) == 5
+
+
+def test_a_stretched_run_is_near_the_future_it_stands_for() -> None:
+    """Thirty jobs in line on one GPU: what is before a job is a sum, and sums stretch."""
+    farm = snapshot([job(f"s{n:02d}") for n in range(30)], host("h", max_parallel={"train": 1}))
+
+    def train_for(seed: int) -> Seconds:
+        def seconds(one: Job, device: GpuView | None, need: Need) -> float:
+            if one.stage is not Stage.TRAINING:
+                return 0.0
+            return drawn(seed)(one, device, dataclasses.replace(need, runs=9))
+
+        return seconds
+
+    trace: list[Decided] = []
+    usual = play(farm, seconds=lambda j, d, n: train_only(j, d, n) and likely(j, d, n), trace=trace)
+    for seed in range(3):
+        truth = play(farm, seconds=train_for(seed)).ended
+        guess = stretched(usual, train_for(seed), NOW)
+        assert guess.keys() == truth.keys()
+        for name, end in truth.items():
+            assert guess[name] - NOW == pytest.approx(end - NOW, rel=0.05)
+
+
+def test_a_long_queue_has_its_interval_too() -> None:
+    farm = snapshot([job(f"s{n:02d}") for n in range(80)], host("h"), host("i"))
+    look = look_ahead(farm)
+    assert look.draws == 9
+    last = look.acquisitions["reef"]
+    assert last.low < last.likely < last.high
+    assert len(look.jobs) == 81
 
 
 def test_an_acquisition_with_a_job_that_never_ends_has_no_end() -> None:
