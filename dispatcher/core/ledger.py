@@ -19,6 +19,7 @@ from dispatcher.core.views import GpuView, HostView
 
 Refusal = tuple[Reason, str]
 _GIB = float(1 << 30)
+SPARE = 3.0  # times what a steady pipeline needs: jobs differ in length
 
 
 class Ledger:
@@ -171,7 +172,7 @@ class Ledger:
             spent = math.fsum(s for one in known for name, s in one.slots if name == slot) / jobs
             if spent > 0.0:
                 rate = min(rate, max(1, self.limit(slot)) / spent)
-        return max(self.policy.prefetch, int(rate * lead) + 1)
+        return max(self.policy.prefetch, math.ceil(SPARE * rate * lead))
 
     # --- what is left ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dispatcher.core.model import Job, JobKind, JobState, Reservation, Stage, Step
+from dispatcher.core.need import GPU_STAGES, Need, Needs, Span
 from dispatcher.core.policy import SLOT_OF
 from dispatcher.core.views import GpuView, HostView, Quarantine
 
@@ -41,3 +42,20 @@ def running(name: str, stage: Stage, mib: int = 0, device: str | None = None) ->
         job=name, attempt=1, host="gpu-a", slot=SLOT_OF[stage], gpu=device, mib=mib
     )
     return at(name, stage, step=Step.RUN, attempt=1, reservation=reservation)
+
+
+class Hungry(Needs):
+    """Stages that want something of everything, more of it the more frames a job has."""
+
+    def of(self, job: Job, gpu: GpuView | None) -> Need:
+        large = 1 + job.frames // 100
+        on_device = gpu is not None and job.stage in GPU_STAGES
+        return Need(
+            vram_mib=(job.need_mib or 3000 + 300 * large) if gpu is not None else 0,
+            cpu_cores=1.0 if on_device else 0.5 * large,
+            ram_mib=job.need_ram_mib or 1000 * large,
+            disk_bytes=job.input_bytes if job.stage is Stage.FRAME_EXTRACTION else GIB // 2,
+            decode_sessions=1 if job.stage is Stage.FRAME_EXTRACTION else 0,
+            seconds=Span(low=10.0 * large, likely=20.0 * large, high=40.0 * large),
+            runs=50,
+        )
