@@ -1,7 +1,7 @@
 """The imperative shell: events in, one transition each, effects out as asyncio tasks.
 
-The only place that creates tasks. Every event goes through one queue and one consumer, and is
-committed before any of its effects is performed.
+Every event goes through one queue and one consumer, and is committed before any of its effects is
+performed.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.core import model as m
 from dispatcher.core.board import Board, Placement
+from dispatcher.core.hopeless import given_up, thinned
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
-from dispatcher.core.model import SETTLED, Effect, Event, Job, Reason, Step, Waiting
+from dispatcher.core.model import SETTLED, Event, Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
-from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import HostView
 from dispatcher.deciding import Deciding
 from dispatcher.effects import Effects
@@ -32,6 +30,7 @@ from dispatcher.fleet import Fleet, MakeExecutor
 from dispatcher.heartbeat import write_heartbeat
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.learning import Learning
+from dispatcher.performing import Performing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
 from dispatcher.requests import ABANDON, event_of_request
@@ -40,29 +39,9 @@ from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store
 from dispatcher.store.rows import Host
 from dispatcher.story import tell
+from dispatcher.tasks import Tasks
 
 log = logging.getLogger("cosma")
-
-Work = Callable[[], Coroutine[Any, Any, Event]]
-
-# Waiting that ends by itself, so that a draining dispatcher must not give up on it.
-PASSING = frozenset(
-    {
-        Reason.BACKOFF,
-        Reason.GPU_BUSY,
-        Reason.SLOT_BUSY,
-        Reason.CPU_BUSY,
-        Reason.RAM_LOW,
-        Reason.DECODER_BUSY,
-        Reason.PROBE_STALE,
-        Reason.HOST_QUARANTINED,
-        Reason.GPU_QUARANTINED,
-    }
-)
-
-# Of a device that is the host's RAM, too.
-TOO_LARGE = frozenset({Reason.RAM_TOO_SMALL, Reason.NO_GPU_FITS})
-
 
 # What the last decision led to: nothing becomes free by it.
 DECIDED = (m.HostAssigned, m.StagePlaced, m.AttemptStarted)
@@ -107,20 +86,16 @@ class Dispatcher:
     _sessions: dict[str, HostSession] = field(default_factory=dict)
     _reconciler: Reconciler = field(init=False)
     _reconciled: dict[str, float] = field(default_factory=dict)  # host -> when, monotonic
-    _starts: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _jobs: dict[str, Job] = field(default_factory=dict)
     _queue: deque[tuple[str, Event]] = field(default_factory=deque)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _busy: set[asyncio.Task[None]] = field(default_factory=set)  # effects that will post an event
-    _services: set[asyncio.Task[None]] = field(default_factory=set)
-    _copies: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _reclaims: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
+    _tasks: Tasks = field(init=False)
+    _performing: Performing = field(init=False)
     _deciding: Deciding = field(init=False)
     _timers: _Timers = field(default_factory=_Timers)
     _probes: Counter[str] = field(default_factory=Counter)
     _plans: int = 0
     _settled_at: float = 0.0
-    _defect: BaseException | None = None
     _stopping: bool = False
     _undecided: bool = True
 
@@ -133,6 +108,8 @@ class Dispatcher:
             jobs=lambda: self._jobs,
             epoch=self.effects.epoch,
         )
+        self._tasks = Tasks(self.clock, self.post, self._task_ended)
+        self._performing = Performing(self.effects, self._tasks, self._plan)
         self._deciding = Deciding(self.fleet, self.store, self.clock, Board(self.policy))
 
     def post(self, job: str, event: Event) -> None:
@@ -142,6 +119,11 @@ class Dispatcher:
     def stop(self) -> None:
         """Stop deciding and following; what runs on the hosts goes on running there."""
         self._stopping = True
+        self._wake.set()
+
+    def _task_ended(self) -> None:
+        if self._tasks.defect is not None:
+            self._stopping = True
         self._wake.set()
 
     async def run(self) -> dict[str, Job]:
@@ -154,11 +136,11 @@ class Dispatcher:
                 await self._turn()
                 if self.once and self._drained():
                     break
-            if self._defect is not None:
-                raise self._defect
+            if self._tasks.defect is not None:
+                raise self._tasks.defect
             return dict(self._jobs)
         finally:
-            await self._end_tasks()
+            await self._tasks.end()
 
     # --- one turn of the loop ---
 
@@ -192,7 +174,7 @@ class Dispatcher:
             self._timers.probe_at = now + self.pace.probe_s
             for state in self.fleet.states:
                 # A host that hangs keeps its own probe, never the others'.
-                self._serve(self._probe(state.host.name))
+                self._tasks.serve(self._probe(state.host.name))
         if now >= self._timers.heartbeat_at:
             self._timers.heartbeat_at = now + self.pace.heartbeat_s
             write_heartbeat(
@@ -210,7 +192,7 @@ class Dispatcher:
         if await self.quarantines.refresh():
             self._undecided = True
         for breaker in self.quarantines.due():
-            self._serve(self.quarantines.test(breaker.key))
+            self._tasks.serve(self.quarantines.test(breaker.key))
 
     async def _load(self, *, restart: bool) -> None:
         """Take up jobs this process has not seen: all of them at the start, then new ones."""
@@ -221,7 +203,7 @@ class Dispatcher:
             self._deciding.job(None, job)
             self._undecided = True
             for effect in recover(job) if restart else ():
-                self._perform(job, effect, stimulus=RESTART)
+                self._performing.perform(job, effect, stimulus=RESTART)
 
     async def _answer_requests(self) -> None:
         for request in await self.store.pending_requests():
@@ -246,9 +228,7 @@ class Dispatcher:
 
     async def _abandon(self, job: Job, stimulus: str) -> Event:
         """The operator says that a silent host's attempt is dead: nothing may start it later."""
-        start = self._starts.pop(job.id, None)
-        if start is not None:
-            start.cancel()
+        self._performing.cancel_start(job.id)
         await self.session(job.host or "").abandon(job.id, job.attempt)
         # It may run on there for ever: ended as soon as the host is heard, not an hour later.
         self._reconciled.pop(job.host or "", None)
@@ -282,8 +262,8 @@ class Dispatcher:
                 self._host_found,
             )  # fmt: skip
             self._sessions[host] = session
-            self._serve(session.run())
-            self._serve(session.renew())
+            self._tasks.serve(session.run())
+            self._tasks.serve(session.renew())
         return self._sessions[host]
 
     def _host_found(self, host: str) -> None:
@@ -338,61 +318,17 @@ class Dispatcher:
                 "another dispatcher changed the database", where=before.id, why=error.what,
                 fix="Leave the work to that one",
             ) from None  # fmt: skip
-        if isinstance(event, m.CancelRequested) and after.id in self._copies:
-            self._copies.pop(after.id).cancel()
+        if isinstance(event, m.CancelRequested):
+            self._performing.cancel_copy(after.id)
         self._jobs[after.id] = applied.job
         self._deciding.job(before, applied.job)
         if not isinstance(event, DECIDED):
             self._undecided = True
         tell(before, applied.job, event)
         if isinstance(event, m.AttemptSucceeded | m.AttemptFailed):
-            self._serve(self.learning.learn(after.id, event.attempt))
+            self._tasks.serve(self.learning.learn(after.id, event.attempt))
         for effect in effects:
-            self._perform(applied.job, effect, stimulus=applied.event)
-
-    def _perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
-        match effect:
-            case m.TransferInputs():
-                bring = partial(self.effects.transfer_inputs, job, effect.host, stimulus)
-                self._copy(job, self._once_cleared(job, effect.host, bring))
-            case m.HandOver():
-                hand_over = self.effects.handoff.hand_over
-                bring = partial(hand_over, job, effect.host, effect.source, stimulus)
-                self._copy(job, self._once_cleared(job, effect.host, bring))
-            case m.StartAttempt():
-                self._starts[job.id] = self._spawn(job, self.effects.start_attempt(job, stimulus))
-            case m.FollowAttempt():
-                self._serve(self.effects.follow_attempt(job, stimulus))
-            case m.CancelAttempt():
-                self._spawn(job, self.effects.cancel_attempt(job, stimulus))
-            case m.ReclaimInputs():
-                clear = partial(self.effects.reclaim_inputs, job, effect.host, stimulus)
-                self._clear(job, effect.host, clear)
-            case m.ReclaimLeftovers():
-                clear = partial(self.effects.reclaim_leftovers, job, effect.host, stimulus)
-                self._clear(job, effect.host, clear)
-            case m.CollectResults():
-                self._copy(job, self.effects.collect_results(job, effect.host, stimulus))
-            case m.PlanStitches():
-                self._serve(self._plan(effect.acquisition))
-            case _:
-                raise TypeError(f"no way to perform {effect}")
-
-    def _clear(self, job: Job, host: str, work: Work) -> None:
-        clearing = self._spawn(job, self._once_cleared(job, host, work))
-        self._reclaims[job.id, host] = clearing
-
-    def _once_cleared(self, job: Job, host: str, work: Work) -> Coroutine[Any, Any, Event]:
-        """A job that comes back to a host it left waits until its files are removed there: they
-        must not vanish under the new copy."""
-        removing = self._reclaims.get((job.id, host))
-
-        async def wait_and_work() -> Event:
-            if removing is not None:
-                await asyncio.wait([removing])
-            return await work()
-
-        return wait_and_work()
+            self._performing.perform(applied.job, effect, stimulus=applied.event)
 
     async def _plan(self, acquisition: str) -> None:
         self._plans += 1
@@ -416,24 +352,19 @@ class Dispatcher:
         for reservation in decision.stages:
             self.post(reservation.job, m.StagePlaced(at=self.clock.now(), reservation=reservation))
         await self._deciding.tell()
-        thinned = self._thin_out(self._deciding.waiting.values(), self.fleet.host_views)
+        posted = self._thin_out(self._deciding.waiting.values(), self.fleet.host_views)
         if self.once:
-            self._give_up_on(decision, but=thinned)
+            self._give_up_on(decision, but=posted)
 
     def _thin_out(
         self, waiting: Iterable[Waiting], hosts: Callable[[], Iterable[HostView]]
     ) -> Set[str]:
-        """What none of `hosts` has the RAM for gets done with fewer frames. Returns those jobs."""
-        too_large = {w.job: w.message for w in waiting if w.reason in TOO_LARGE}
-        if not too_large or not self._all_probed():
+        """Returns those jobs that get done with fewer frames."""
+        if not self._all_probed():
             return set()
-        jobs = [self._jobs[job] for job in too_large]
-        found = strides_that_fit(jobs, hosts(), self.policy)
-        for job, stride in found.items():
-            self.post(
-                job,
-                m.FramesThinned(at=self.clock.now(), stride=stride, message=too_large[job]),
-            )
+        found = thinned(waiting, self._jobs, hosts, self.policy, self.clock.now())
+        for job, event in found.items():
+            self.post(job, event)
         return found.keys()
 
     def _all_probed(self) -> bool:
@@ -448,67 +379,20 @@ class Dispatcher:
             return
         here = [host for host in self.fleet.host_views() if host.reachable and not host.cordoned]
         left = [waiting for waiting in self._deciding.board.waiting() if waiting.job not in but]
-        thinned = self._thin_out(left, lambda: here)
-        for waiting in left:
-            if waiting.reason not in PASSING and waiting.job not in thinned:
-                self.post(
-                    waiting.job,
-                    m.TransferFailed(
-                        at=self.clock.now(), reason=waiting.reason, message=waiting.message
-                    ),
-                )
+        posted = self._thin_out(left, lambda: here)
+        for job, event in given_up(left, self.clock.now()).items():
+            if job not in posted:
+                self.post(job, event)
 
     def _at_work(self) -> bool:
-        return bool(self._busy) or any(
+        return self._tasks.busy or any(
             job.step not in (Step.PLACE, Step.REST) for job in self._jobs.values()
         )
 
     def _drained(self) -> bool:
         return (
             not self._queue
-            and not self._busy
+            and not self._tasks.busy
             and not self._plans
             and all(job.state in SETTLED for job in self._jobs.values())
         )
-
-    # --- tasks ---
-
-    def _copy(self, job: Job, work: Coroutine[Any, Any, Event]) -> None:
-        """A transfer is the one effect that a cancel ends here instead of on the host."""
-        self._copies[job.id] = self._spawn(job, work)
-
-    def _spawn(self, job: Job, work: Coroutine[Any, Any, Event]) -> asyncio.Task[None]:
-        """One effect, one event; a delayed effect waits for its job's `not_before`."""
-
-        async def perform() -> None:
-            try:
-                await asyncio.sleep(max(0.0, job.not_before - self.clock.now()))
-                self.post(job.id, await work)
-            finally:
-                work.close()  # it may have been cancelled before it began
-
-        task = asyncio.create_task(perform(), name=f"effect of {job.id}")
-        self._busy.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _serve(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._services.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._busy.discard(task)
-        self._services.discard(task)
-        self._wake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # A defect of ours: stop rather than go on with half the truth; a restart recovers.
-            self._defect = error
-            self.stop()
-
-    async def _end_tasks(self) -> None:
-        tasks = [*self._busy, *self._services]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

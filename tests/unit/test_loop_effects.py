@@ -66,7 +66,7 @@ async def test_what_an_attempt_took_is_decided_by_once_it_has_ended(tmp_path: Pa
     before = dispatcher.policy
     await store.finish_attempt(job.id, 1, record())
     await dispatcher._transition(job, m.AttemptSucceeded(at=9.0, attempt=1))
-    await asyncio.gather(*dispatcher._services)
+    await dispatcher._tasks.settle()
     dispatcher._undecided = False
     dispatcher._take_up_needs()
     assert dispatcher._undecided, "other needs: everything is decided anew"
@@ -74,7 +74,7 @@ async def test_what_an_attempt_took_is_decided_by_once_it_has_ended(tmp_path: Pa
     dispatcher._undecided = False
     dispatcher._take_up_needs()
     assert not dispatcher._undecided
-    await dispatcher._end_tasks()
+    await dispatcher._tasks.end()
     await store.close()
 
 
@@ -86,17 +86,17 @@ async def test_inputs_are_brought_back_only_when_the_old_copy_is_gone(tmp_path: 
         id="j", kind=JobKind.RECONSTRUCT, acquisition="a", name="j", auv="x", created_at=0.0,
         state=JobState.CLAIMED, step=Step.TRANSFER, host="b",
     )  # fmt: skip
-    dispatcher._perform(job, m.ReclaimInputs(job="j", host="a"), stimulus="")
-    dispatcher._perform(job, m.TransferInputs(job="j", host="b"), stimulus="")
+    dispatcher._performing.perform(job, m.ReclaimInputs(job="j", host="a"), stimulus="")
+    dispatcher._performing.perform(job, m.TransferInputs(job="j", host="b"), stimulus="")
     await files.brought.wait()
     assert files.told == ["brought to b"], "another host does not wait"
     files.brought.clear()
-    dispatcher._perform(job, m.TransferInputs(job="j", host="a"), stimulus="")
+    dispatcher._performing.perform(job, m.TransferInputs(job="j", host="a"), stimulus="")
     for _ in range(10):  # turns of the event loop, each of which could begin the copy
         await asyncio.sleep(0)
     assert files.told == ["brought to b"]
     files.removed.set()
     await files.brought.wait()
     assert files.told == ["brought to b", "removed from a", "brought to a"]
-    await dispatcher._end_tasks()
+    await dispatcher._tasks.end()
     await store.close()
