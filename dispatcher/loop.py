@@ -18,10 +18,11 @@ from pathlib import Path
 from dispatcher.clock import Clock
 from dispatcher.core import model as m
 from dispatcher.core.board import Board, Placement
-from dispatcher.core.hopeless import given_up, thinned
+from dispatcher.core.hopeless import given_up, too_large
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Event, Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
+from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import HostView
 from dispatcher.deciding import Deciding
 from dispatcher.effects import Effects
@@ -42,7 +43,6 @@ from dispatcher.story import tell
 from dispatcher.tasks import Tasks
 
 log = logging.getLogger("cosma")
-
 # What the last decision led to: nothing becomes free by it.
 DECIDED = (m.HostAssigned, m.StagePlaced, m.AttemptStarted)
 
@@ -359,12 +359,14 @@ class Dispatcher:
     def _thin_out(
         self, waiting: Iterable[Waiting], hosts: Callable[[], Iterable[HostView]]
     ) -> Set[str]:
-        """Returns those jobs that get done with fewer frames."""
-        if not self._all_probed():
+        """What none of `hosts` has the RAM for gets done with fewer frames. Returns those jobs."""
+        large = too_large(waiting)
+        if not large or not self._all_probed():
             return set()
-        found = thinned(waiting, self._jobs, hosts, self.policy, self.clock.now())
-        for job, event in found.items():
-            self.post(job, event)
+        found = strides_that_fit([self._jobs[job] for job in large], hosts(), self.policy)
+        for job, stride in found.items():
+            thinner = m.FramesThinned(at=self.clock.now(), stride=stride, message=large[job])
+            self.post(job, thinner)
         return found.keys()
 
     def _all_probed(self) -> bool:

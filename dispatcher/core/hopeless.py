@@ -1,13 +1,10 @@
-"""Jobs that wait for what no host of this farm has: done with fewer frames, or held. Pure."""
+"""Jobs that wait for what no host of this farm has. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
-from dispatcher.core.model import FramesThinned, Job, Reason, TransferFailed, Waiting
-from dispatcher.core.policy import Policy
-from dispatcher.core.thinning import strides_that_fit
-from dispatcher.core.views import HostView
+from dispatcher.core.model import Reason, TransferFailed, Waiting
 
 # Waiting that ends by itself, so that a draining dispatcher must not give up on it.
 PASSING = frozenset(
@@ -27,22 +24,9 @@ PASSING = frozenset(
 TOO_LARGE = frozenset({Reason.RAM_TOO_SMALL, Reason.NO_GPU_FITS})
 
 
-def thinned(
-    waiting: Iterable[Waiting],
-    jobs: Mapping[str, Job],
-    hosts: Callable[[], Iterable[HostView]],
-    policy: Policy,
-    at: float,
-) -> dict[str, FramesThinned]:
-    """By job: what none of `hosts` has the RAM for gets done with fewer frames."""
-    too_large = {one.job: one.message for one in waiting if one.reason in TOO_LARGE}
-    if not too_large:
-        return {}
-    found = strides_that_fit([jobs[job] for job in too_large], hosts(), policy)
-    return {
-        job: FramesThinned(at=at, stride=stride, message=too_large[job])
-        for job, stride in found.items()
-    }
+def too_large(waiting: Iterable[Waiting]) -> dict[str, str]:
+    """Job -> message of those that no host can hold by their own plan."""
+    return {one.job: one.message for one in waiting if one.reason in TOO_LARGE}
 
 
 def given_up(waiting: Iterable[Waiting], at: float) -> dict[str, TransferFailed]:
