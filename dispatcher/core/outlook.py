@@ -18,6 +18,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dispatcher.core.forecast import Seconds, play
 from dispatcher.core.model import SETTLED, Job, Waiting
@@ -72,9 +73,14 @@ def quantile(span: Span, share: float) -> float:
     linear, and beyond them it goes on with the same slope: durations are skewed and never
     negative.
     """
-    low, likely, high = (math.log(max(1e-6, s)) for s in (span.low, span.likely, span.high))
-    slope = (likely - low) / 0.4 if share < 0.5 else (high - likely) / 0.4
-    return math.exp(likely + (share - 0.5) * slope)
+    likely, shorter, longer = _slopes(span.low, span.likely, span.high)
+    return math.exp(likely + (share - 0.5) * (shorter if share < 0.5 else longer))
+
+
+@lru_cache(maxsize=4096)
+def _slopes(*seconds: float) -> tuple[float, float, float]:
+    low, likely, high = (math.log(max(1e-6, one)) for one in seconds)
+    return likely, (likely - low) / 0.4, (high - likely) / 0.4
 
 
 def chance(key: str) -> float:
