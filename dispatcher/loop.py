@@ -22,7 +22,7 @@ from dispatcher.core.hopeless import given_up, too_large
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Event, Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
-from dispatcher.core.thinning import strides_that_fit
+from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.views import HostView
 from dispatcher.deciding import Deciding
 from dispatcher.effects import Effects
@@ -352,21 +352,26 @@ class Dispatcher:
         for reservation in decision.stages:
             self.post(reservation.job, m.StagePlaced(at=self.clock.now(), reservation=reservation))
         await self._deciding.tell()
-        posted = self._thin_out(self._deciding.waiting.values(), self.fleet.host_views)
+        reduced = self._take_smaller_plans(self._deciding.waiting.values(), self.fleet.host_views)
         if self.once:
-            self._give_up_on(decision, but=posted)
+            self._give_up_on(decision, but=reduced)
 
-    def _thin_out(
+    def _take_smaller_plans(
         self, waiting: Iterable[Waiting], hosts: Callable[[], Iterable[HostView]]
     ) -> Set[str]:
-        """What none of `hosts` has the RAM for gets done with fewer frames. Returns those jobs."""
+        """What none of `hosts` can hold gets done by a smaller plan. Returns those jobs."""
         large = too_large(waiting)
         if not large or not self._all_probed():
             return set()
-        found = strides_that_fit([self._jobs[job] for job in large], hosts(), self.policy)
-        for job, stride in found.items():
-            thinner = m.FramesThinned(at=self.clock.now(), stride=stride, message=large[job])
-            self.post(job, thinner)
+        found = plans_that_fit([self._jobs[job] for job in large], hosts(), self.policy)
+        for job, plan in found.items():
+            self.post(
+                job,
+                m.PlanReduced(
+                    at=self.clock.now(), shrink=plan.shrink, stride=plan.stride,
+                    message=large[job],
+                ),
+            )
         return found.keys()
 
     def _all_probed(self) -> bool:
@@ -381,9 +386,9 @@ class Dispatcher:
             return
         here = [host for host in self.fleet.host_views() if host.reachable and not host.cordoned]
         left = [waiting for waiting in self._deciding.board.waiting() if waiting.job not in but]
-        posted = self._thin_out(left, lambda: here)
+        reduced = self._take_smaller_plans(left, lambda: here)
         for job, event in given_up(left, self.clock.now()).items():
-            if job not in posted:
+            if job not in reduced:
                 self.post(job, event)
 
     def _at_work(self) -> bool:

@@ -7,7 +7,6 @@ import logging
 from dispatcher.core.model import (
     AttemptFailed,
     Event,
-    FramesThinned,
     HandedOver,
     HandoffAbandoned,
     HostAssigned,
@@ -15,9 +14,11 @@ from dispatcher.core.model import (
     Job,
     JobState,
     LeftoversReclaimed,
+    PlanReduced,
     ReclaimFailed,
     StagePlaced,
 )
+from dispatcher.core.shape import smaller_words
 
 log = logging.getLogger("cosma")
 
@@ -60,8 +61,8 @@ def _line(before: Job, after: Job, event: Event) -> str:
             elif after.need_mib != before.need_mib:
                 again += f" where {after.need_mib} MiB are free"
             return f"{event.reason}: {event.message}{again}"
-        case FramesThinned():
-            return f"takes every {event.stride}. frame only, so that it fits: {event.message}"
+        case PlanReduced():
+            return f"{smaller_words(after)}, so that it fits: {event.message}"
         case InputsReclaimed():
             trimmed = (
                 f"{event.trimmed_bytes} bytes trimmed"

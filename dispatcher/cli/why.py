@@ -17,6 +17,7 @@ from dispatcher.core.memory import shares
 from dispatcher.core.model import SETTLED, Job, JobState, Step
 from dispatcher.core.outlook import Outlook, look_ahead
 from dispatcher.core.remedy import remedies
+from dispatcher.core.shape import smaller_words
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings
@@ -62,6 +63,7 @@ async def _known(store: Store, found: Job) -> dict[str, Any]:
         "reason": str(found.reason or ""),
         "message": found.message,
         "advice": found.advice,
+        "smaller_plan": smaller_words(found),
         "per_host": {},
         "gpus": [],
         "eta": None,
@@ -147,6 +149,8 @@ def _show(view: dict[str, Any], outlook: Outlook | None) -> None:
     print(f"{head}, stage {view['stage']}")
     if view["reason"] or view["message"]:
         print(": ".join(filter(None, (view["reason"], view["message"]))))
+    if view["smaller_plan"]:
+        print(f"no host can hold its own plan: {view['smaller_plan']}")
     for risk in view["at_risk"]:
         print(f"{risk['line']}\n  {risk['why']}")
     for host, line in view["per_host"].items():

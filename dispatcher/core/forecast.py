@@ -33,8 +33,8 @@ from dispatcher.core.need import Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
 from dispatcher.core.played import Decided, Played, Ran
+from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.snapshot import Snapshot
-from dispatcher.core.thinning import strides_that_fit
 from dispatcher.core.views import GpuView, HostView
 
 _REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "trimmed_bytes": None}  # nobody reads it
@@ -69,7 +69,7 @@ def play(
     """
     farm = _Farm(snapshot, seconds, fault, board or Board(snapshot.policy), trace)
     farm.begin()
-    while farm.events or farm.thin_out():
+    while farm.events or farm.take_smaller_plans():
         first = farm.events[0][0]
         steps = math.ceil((first - snapshot.now) / tick_s) if tick_s else 0
         farm.turn(max(first, snapshot.now + steps * tick_s))
@@ -140,13 +140,15 @@ class _Farm:
             self._undecided = False
             self._carry_out(self._decide(now), now)
 
-    def thin_out(self) -> bool:
-        """What no host has the RAM for gets done with fewer frames; whether there was any."""
+    def take_smaller_plans(self) -> bool:
+        """What no host can hold gets done by a smaller plan; whether there was any."""
         left = [self._jobs[waiting.job] for waiting in self._board.waiting()]
-        found = strides_that_fit(left, self._hosts.values(), self._snapshot.policy) if left else {}
-        for job, stride in found.items():
-            thinned = m.FramesThinned(at=self._now, stride=stride, message="played")
-            self._at(self._now, job, thinned)
+        found = plans_that_fit(left, self._hosts.values(), self._snapshot.policy) if left else {}
+        for job, plan in found.items():
+            reduced = m.PlanReduced(
+                at=self._now, shrink=plan.shrink, stride=plan.stride, message="played"
+            )
+            self._at(self._now, job, reduced)
         return bool(found)
 
     def played(self) -> Played:

@@ -24,7 +24,7 @@ from dispatcher.core.moving import (
     needs_inputs,
 )
 from dispatcher.core.retry import decide
-from dispatcher.core.shape import MAX_STRIDE, measured, thinned
+from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, measured, reduced
 from dispatcher.core.transition import NO_REASON, IllegalTransition, Outcome, StaleEvent, story
 
 __all__ = [
@@ -107,10 +107,12 @@ def _transfer_failed(job: Job, event: Any) -> Outcome:
     return after_failure(job, event, Step.TRANSFER, (bring(job),))
 
 
-def _frames_thinned(job: Job, event: Any) -> Outcome:
-    if not job.stride < event.stride <= MAX_STRIDE:
+def _plan_reduced(job: Job, event: Any) -> Outcome:
+    known, wanted = (job.shrink, job.stride), (event.shrink, event.stride)
+    smaller = job.shrink <= event.shrink <= MAX_SHRINK and job.stride <= event.stride <= MAX_STRIDE
+    if not smaller or known == wanted:
         raise StaleEvent(job, event)  # decided on an older snapshot
-    return thinned(job, event.stride), ()
+    return reduced(job, shrink=event.shrink, stride=event.stride), ()
 
 
 def _unplaceable(job: Job, event: Any) -> Outcome:
@@ -279,7 +281,7 @@ Transition = Callable[[Job, Any], Outcome]
 TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     (Step.PLACE, m.HostAssigned): host_assigned,
     (Step.PLACE, m.StagePlaced): _stage_placed,
-    (Step.PLACE, m.FramesThinned): _frames_thinned,
+    (Step.PLACE, m.PlanReduced): _plan_reduced,
     (Step.PLACE, m.TransferFailed): _unplaceable,
     (Step.PLACE, m.CancelRequested): _cancel_now,
     (Step.TRANSFER, m.InputsReady): _inputs_ready,
@@ -322,6 +324,6 @@ LATE: Final[frozenset[tuple[Step, type[Event]]]] = frozenset(
         *((at, m.TransferFailed) for at in (*LIVE_STEPS, Step.REST)),
         *((at, m.HostAssigned) for at in (Step.TRANSFER, Step.REST)),
         *((at, m.StagePlaced) for at in (Step.TRANSFER, Step.REST)),
-        *((at, m.FramesThinned) for at in Step if at is not Step.PLACE),
+        *((at, m.PlanReduced) for at in Step if at is not Step.PLACE),
     }
 )

@@ -340,9 +340,11 @@ class ResultsCollected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FramesThinned(Event):
-    """No host's RAM can hold what the stages make of all frames: they take every n-th."""
+class PlanReduced(Event):
+    """No host can hold the job by its plan: from now on it trains by one that is `shrink` steps
+    smaller than what was asked for, and its stages take every `stride`-th frame."""
 
+    shrink: int
     stride: int
     message: str  # what is needed, and what the hosts have
 

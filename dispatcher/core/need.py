@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dispatcher.core.expected import expected
+from dispatcher.core.expected import TYPICAL, expected
 from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
 from dispatcher.core.shape import STACK_STAGES, Shape, shape_of
 from dispatcher.core.views import GpuView
@@ -98,7 +98,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstGuess:
-    """MiB; used until enough runs are known. RAM comes from the stack of frames (`expected`)."""
+    """MiB of a typical plan or a larger one, used until enough runs are known. RAM comes from the
+    stack of frames (`expected`)."""
 
     reconstruct_mib: int = 6000
     reconstruct_cpu_mib: int = 1500  # on a device of kind "cpu"
@@ -232,7 +233,9 @@ class Needs:
             guess = max(cost.ram_mib, self._guessed_mib(stage, on_cpu=True))
             vram = ram = known.ram.need(cost.ram_mib, guess, known.runs)
         elif gpu is not None:
-            guess = max(cost.vram_mib, self._guessed_mib(stage, on_cpu=False))
+            typical = expected(stage, TYPICAL).vram_mib
+            share = min(1.0, cost.vram_mib / typical)  # a smaller plan fits a smaller device
+            guess = max(cost.vram_mib, share * self._guessed_mib(stage, on_cpu=False))
             whole = WHOLE_DEVICE * gpu.total_mib
             vram = known.vram.need(cost.vram_mib, guess, known.runs, whole)
             if job.need_mib is not None:

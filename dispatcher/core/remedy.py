@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from dispatcher.core import whatif
 from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, Stage, Step
-from dispatcher.core.retry import SHRINK_STEPS
-from dispatcher.core.shape import shape_of
+from dispatcher.core.shape import MAX_SHRINK, shape_of
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
 
@@ -157,7 +156,7 @@ def _free(trial: _Trial, job: Job) -> Iterator[Remedy]:
 def _smaller(trial: _Trial, job: Job) -> Iterator[Remedy]:
     if job.kind is not JobKind.RECONSTRUCT:
         return
-    for steps in range(job.shrink + 1, SHRINK_STEPS + 1):
+    for steps in range(job.shrink + 1, MAX_SHRINK + 1):
         smaller = dataclasses.replace(job, shrink=steps)
         jobs = tuple(smaller if one.id == job.id else one for one in trial.snapshot.jobs)
         if trial.starts(dataclasses.replace(trial.snapshot, jobs=jobs), job.id):

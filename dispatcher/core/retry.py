@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass
 
 from dispatcher.core.model import Job, JobKind, Layer, Reason, Stage, Step, Verdict
-from dispatcher.core.shape import MAX_STRIDE, SHRINKS, STACK_STAGES, thinned
+from dispatcher.core.shape import MAX_STRIDE, STACK_STAGES, thinned
 
 MAX_DELAY_S = 900.0
 JITTER = 0.25  # a delay lies within +- this share of its nominal value
 OOM_FACTOR = 1.5
-SHRINK_STEPS = len(SHRINKS)  # smaller plans of the training that are tried before a bigger GPU
+SHRINK_STEPS = 2  # smaller plans of the training that are tried before a bigger GPU
 # Results lie on one host only: a collection outlasts a host that is away for half an hour.
 COLLECT_RETRIES = 10
 

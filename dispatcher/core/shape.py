@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,13 @@ from typing import Any
 from dispatcher.core.model import Job, Stage
 
 # (key of train.cpu and train.cuda, factor, least): fewer gaussians first, then smaller images.
-SHRINKS: tuple[tuple[str, float, int], ...] = (("cap", 0.6, 100), ("width", 0.75, 32))
+SHRINKS: tuple[tuple[str, float, int], ...] = (
+    ("cap", 0.6, 100),
+    ("width", 0.75, 32),
+    ("cap", 0.6, 100),
+    ("cap", 0.6, 100),
+)
+MAX_SHRINK = len(SHRINKS)
 # The stages that hold all frames, or what is found in all of them, in memory at once.
 STACK_STAGES = frozenset({Stage.COLMAP_RECONSTRUCTION, Stage.TRAINING})
 MAX_STRIDE = 8  # neighbours further apart than this do not overlap any more
@@ -56,6 +63,27 @@ def thinned(job: Job, stride: int) -> Job:
         stride=stride,
         need_ram_mib=None if need is None else -(-need * job.stride // stride),
     )
+
+
+def reduced(job: Job, *, shrink: int, stride: int) -> Job:
+    """The job by a smaller plan; what it asked of a device after failing was for more gaussians."""
+    need = job.need_mib
+    if need is not None:
+        gone = (factor for key, factor, _ in SHRINKS[job.shrink : shrink] if key == "cap")
+        need = math.ceil(need * math.prod(gone))
+    return dataclasses.replace(thinned(job, stride), shrink=shrink, need_mib=need)
+
+
+def smaller_words(job: Job) -> str:
+    """In what the job's plan is smaller than what was asked for; "": in nothing."""
+    words = []
+    if job.shrink:
+        cap = shape_of(job, Stage.TRAINING).cap
+        most = f" of at most {cap} gaussians" if cap else ""
+        words.append(f"trains by a smaller plan{most} (step {job.shrink} of {MAX_SHRINK})")
+    if job.stride > 1:
+        words.append(f"takes every {job.stride}. frame only")
+    return " and ".join(words)
 
 
 def measured(job: Job, metrics: Mapping[str, Any]) -> Job:

@@ -71,7 +71,7 @@ async def test_all_that_needs_depend_on_comes_back_with_the_job(store: Store) ->
     await fill(store, job)
     assert await store.job(job.id) == job
     changed = dataclasses.replace(job, frames=90, pixels=80, cap=70, train_steps=60, stride=8)
-    await store.apply(job, changed, m.FramesThinned(at=1.0, stride=8, message="x"))
+    await store.apply(job, changed, m.PlanReduced(at=1.0, shrink=0, stride=8, message="x"))
     assert await store.job(job.id) == dataclasses.replace(changed, revision=1)
 
 

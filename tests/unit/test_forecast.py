@@ -178,7 +178,7 @@ def test_the_same_snapshot_has_the_same_future(farm: Snapshot) -> None:
 
 
 def test_a_job_that_fits_nowhere_is_left_with_its_reason_and_its_siblings_end() -> None:
-    farm = snapshot([job("big", need_mib=90_000), job("small")], host("h"))
+    farm = snapshot([job("big", need_mib=900_000), job("small")], host("h"))
     run = play(farm)
     assert set(run.ended) == {"small"}
     (waiting,) = run.left
@@ -340,7 +340,7 @@ def test_a_long_queue_has_its_interval_too() -> None:
 
 
 def test_an_acquisition_with_a_job_that_never_ends_has_no_end() -> None:
-    look = look_ahead(snapshot([job("big", need_mib=90_000), job("small")], host("h")))
+    look = look_ahead(snapshot([job("big", need_mib=900_000), job("small")], host("h")))
     assert "reef" not in look.acquisitions
     assert set(look.jobs) == {"small"}
     assert [waiting.job for waiting in look.left] == ["big"]

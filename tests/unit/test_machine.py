@@ -22,6 +22,7 @@ from dispatcher.core.machine import (
 )
 from dispatcher.core.model import Job, JobKind, JobState, Layer, Reason, Stage, Step
 from dispatcher.core.moving import needs_inputs
+from dispatcher.core.shape import MAX_STRIDE
 
 FAILURES = [r for r in Reason if r is not Reason.BACKOFF]
 
@@ -327,16 +328,23 @@ def test_out_of_ram_asks_for_more_of_it_then_takes_fewer_frames(stage: Stage) ->
     assert held.state is JobState.HELD and held.stride == 4
 
 
-def test_what_fits_no_host_takes_fewer_frames_and_never_more() -> None:
-    job = new_job(need_ram_mib=9000)
-    thinned, effects = step(job, m.FramesThinned(at=0.0, stride=3, message="x"))
+def plan(shrink: int, stride: int) -> m.PlanReduced:
+    return m.PlanReduced(at=0.0, shrink=shrink, stride=stride, message="x")
+
+
+def test_what_fits_no_host_takes_a_smaller_plan_and_never_a_larger_one() -> None:
+    job = new_job(need_ram_mib=9000, need_mib=7000)
+    thinned, effects = step(job, plan(0, 3))
     assert (thinned.stride, thinned.need_ram_mib, effects) == (3, 3000, ())
-    assert thinned.step is Step.PLACE
-    for stride in (2, 3, 9):
+    assert (thinned.step, thinned.shrink, thinned.need_mib) == (Step.PLACE, 0, 7000)
+    shrunk, _ = step(thinned, plan(2, 3))
+    assert (shrunk.stride, shrunk.shrink, shrunk.need_ram_mib) == (3, 2, 3000)
+    assert shrunk.need_mib == 4200, "it was asked for by a larger plan"
+    for stale in (plan(2, 3), plan(1, 4), plan(3, 2), plan(2, MAX_STRIDE + 1), plan(9, 3)):
         with pytest.raises(StaleEvent):
-            step(thinned, m.FramesThinned(at=0.0, stride=stride, message="x"))
+            step(shrunk, stale)
     with pytest.raises(StaleEvent):
-        step(at_run(Stage.TRAINING), m.FramesThinned(at=0.0, stride=2, message="x"))
+        step(at_run(Stage.TRAINING), plan(0, 2))
 
 
 def test_a_job_knows_its_frames_once_they_are_extracted() -> None:
