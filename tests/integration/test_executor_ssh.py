@@ -18,6 +18,7 @@ import pytest_asyncio
 from dispatcher import agent_bundle
 from dispatcher.core.model import Reason
 from dispatcher.errors import AgentBroken, AgentRefusal, TakenOver, TransferError, TransportError
+from dispatcher.executors.base import Wanted
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
@@ -356,6 +357,70 @@ async def test_a_running_attempt_is_renewed_and_cancelled(
     (status,) = await executor.status([ref])
     assert status.state is AttemptState.FINISHED
     assert status.exit is not None and status.exit.cause == "cancelled"
+
+
+async def test_a_lost_session_fails_its_calls_and_the_next_call_opens_another(
+    executor: SshExecutor, run_dir: str, tmp_path: Path, server: Sshd
+) -> None:
+    os.mkfifo(ready := tmp_path / "ready")
+    body = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(ready)!r}, 'w').close()\ntime.sleep(60)\n"
+    )
+    await executor.start(spec_of(run_dir, fake_stage(tmp_path / "stage", body)))
+    await asyncio.to_thread(ready.read_bytes)
+    ref = AttemptRef(run_dir=run_dir, attempt=1)
+    waiting = asyncio.create_task(executor.cancel(ref, epoch=1, grace_s=2.0))
+    noted = Path(run_dir) / "attempts" / "1" / "cancel.json"
+    while not await asyncio.to_thread(noted.exists):
+        (status,) = await executor.status([ref])  # not held up by the call that waits
+    assert status.state is AttemptState.RUNNING and not waiting.done()
+    server.kill_sessions()
+    with pytest.raises(TransportError) as caught:
+        await waiting
+    assert caught.value.sent, "it arrived, and the host goes on with it"
+    over = await executor.cancel(ref, epoch=1, grace_s=2.0)
+    assert over.exit is not None and over.exit.cause == "cancelled"
+
+
+async def test_a_call_without_an_answer_is_a_lost_link(
+    executor: SshExecutor, run_dir: str, tmp_path: Path
+) -> None:
+    await executor.probe()
+    with pytest.raises(TransportError, match="no answer to `probe` within 0 s") as caught:
+        await executor.probe(timeout_s=0.0)
+    assert caught.value.reason is Reason.HOST_UNREACHABLE
+    assert (await executor.probe()).disk_free_bytes > 0, "the session is still good"
+
+
+async def test_small_files_come_in_one_call_and_what_is_wrong_is_named(
+    executor: SshExecutor, run_dir: str, tmp_path: Path
+) -> None:
+    there = Path(run_dir) / "output"
+    there.mkdir(parents=True)
+    wanted = []
+    for index in range(12):
+        content = random.Random(index).randbytes(40_000 * (index % 3))  # more than one portion
+        (there / f"f{index}").write_bytes(content)
+        digest = hashlib.sha256(b"other" if index == 5 else content).hexdigest()
+        wanted.append(
+            Wanted(
+                path=f"output/f{index}", kind="preview", local=tmp_path / "here" / f"f{index}",
+                bytes=len(content), sha256=digest,
+            )
+        )  # fmt: skip
+    gone = Wanted(
+        path="output/gone", kind="preview", local=tmp_path / "here" / "gone", bytes=1, sha256="0"
+    )
+    left = await executor.collect_small(run_dir, [*wanted, gone])
+    assert left == [wanted[5], gone]
+    for file in wanted:
+        name = file.local.name
+        assert file is wanted[5] or file.local.read_bytes() == (there / name).read_bytes()
+    assert not wanted[5].local.exists() and not list(tmp_path.rglob("*.part"))
+    stamp = wanted[0].local.stat().st_mtime_ns
+    assert await executor.collect_small(run_dir, wanted[:2]) == []
+    assert wanted[0].local.stat().st_mtime_ns == stamp, "what is here already stays"
 
 
 async def test_the_host_itself_fetches_and_reclaims(
