@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dispatcher.core.machine import IllegalTransition, StaleEvent, step
 from dispatcher.core.model import Job, Reason, Step
 from dispatcher.core.place import Policy
 from dispatcher.core.plan import SegmentView, StitchView
@@ -18,9 +20,10 @@ from dispatcher.heartbeat import dispatcher_runs
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.learning import Learning
+from dispatcher.requests import event_of_request
 from dispatcher.stitching import segment_view, stitch_view
 from dispatcher.store.base import Store
-from dispatcher.store.rows import Attempt, Host, Progress
+from dispatcher.store.rows import Attempt, Host, Progress, Request
 from worker_agent.protocol import HostFacts, ProtocolError
 
 
@@ -60,7 +63,7 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
             hosts=tuple(InventoryHost(name=row.name, address=row.name) for row in hosts)
         )
         notes.append("without an inventory: limits of hosts are taken to be the defaults")
-    jobs = await store.load_jobs()
+    jobs = _as_asked(await store.load_jobs(), await store.pending_requests(), now)
     cordons, breakers = await store.cordons(), await store.breakers()
     cached = _cached(jobs)
     rows = {row.name: row for row in hosts}
@@ -85,6 +88,17 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
         ),
         notes=tuple(notes),
     )
+
+
+def _as_asked(jobs: Iterable[Job], requests: Iterable[Request], now: float) -> list[Job]:
+    """With what the operator has asked for and a dispatcher does first of all."""
+    known = {job.id: job for job in jobs}
+    for request in requests:
+        job = known.get(request.job or "")
+        if job is not None:
+            with contextlib.suppress(IllegalTransition, StaleEvent, KeyError, ValueError):
+                known[job.id], _ = step(job, event_of_request(request, at=now))
+    return list(known.values())
 
 
 def _ago(seconds: float) -> str:

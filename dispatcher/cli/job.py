@@ -14,7 +14,7 @@ import typer
 from dispatcher.cli import options
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import known_job, with_store
-from dispatcher.core.model import Job, Stage, stages_of
+from dispatcher.core.model import TERMINAL, Job, Stage, stages_of
 from dispatcher.core.need import GPU_STAGES
 from dispatcher.core.views import GpuView
 from dispatcher.errors import UsageError
@@ -199,7 +199,18 @@ def priority(
     value: Annotated[int, typer.Argument(help="Higher goes first.")],
     db: options.Database = None,
 ) -> None:
-    """Change the order among jobs that wait."""
+    """Change the order among jobs that wait. `cosma plan --what-if 'priority JOB N'` says before
+    what it would change."""
+
+    async def check(store: Store) -> None:
+        found = await known_job(store, job)
+        if found.state in TERMINAL:
+            raise UsageError(
+                "its priority cannot be changed", where=job, why=f"it has ended: {found.state}",
+                fix="`cosma job retry` runs it again",
+            )  # fmt: skip
+
+    with_store(db, check)
     _ask(db, job, PRIORITY, {"priority": value})
 
 

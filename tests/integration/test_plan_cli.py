@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from dispatcher.core import model as m
-from dispatcher.core.machine import step
 from dispatcher.core.model import Job, JobKind, Reservation, Stage
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Acquisition, Host, Run, Segment
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.stored_farm import load_farm
 from tests.acceptance.cosma import Cosma
+from tests.contract.store_builders import advance
 from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
 
 GIB = 1 << 30
@@ -80,9 +80,7 @@ async def train(store: Store, job: Job, host: str) -> None:
             m.AttemptStarted(at=at, attempt=number),
             *([] if on else [m.AttemptSucceeded(at=at, attempt=number)]),
         ]
-    for event in events:
-        after, _ = step(job, event)
-        job = (await store.apply(job, after, event)).job
+    await advance(store, job, *events)
 
 
 @pytest.fixture
@@ -126,6 +124,28 @@ def test_the_plan_names_the_next_decisions_in_order_and_when_all_is_done(cosma: 
     assert shown.stdout.splitlines()[1].split("\t")[2:5] == ["reef-a-2", "goes to", "gpu-a"]
     assert "more decisions" in shown.stdout
     assert "reef-b-1 never ends, as things are" in shown.stdout
+
+
+def test_a_priority_that_was_asked_for_counts_before_a_dispatcher_runs(cosma: Cosma) -> None:
+    cosma.run("worker", "resume", "gpu-b")
+    assert cosma.run("job", "priority", "reef-b-1", "5").returncode == 0
+    assert cosma.json("plan")["decisions"][0]["job"] == "reef-b-1"
+    assert cosma.run("job", "priority", "reef-a-2", "9").returncode == 0
+    assert cosma.json("plan")["decisions"][0]["job"] == "reef-a-2"
+
+
+def test_the_priority_of_a_job_that_has_ended_is_refused_at_once(cosma: Cosma) -> None:
+    async def end() -> None:
+        store = await SqliteStore.open(cosma.database)
+        job = await store.job("reef-a-2")
+        assert job is not None
+        await advance(store, job, m.CancelRequested(at=1.0))
+        await store.close()
+
+    asyncio.run(end())
+    done = cosma.run("job", "priority", "reef-a-2", "5")
+    assert done.returncode == 2
+    assert "it has ended: cancelled" in done.stderr
 
 
 def test_nothing_is_changed_by_planning(cosma: Cosma) -> None:
