@@ -84,8 +84,8 @@ TWO = Shape(
     "",
     (Stage.FRAME_EXTRACTION, Stage.TRAINING),
     {
-        "FrameExtraction": ["Validation", "FrameExtraction"],
-        "Training": [stage.value for stage in RECONSTRUCT_STAGES[2:]],
+        "FrameExtraction": [stage.value for stage in RECONSTRUCT_STAGES[:5]],
+        "Training": [stage.value for stage in RECONSTRUCT_STAGES[5:]],
     },
 )
 EIGHT = Shape("_eight_stages", RECONSTRUCT_STAGES, {})
