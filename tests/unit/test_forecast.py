@@ -89,6 +89,30 @@ def test_a_link_that_was_never_measured_is_taken_for_a_gigabit() -> None:
     assert run.ended["one"] == pytest.approx(NOW + 10**9 / Policy().link_bytes_s)
 
 
+def test_inputs_for_one_host_follow_one_another_on_its_link() -> None:
+    link = 10e6
+    farm = snapshot(
+        [job("one", input_bytes=10**9), job("two", input_bytes=10**9)],
+        host("h", gpu("GPU-1"), gpu("GPU-2"), link_bytes_s=link),
+    )
+    ends = play(farm, seconds=lambda *_: 0.0).ended
+    assert ends["one"] == pytest.approx(NOW + 10**9 / link)
+    assert ends["two"] == pytest.approx(NOW + 2 * 10**9 / link)
+
+
+def test_a_job_leaves_a_drained_host_with_what_it_has_made() -> None:
+    waiting = job(
+        "one", host="h", state=JobState.RUNNING, stage=Stage.TRAINING, attempt=5,
+        input_bytes=10**9,
+    )  # fmt: skip
+    farm = snapshot([waiting], host("h", draining=True), host("i", link_bytes_s=10e6))
+    trace: list[Decided] = []
+    run = play(farm, seconds=train_only, trace=trace)
+    assert run.ended["one"] == pytest.approx(NOW + 100.0 + 100.0)  # bytes over the link, training
+    first = next(one for one in trace if one.stage is not None)
+    assert (first.stage, first.host) == (Stage.TRAINING, "i")
+
+
 def test_on_one_gpu_the_makespan_is_the_sum_of_what_needs_it() -> None:
     segments = [job(f"s{n}") for n in range(7)]
     farm = snapshot(segments, host("h", max_parallel={"train": 1}))
