@@ -81,4 +81,4 @@ if __name__ == "__main__":
     registry.STAGES = {name: registry.StageEntry("timed") for name in registry.STAGES}
     code = runner.main(sys.argv[1:])
     note(process_start())
-    sys.exit(code)
+    runner.end(code)

@@ -18,6 +18,7 @@ import traceback
 import zlib  # noqa: F401 - before pycolmap, whose wheel exports a zlib of its own that aborts
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from worker_agent.attempts import AttemptFiles
 from worker_agent.checkpoint import Checkpoint, previous_hash, stage_hash
@@ -137,5 +138,13 @@ def main(arguments: list[str]) -> int:
     return 0 if outcome.ok else 1
 
 
+def end(code: int) -> NoReturn:
+    """What is to be kept is on the disk: tearing down an interpreter that has torch in it would
+    only keep the GPU from the next stage."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))
