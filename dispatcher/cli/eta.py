@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 from dispatcher.cli.render import clock_text, human_seconds
-from dispatcher.core.outlook import Eta, Outlook, look_ahead
+from dispatcher.core.outlook import MOST_JOBS, Eta, Outlook, look_ahead
 from dispatcher.store.base import Store
 from dispatcher.stored_farm import load_farm
-
-MOST_JOBS = 2000  # a list of more comes without times: playing them ahead takes seconds
 
 
 async def load_outlook(store: Store, database: Path, inventory: Path | None) -> Outlook | None:
@@ -31,6 +29,8 @@ def eta_json(eta: Eta | None) -> dict[str, float] | None:
 
 def eta_text(eta: Eta | None, outlook: Outlook) -> str:
     """`14:20, in 1 h 5 min (14:05 to 15:10 in 8 of 10 cases)`."""
+    if not outlook.whole:
+        return f"not worked out for more than {MOST_JOBS} jobs"
     if eta is None:
         return "never, as things are"
     low, likely, high = (clock_text(at, outlook.now) for at in (eta.low, eta.likely, eta.high))

@@ -12,7 +12,7 @@ from dispatcher.cli.eta import eta_json, eta_text
 from dispatcher.cli.render import clock_text, human_seconds, print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.core import whatif
-from dispatcher.core.outlook import Outlook, look_ahead
+from dispatcher.core.outlook import MOST_JOBS, Outlook, look_ahead
 from dispatcher.core.played import Decided
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.errors import UsageError
@@ -22,6 +22,7 @@ from dispatcher.stored_farm import StoredFarm, load_farm
 
 COLUMNS = ("time", "in", "job", "does", "host", "gpu", "mib")
 WAITING = ("job", "reason", "message")
+TOO_MANY = f"more than {MOST_JOBS} jobs are not played ahead: this is the next decision only"
 MOVED_JOBS = 10  # those whose end a what-if moves most
 
 
@@ -79,7 +80,7 @@ def _view(farm: StoredFarm, outlook: Outlook, limit: int) -> dict[str, Any]:
     left_out = outlook.waiting
     return {
         "as_of": outlook.now,
-        "notes": list(farm.notes),
+        "notes": [*farm.notes, *([] if outlook.whole else [TOO_MANY])],
         "decisions": [_decision(one, outlook.now) for one in outlook.decisions[:limit]],
         "more_decisions": max(0, len(outlook.decisions) - limit),
         "waiting": [

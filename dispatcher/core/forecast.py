@@ -61,16 +61,20 @@ def play(
     tick_s: float = 0.0,
     board: Board | None = None,
     trace: list[Decided] | None = None,
+    until: float = math.inf,
 ) -> Played:
-    """Until nothing more happens. What ends within one `tick_s` is decided on together, as a
-    dispatcher decides once on all that came while it was busy; 0: every instant on its own.
+    """Until nothing more happens, or nothing more by `until`.
 
+    What ends within one `tick_s` is decided on together, as a dispatcher decides once on all that
+    came while it was busy; 0: every instant on its own.
     `board`: an empty one to decide on; `trace` is given every decision in order.
     """
     farm = _Farm(snapshot, seconds, fault, board or Board(snapshot.policy), trace)
     farm.begin()
     while farm.events or farm.take_smaller_plans():
         first = farm.events[0][0]
+        if first > until:
+            break
         steps = math.ceil((first - snapshot.now) / tick_s) if tick_s else 0
         farm.turn(max(first, snapshot.now + steps * tick_s))
     return farm.played()
@@ -158,7 +162,7 @@ class _Farm:
             ended=self._ended,
             waiting=self._waiting,
             ran=tuple(self._ran),
-            left=self._board.waiting(),
+            left=() if self.events else self._board.waiting(),
             rounds=self._rounds,
             end=self._now,
         )

@@ -28,6 +28,7 @@ from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView
 
 DRAWS = 9  # an interval of 8 in 10
+MOST_JOBS = 3000  # more take too long to play ahead while somebody waits for an answer
 STAGES_PLAYED = 4000  # about half a second of CPU
 
 
@@ -54,6 +55,7 @@ class Outlook:
     waiting: tuple[Waiting, ...]  # after the first of them
     left: tuple[Waiting, ...]
     draws: int
+    whole: bool  # else of so many jobs only the next decision is known, and no end
 
     @property
     def at_once(self) -> frozenset[str]:
@@ -63,7 +65,7 @@ class Outlook:
     @property
     def share(self) -> float:
         """How probable it is that an end falls within its interval."""
-        return (self.draws - 1) / (self.draws + 1)
+        return max(0, self.draws - 1) / (self.draws + 1)
 
 
 def quantile(span: Span, share: float) -> float:
@@ -107,7 +109,10 @@ def drawn(seed: int) -> Seconds:
 def look_ahead(snapshot: Snapshot, *, draws: int = DRAWS) -> Outlook:
     """`draws`: futures beside the likely one; two or more make an interval."""
     trace: list[Decided] = []
-    first = play(snapshot, trace=trace)
+    whole = sum(job.state not in SETTLED for job in snapshot.jobs) <= MOST_JOBS
+    if not whole:
+        draws = 0
+    first = play(snapshot, trace=trace, until=math.inf if whole else snapshot.now)
     settled = {job.id for job in snapshot.jobs if job.state in SETTLED}
     ends = [first.ended]
     for seed in range(draws):
@@ -129,6 +134,7 @@ def look_ahead(snapshot: Snapshot, *, draws: int = DRAWS) -> Outlook:
         waiting=first.waiting,
         left=first.left,
         draws=draws,
+        whole=whole,
     )
 
 

@@ -35,7 +35,8 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """What became of everything. A job that `ended` lacks waits for ever, `left` says why."""
+    """What became of everything. A job that `ended` lacks waits for ever, `left` says why; in a
+    run that was broken off, `left` is empty and such a job may yet end."""
 
     jobs: Mapping[str, Job]  # stitches that were planned on the way included
     began: Mapping[str, float]  # job -> when its next stage was placed

@@ -363,6 +363,18 @@ def test_a_long_queue_has_its_interval_too() -> None:
     assert len(look.jobs) == 81
 
 
+def test_of_too_many_jobs_only_the_next_decision_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dispatcher.core.outlook.MOST_JOBS", 4)
+    farm = snapshot([job(f"s{n}") for n in range(5)], host("h"))
+    look = look_ahead(farm)
+    assert not look.whole
+    assert (look.jobs, look.acquisitions, look.end, look.left) == ({}, {}, None, ())
+    assert look.at_once == {one.job for one in look.decisions} != set()
+    assert look.at_once | {waiting.job for waiting in look.waiting} == {f"s{n}" for n in range(5)}
+
+
 def test_an_acquisition_with_a_job_that_never_ends_has_no_end() -> None:
     look = look_ahead(snapshot([job("big", need_mib=900_000), job("small")], host("h")))
     assert "reef" not in look.acquisitions
