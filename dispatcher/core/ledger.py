@@ -14,12 +14,12 @@ import math
 
 from dispatcher.core.model import Job, Reason, Reservation, Stage, Step
 from dispatcher.core.need import Need
-from dispatcher.core.policy import Ahead, Policy, device_stage, stages_ahead
+from dispatcher.core.pipeline import prefetch, wait_s
+from dispatcher.core.policy import Ahead, Policy, device_stage, model_of, stages_ahead
 from dispatcher.core.views import GpuView, HostView
 
 Refusal = tuple[Reason, str]
 _GIB = float(1 << 30)
-SPARE = 3.0  # times what a steady pipeline needs: jobs differ in length
 
 
 class Ledger:
@@ -42,7 +42,8 @@ class Ledger:
     def show(self, host: HostView) -> None:
         """What a newer probe says."""
         known, self.host = self.host, host
-        if [gpu.uuid for gpu in known.gpus] != [gpu.uuid for gpu in host.gpus]:
+        self._wait_s = None
+        if [*map(model_of, known.gpus)] != [*map(model_of, host.gpus)]:
             for job in (*self.residents.values(), *self.coming.values()):
                 self._reckon(job)
 
@@ -120,22 +121,8 @@ class Ledger:
         """Until a job that came now would find a device free: the device seconds of all that are
         before it, or the longest line for one of the other slots."""
         if self._wait_s is None:
-            self._wait_s = self._work_out_wait()
+            self._wait_s = wait_s(self._ahead.values(), len(self.host.gpus), self.limit)
         return self._wait_s
-
-    def _work_out_wait(self) -> float:
-        heading, gpus = self._ahead.values(), max(1, len(self.host.gpus))
-        if not heading:
-            return 0.0
-        turns = max(0, len(heading) - gpus + 1) / gpus
-        wait = math.fsum(one.device_s for one in heading) / len(heading) * turns
-        lines: dict[str, list[float]] = {}
-        for one in heading:
-            for slot, seconds in one.slots:
-                lines.setdefault(slot, []).append(seconds)
-        lines.pop("train", None)
-        others = (math.fsum(line) / max(1, self.limit(slot)) for slot, line in lines.items())
-        return max(wait, *others) if lines else wait
 
     def room(self) -> Refusal | None:
         """Why no further job may come, whatever it is."""
@@ -143,36 +130,18 @@ class Ledger:
         wire = len(self._on_the_wire())
         if wire > gpus:
             return Reason.SLOT_BUSY, f"has {wire} jobs on the wire (limit {gpus + 1})"
-        heading = list(self._ahead.values())
+        heading = len(self._ahead)
         if not gpus:
             limit = self.limit("extract") + 1
-            if len(heading) < limit:
+            if heading < limit:
                 return None
-            return Reason.SLOT_BUSY, f"holds {len(heading)} jobs (limit {limit}: it has no GPU)"
-        ahead = self._prefetch(heading)
-        if len(heading) < gpus + ahead:
+            return Reason.SLOT_BUSY, f"holds {heading} jobs (limit {limit}: it has no GPU)"
+        ahead = max(self.policy.prefetch, prefetch(self._ahead.values(), gpus, self.limit))
+        if heading < gpus + ahead:
             return None
         return Reason.SLOT_BUSY, (
-            f"holds {len(heading)} jobs (limit {gpus + ahead}: {gpus} GPU + {ahead} prefetched)"
+            f"holds {heading} jobs (limit {gpus + ahead}: {gpus} GPU + {ahead} prefetched)"
         )
-
-    def _prefetch(self, heading: list[Ahead]) -> int:
-        """Jobs beyond one per GPU. A job takes `lead` seconds until it can train; so that no GPU
-        waits for it, the jobs before it must last as long (Little's law), which they cannot when
-        another slot than the GPU's is the bottleneck."""
-        known = [one for one in heading if one.learned and one.device_s > 0.0]
-        if not known:
-            return self.policy.prefetch
-        gpus, jobs = len(self.host.gpus), len(known)
-        device = math.fsum(one.device_s for one in known) / jobs
-        lead = math.fsum(one.lead_s for one in known) / jobs
-        rate = gpus / device
-        slots = {slot for one in known for slot, _ in one.slots} - {"train", "stitch"}
-        for slot in slots:
-            spent = math.fsum(s for one in known for name, s in one.slots if name == slot) / jobs
-            if spent > 0.0:
-                rate = min(rate, max(1, self.limit(slot)) / spent)
-        return max(self.policy.prefetch, math.ceil(SPARE * rate * lead))
 
     # --- what is left ---
 

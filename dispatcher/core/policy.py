@@ -81,7 +81,7 @@ class Policy:
     def need(self, job: Job, gpu: GpuView | None, stage: Stage | None = None) -> Need:
         """Of `stage` (None: the job's next one) on this device; equal for jobs of equal `work`."""
         wanted = job.stage if stage is None else stage
-        key = (self.work(job), wanted, None if gpu is None else _model(gpu))
+        key = (self.work(job), wanted, None if gpu is None else model_of(gpu))
         known: Need | None = self._known.get(key)
         if known is None:
             known = self.needs.of(dataclasses.replace(_rounded(job), stage=wanted), gpu)
@@ -90,7 +90,7 @@ class Policy:
 
     def ahead(self, job: Job, gpus: tuple[GpuView, ...]) -> Ahead:
         """On a host with these devices; on the fastest of them where they differ."""
-        key = (self.work(job), job.stage, tuple(map(_model, gpus)))
+        key = (self.work(job), job.stage, tuple(map(model_of, gpus)))
         known: Ahead | None = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ahead(job, gpus)
@@ -119,7 +119,7 @@ class Policy:
         )
 
 
-def _model(gpu: GpuView) -> tuple[str, str, int]:
+def model_of(gpu: GpuView) -> tuple[str, str, int]:
     """All of a device that needs depend on."""
     return gpu.name, gpu.kind, gpu.total_mib
 

@@ -385,6 +385,22 @@ def test_each_reservation_ends_and_all_that_fits_gets_done(
     assert {told[one.id].reason for one in left} <= never, told
 
 
+def test_time_alone_starts_what_waited_for_it() -> None:
+    """Nobody says so when a delay has passed, or when a job has waited for long."""
+    board = Board(Policy())
+    board.put_host(host())
+    board.put_job(at("here", Stage.VALIDATION, not_before=NOW + 5.0))
+    board.put_job(job("new", not_before=NOW + 5.0))
+    early = board.decide(NOW)
+    assert (early.assignments, early.stages) == ((), ())
+    assert {one.reason for one in board.waiting()} == {Reason.BACKOFF}
+    late = board.decide(NOW + 5.0)
+    assert late.assignments == (("new", "gpu-a"),)
+    assert [one.job for one in late.stages] == ["here"]
+    back = board.decide(NOW)  # the clock was set back
+    assert (back.assignments, back.stages) == ((), ())
+
+
 # --- nothing starves ---
 
 
