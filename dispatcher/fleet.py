@@ -36,7 +36,7 @@ class Fleet:
         self._executors = dict(executors)
         self.inventory = inventory
         self._states = {h.name: self._new(h) for h in inventory.hosts if h.name in self._executors}
-        self._probing: set[str] = set()
+        self._probing: dict[str, asyncio.Event] = {}  # set when that probe has ended
         # What the database says: hosts the operator cordoned (True: to be drained), and breakers
         # by host name or GPU UUID. Kept by dispatcher.quarantine.
         self.cordons: Mapping[str, bool] = {}
@@ -82,7 +82,7 @@ class Fleet:
         state = self._states[name]
         if name in self._probing:
             return state
-        self._probing.add(name)
+        ended = self._probing[name] = asyncio.Event()
         asked = self._clock.monotonic()
         try:
             async with asyncio.timeout(timeout_s + PROBE_MARGIN_S):
@@ -95,8 +95,16 @@ class Fleet:
         else:
             self._reached(name, facts, asked)
         finally:
-            self._probing.discard(name)
+            del self._probing[name]
+            ended.set()
         return self._states.get(name, state)
+
+    async def probe_anew(self, name: str, timeout_s: float = 30.0) -> HostState | None:
+        """As `probe`, but one that is under way may have looked already, and is waited for. None:
+        the host left the inventory."""
+        while (running := self._probing.get(name)) is not None:
+            await running.wait()
+        return await self.probe(name, timeout_s) if name in self._states else None
 
     def _failed(self, name: str, reason: Reason, message: str) -> None:
         state = self._states.get(name)

@@ -23,6 +23,7 @@ from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Event, Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
 from dispatcher.core.smaller_plan import plans_that_fit
+from dispatcher.core.taken import in_doubt
 from dispatcher.core.views import HostView
 from dispatcher.deciding import Deciding
 from dispatcher.effects import Effects
@@ -35,6 +36,7 @@ from dispatcher.performing import Performing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
 from dispatcher.requests import ABANDON, event_of_request
+from dispatcher.second_look import blame
 from dispatcher.session import RESTART, HostSession
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store
@@ -278,8 +280,11 @@ class Dispatcher:
         if not await self._reconciler.host(host):
             self._reconciled.pop(host, None)
 
-    async def _probe(self, host: str) -> None:
-        state = await self.fleet.probe(host, self.pace.probe_timeout_s)
+    async def _probe(self, host: str, *, anew: bool = False) -> None:
+        probe = self.fleet.probe_anew if anew else self.fleet.probe
+        state = await probe(host, self.pace.probe_timeout_s)
+        if state is None:
+            return
         self._probes[host] += 1
         self._deciding.probed(host)
         now = self.clock.now()
@@ -303,11 +308,18 @@ class Dispatcher:
     async def _apply(self, job_id: str, event: Event) -> None:
         job = self._jobs[job_id]
         if isinstance(event, m.AttemptFailed):
+            if in_doubt(job, event):
+                self._tasks.spawn(job, self._look_at_gpu(job, event))
+                return
             event = await self.quarantines.judge(job, event)
         try:
             await self._transition(job, event)
         except StaleEvent as late:
             log.debug("%s", late)
+
+    async def _look_at_gpu(self, job: Job, event: m.AttemptFailed) -> Event:
+        await self._probe(job.host or "", anew=True)
+        return await blame(self.fleet, self.store, job, event)
 
     async def _transition(self, before: Job, event: Event) -> None:
         after, effects = step(before, event)
@@ -368,7 +380,9 @@ class Dispatcher:
             self.post(
                 job,
                 m.PlanReduced(
-                    at=self.clock.now(), shrink=plan.shrink, stride=plan.stride,
+                    at=self.clock.now(),
+                    shrink=plan.shrink,
+                    stride=plan.stride,
                     message=large[job],
                 ),
             )

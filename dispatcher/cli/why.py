@@ -150,7 +150,7 @@ def _show(view: dict[str, Any], outlook: Outlook | None) -> None:
     if view["reason"] or view["message"]:
         print(": ".join(filter(None, (view["reason"], view["message"]))))
     if view["smaller_plan"]:
-        print(f"no host can hold its own plan: {view['smaller_plan']}")
+        print(f"by a smaller plan than was asked for: it {view['smaller_plan']}")
     for risk in view["at_risk"]:
         print(f"{risk['line']}\n  {risk['why']}")
     for host, line in view["per_host"].items():

@@ -16,7 +16,8 @@ from dispatcher.core.model import AttemptFailed, Job, Layer, Reason
 from dispatcher.core.retry import layer_of
 from dispatcher.core.views import Quarantine
 
-# They tell of the link or of one incident that ended all attempts of a host at the same time.
+# They tell of the link, of one incident that ended all attempts of a host at the same time, or of
+# somebody else's program.
 NO_EVIDENCE: Final = frozenset(
     {
         Reason.LEASE_EXPIRED,
@@ -25,6 +26,7 @@ NO_EVIDENCE: Final = frozenset(
         Reason.HOST_KEY_MISMATCH,
         Reason.HOST_AUTH_FAILED,
         Reason.HOST_NOT_READY,
+        Reason.GPU_MEMORY_TAKEN,
     }
 )
 SUSPICIOUS_LAYERS: Final = frozenset({Layer.HOST, Layer.GPU, Layer.CODE})

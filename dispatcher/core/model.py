@@ -136,6 +136,7 @@ class Reason(StrEnum):
     HOST_REBOOTED = "host_rebooted"
     HOST_NOT_READY = "host_not_ready"  # stage dependencies are missing there
     ATTEMPT_VANISHED = "attempt_vanished"
+    GPU_MEMORY_TAKEN = "gpu_memory_taken"  # by others, after it was promised
     AGENT_FAILED = "agent_failed"
     STITCH_NO_INPUTS = "stitch_no_inputs"
 
@@ -305,6 +306,7 @@ class AttemptFailed(Event):
     advice: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
     blame: Layer | None = None  # HOST or GPU: the place is suspect, the job's budget stays
+    looked: bool = False  # at the GPU, for whose memory it was that ran out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

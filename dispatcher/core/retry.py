@@ -97,6 +97,15 @@ RULES: dict[Reason, Rule] = {
     Reason.GPU_FAULT: Rule(
         Layer.GPU, _RETRY, "the GPU reports faults: test or replace it", 3, 5.0, elsewhere_after=1
     ),
+    # Its memory went to others after the promise: with a new promise, here later or elsewhere.
+    Reason.GPU_MEMORY_TAKEN: Rule(
+        Layer.GPU,
+        _RETRY,
+        "end what else uses the GPU, or raise vram_headroom_mib of the host",
+        5,
+        5.0,
+        elsewhere_after=1,
+    ),
     # Transport: says nothing about the job.
     Reason.TRANSFER_FAILED: Rule(Layer.TRANSPORT, _RETRY, "check the link to the host", 5, 2.0),
     Reason.TRANSFER_CORRUPT: Rule(Layer.TRANSPORT, _RETRY, "check the source's disk", 5, 2.0),

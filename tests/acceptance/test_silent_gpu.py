@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dispatcher.errors import ExitCode
 from tests.rehearsal import rehearsal
-from tests.simulated_gpu.farm import ingest, simulate
+from tests.simulated_gpu.farm import simulate
 
 GOOD = "gpu GPU-good 12288 200 ok"
 JOBS = 3
@@ -17,7 +17,7 @@ JOBS = 3
 def test_a_gpu_that_hangs_costs_only_itself(tmp_path: Path) -> None:
     with rehearsal(tmp_path, 1) as farm:
         (gpus,) = simulate(farm, {"host-1": ["gpu GPU-hung 24576 300 hang", GOOD]})
-        ingest(farm, JOBS)
+        farm.ingest(JOBS)
         (host,) = farm.cosma.json("worker", "probe")
         assert [device["uuid"] for device in host["devices"]] == ["GPU-good"]
         assert host["state"] == "reachable" and "GPU 0: did not answer" in host["reason"]
@@ -30,7 +30,7 @@ def test_a_gpu_that_hangs_costs_only_itself(tmp_path: Path) -> None:
 def test_cpu_stages_go_on_where_the_driver_is_gone(tmp_path: Path) -> None:
     with rehearsal(tmp_path, 1) as farm:
         (gpus,) = simulate(farm, {"host-1": [GOOD]})
-        (job,) = ingest(farm, 1)
+        (job,) = farm.ingest(1)
         farm.hold(True)  # in its first stage, on the host it will stay on
         dispatcher = farm.cosma.start("dispatch", "--once")
         farm.cosma.wait_until("it runs", lambda db: _stages(db, "running") == {"Validation"})

@@ -23,9 +23,10 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.rehearsal import rehearsal
 from tests.simulated_gpu.driver import SimulatedGpus
-from tests.simulated_gpu.farm import ingest, simulate
+from tests.simulated_gpu.farm import simulate
 
 JOBS = 40
+TOO_LITTLE, TAKEN = "gpu_out_of_memory", "gpu_memory_taken"  # what a job was promised
 AMBUSHES = 3
 HEADROOM_MIB = 256
 GPUS = {
@@ -142,7 +143,7 @@ def test_forty_jobs_beside_a_thief_of_gpu_memory(tmp_path: Path) -> None:
     slots = {"extract": 2, "sfm": 2, "train": 2, "stitch": 1}
     with rehearsal(tmp_path, len(GPUS), max_parallel=slots, vram_headroom_mib=HEADROOM_MIB) as farm:
         gpus = simulate(farm, GPUS)
-        jobs = ingest(farm, JOBS)
+        jobs = farm.ingest(JOBS)
         with sqlite3.connect(farm.cosma.database) as writer:
             writer.executescript(DIARY)
         with thief(7, gpus, tmp_path / "thief.log"):
@@ -167,10 +168,25 @@ def test_forty_jobs_beside_a_thief_of_gpu_memory(tmp_path: Path) -> None:
                 reader.execute("SELECT job || '#' || attempt, reason FROM attempts"
                                " WHERE state = 'failed'").fetchall()
             )  # fmt: skip
-        assert set(failed.values()) == {"gpu_out_of_memory"}
+            reader.row_factory = sqlite3.Row
+            stored = {row["id"]: row for row in reader.execute("SELECT * FROM jobs")}
+        assert set(failed.values()) <= {TOO_LITTLE, TAKEN}
         history = [line for one in gpus for line in one.history()]
         refused = {line["who"] for line in history if not line["granted"]} - {"thief", "ambush"}
         assert set(failed) == refused  # the device said so, and nobody else
+        # What others took costs a job neither its plan nor its budget.
+        robbed, short = (
+            {name.partition("#")[0] for name, why in failed.items() if why == one}
+            for one in (TAKEN, TOO_LITTLE)
+        )
+        assert robbed, "the ambushes were seen"
+        for job in robbed - short:
+            row = stored[job]
+            assert (row["shrink"], row["need_mib"]) == (0, None), (job, row)
+            assert "resource" not in json.loads(row["retries"]), (job, row)
         taken = Counter(line["who"] for line in history if line["granted"] and line["mib"])
         assert taken["ambush"] == AMBUSHES and taken["thief"] > 5
-        print(f"{len(placed)} placements, {len(failed)} out of memory, {taken['thief']} thefts")
+        print(
+            f"{len(placed)} placements, {len(failed)} out of memory, "
+            f"{len(robbed)} robbed, {taken['thief']} thefts"
+        )

@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.rehearsal import Rehearsal
 from tests.simulated_gpu.driver import SimulatedGpus
-from tests.simulated_gpu.stage import CAP, DIRECTORY
+from tests.simulated_gpu.stage import DIRECTORY
 
 STAGE_PYTHON = """\
 #!/bin/sh
@@ -46,13 +46,6 @@ def simulate(farm: Rehearsal, gpus: Mapping[str, Sequence[str]]) -> list[Simulat
         entry["python"] = str(_script(folder / "agent-python", text))
     farm.hosts.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
     return made
-
-
-def ingest(farm: Rehearsal, jobs: int) -> list[str]:
-    """Jobs of the plan that the stages' use of memory is for."""
-    config = farm.cosma.directory / "plan.yaml"
-    config.write_text(f"train: {{cuda: {{cap: {CAP}}}}}\n")
-    return farm.ingest(jobs, options=("--config", str(config)))
 
 
 def _script(path: Path, text: str) -> Path:

@@ -15,7 +15,7 @@ from worker_agent.stages import rehearsal
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 
 DIRECTORY = "gpus"  # beside the host's work directory
-CAP = 100_000  # gaussians of a whole plan; forty members make a stitch that fits this machine
+CAP = 1_000_000  # gaussians of the default plan
 STITCH_MIB = 1_200
 _SHARES = (0.3, 0.7, 1.0)  # a training grows
 _GROWS_S = 0.1

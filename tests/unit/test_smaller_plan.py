@@ -138,7 +138,7 @@ def test_too_little_of_both_memories_takes_fewer_frames_and_a_smaller_plan() -> 
 
 def test_a_stitch_has_no_smaller_plan() -> None:
     stitch = dataclasses.replace(LONG, kind=JobKind.STITCH, stage=Stage.STITCH)
-    assert plan_that_fits(stitch, [vram(1000, ram_mib=1000)], POLICY) is None
+    assert plan_that_fits(stitch, [vram(3000, ram_mib=1500)], POLICY) is None
 
 
 def test_a_stitch_of_forty_full_members_fits_where_one_of_two_does() -> None:
