@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dispatcher.cli.render import clock_text, human_seconds
 from dispatcher.core.outlook import MOST_JOBS, Eta, Outlook, look_ahead
+from dispatcher.errors import InventoryError
 from dispatcher.store.base import Store
 from dispatcher.stored_farm import load_farm
 
@@ -19,7 +20,12 @@ async def load_outlook(store: Store, database: Path, inventory: Path | None) -> 
         print(f"note: no ETA with more than {MOST_JOBS} jobs here: cosma plan", file=sys.stderr)
     if not 0 < active <= MOST_JOBS:
         return None
-    return look_ahead((await load_farm(store, database, inventory)).snapshot)
+    try:
+        farm = await load_farm(store, database, inventory)
+    except InventoryError as error:
+        print(f"note: no ETA: {error.line}", file=sys.stderr)
+        return None
+    return look_ahead(farm.snapshot)
 
 
 def eta_json(eta: Eta | None) -> dict[str, float] | None:

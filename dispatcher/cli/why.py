@@ -19,6 +19,7 @@ from dispatcher.core.outlook import Outlook, look_ahead
 from dispatcher.core.remedy import remedies
 from dispatcher.core.shape import smaller_words
 from dispatcher.core.snapshot import Snapshot
+from dispatcher.errors import InventoryError
 from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
@@ -35,14 +36,20 @@ def why(
     failed and whose memory it is, when the job will be done, and what would start it now."""
     database = DispatcherSettings.load(database=db).database
 
-    async def work(store: Store) -> tuple[dict[str, Any], StoredFarm]:
+    async def work(store: Store) -> tuple[dict[str, Any], StoredFarm | None]:
         found = await known_job(store, job)
         view = await _known(store, found)
-        return view, await load_farm(store, database, inventory)
+        if found.state in SETTLED:
+            return view, None
+        try:
+            return view, await load_farm(store, database, inventory)
+        except InventoryError as error:
+            view["notes"] = [f"only what the dispatcher last said: {error.line}"]
+            return view, None
 
     view, farm = with_store(db, work)
     outlook = None
-    if view["state"] not in SETTLED:
+    if farm is not None:
         outlook = look_ahead(farm.snapshot)
         _look(view, farm, outlook)
     if json:
@@ -71,7 +78,12 @@ async def _known(store: Store, found: Job) -> dict[str, Any]:
         "remedies": [],
         "notes": [],
     }
-    if found.step is Step.RUN and progress is not None:
+    waiting = (await store.waiting()).get(found.id)
+    if found.step is Step.PLACE and waiting is not None:
+        view["reason"] = str(waiting.reason)
+        view["message"] = waiting.message
+        view["per_host"] = dict(waiting.per_host)
+    elif found.step is Step.RUN and progress is not None:
         age = time.time() - progress.updated_at
         view["message"] = (
             f"{found.stage} on {found.host} is at {progress.fraction:.0%} "

@@ -238,6 +238,11 @@ async def test_without_an_inventory_the_hosts_of_the_database_are_taken(
 ) -> None:
     cosma.inventory.rename(cosma.inventory.with_suffix(".gone"))
     assert cosma.run("plan").returncode == 10  # it was named
+    listed = cosma.run("jobs")
+    assert (listed.returncode, "no ETA" in listed.stderr) == (0, True)
+    assert "reef-b-1" in listed.stdout
+    why = cosma.json("why", "reef-b-1")
+    assert "only what the dispatcher last said" in why["notes"][0]
     monkeypatch.chdir(cosma.directory)
     monkeypatch.delenv("COSMA_INVENTORY", raising=False)
     store = await SqliteStore.open(cosma.database)
