@@ -87,6 +87,8 @@ class Effects:
     async def _delivered(self, job: Job, host: str) -> set[str]:
         """What a transfer that was cut short has brought already. Asking the host instead costs a
         process there for each file, so that short-lived dispatchers would never get further."""
+        if not await self.store.events(job=job.id, kind=DELIVERED, limit=1):
+            return set()
         since = 0
         for kind in ("host_assigned", "inputs_reclaimed", "release_requested"):
             since = max([since, *(e.id for e in await self.store.events(job=job.id, kind=kind))])
