@@ -33,6 +33,7 @@ from dispatcher.heartbeat import write_heartbeat
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.learning import Learning
 from dispatcher.performing import Performing
+from dispatcher.probing import probed
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
 from dispatcher.requests import ABANDON, event_of_request
@@ -40,7 +41,6 @@ from dispatcher.second_look import blame
 from dispatcher.session import RESTART, HostSession
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store
-from dispatcher.store.rows import Host
 from dispatcher.story import tell
 from dispatcher.tasks import Tasks
 
@@ -281,23 +281,12 @@ class Dispatcher:
             self._reconciled.pop(host, None)
 
     async def _probe(self, host: str, *, anew: bool = False) -> None:
-        probe = self.fleet.probe_anew if anew else self.fleet.probe
-        state = await probe(host, self.pace.probe_timeout_s)
+        limit_s = self.pace.probe_timeout_s
+        state = await probed(self.fleet, self.store, self.clock, host, limit_s, anew=anew)
         if state is None:
             return
         self._probes[host] += 1
         self._deciding.probed(host)
-        now = self.clock.now()
-        await self.store.upsert_host(
-            Host(
-                name=host,
-                state="reachable" if state.reachable else str(state.reason),
-                message=state.message,
-                facts=dataclasses.asdict(state.facts) if state.facts else None,
-                probed_at=now if state.reachable else None,
-                updated_at=now,
-            )
-        )
         self._undecided = True
         self._wake.set()
         if state.reachable:
@@ -377,15 +366,7 @@ class Dispatcher:
             return set()
         found = plans_that_fit([self._jobs[job] for job in large], hosts(), self.policy)
         for job, plan in found.items():
-            self.post(
-                job,
-                m.PlanReduced(
-                    at=self.clock.now(),
-                    shrink=plan.shrink,
-                    stride=plan.stride,
-                    message=large[job],
-                ),
-            )
+            self.post(job, plan.taken(self.clock.now(), large[job]))
         return found.keys()
 
     def _all_probed(self) -> bool:

@@ -149,10 +149,7 @@ class _Farm:
         left = [self._jobs[waiting.job] for waiting in self._board.waiting()]
         found = plans_that_fit(left, self._hosts.values(), self._snapshot.policy) if left else {}
         for job, plan in found.items():
-            reduced = m.PlanReduced(
-                at=self._now, shrink=plan.shrink, stride=plan.stride, message="played"
-            )
-            self._at(self._now, job, reduced)
+            self._at(self._now, job, plan.taken(self._now, "played"))
         return bool(found)
 
     def played(self) -> Played:

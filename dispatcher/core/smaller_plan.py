@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 from dispatcher.core.ledger import Ledger
-from dispatcher.core.model import Job, JobKind
+from dispatcher.core.model import Job, JobKind, PlanReduced
 from dispatcher.core.policy import Policy
 from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, reduced
 from dispatcher.core.views import HostView
@@ -19,6 +19,9 @@ class SmallerPlan:
 
     shrink: int
     stride: int
+
+    def taken(self, at: float, message: str) -> PlanReduced:
+        return PlanReduced(at=at, shrink=self.shrink, stride=self.stride, message=message)
 
 
 def plans_that_fit(
