@@ -85,6 +85,9 @@ async def test_what_a_new_probe_shows_is_what_counts(
     await asyncio.sleep(0)
     await dispatcher._apply(job.id, OOM)
     assert dispatcher._jobs[job.id] == job, "nothing is counted before the look"
+    for _ in range(10):  # turns of the event loop, in which the look begins
+        await asyncio.sleep(0)
+    assert not dispatcher._queue, "what was asked before says nothing"
     assert dispatcher._tasks.busy, "a draining dispatcher waits for it"
     host.gate.set()
     found = await posted(dispatcher)
