@@ -292,8 +292,9 @@ def lower_bound_s(snapshot: Snapshot, run: Played, seed: int) -> tuple[float, di
     priced = {model.mib: 0.0 for model in present}
     lead, tail, longest = math.inf, math.inf, 0.0
     stitch_s = 2 * min(_stitch_s(needs, gpu) for gpu in device.values())
-    for job in snapshot.jobs:
-        if run.jobs[job.id].state is not JobState.DONE:
+    for first in snapshot.jobs:
+        job = run.jobs[first.id]  # with the plan it was done by, where memory made that smaller
+        if job.state is not JobState.DONE:
             continue
         took = {
             stage: seconds_for(seed, at, needs.of(at, None))
