@@ -37,7 +37,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu"
+	@# two at once, as much of the time is waiting for hosts; what shares a fixture stays together
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 # Half an hour on a machine with nothing else to do; writes bench/RESULTS.md.
 bench: setup

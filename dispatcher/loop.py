@@ -213,6 +213,11 @@ class Dispatcher:
             if job is None:
                 await self.store.finish_request(request.id, ok=False, answer="no such job")
                 continue
+            if request.kind == ABANDON and not await self._is_silent(job.host):
+                # There the old attempt and its successor would run at once.
+                answer = f"{job.host} is not silent; end its attempt: cosma job cancel {job.id}"
+                await self.store.finish_request(request.id, ok=False, answer=answer)
+                continue
             try:
                 event = (
                     await self._abandon(job, f"request-{request.id}")
@@ -227,6 +232,9 @@ class Dispatcher:
                 await self.store.finish_request(request.id, ok=False, answer=answer)
             else:
                 await self.store.finish_request(request.id, ok=True, answer="done")
+
+    async def _is_silent(self, host: str | None) -> bool:
+        return any(silence.host == host for silence in await self.store.silences())
 
     async def _abandon(self, job: Job, stimulus: str) -> Event:
         """The operator says that a silent host's attempt is dead: nothing may start it later."""

@@ -27,6 +27,7 @@ CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 45.0
 KEEPALIVE_COUNT = 1
 CONNECT_TRIES = 3  # within CONNECT_TIMEOUT_S: a full MaxStartups queue drops connections at random
+SESSION_TRIES = 6  # about two seconds
 FIRST_DELAY_S = 0.25
 # OpenSSH refuses the eleventh session of a connection by default (MaxSessions 10).
 COMMAND_SESSIONS = 8
@@ -147,19 +148,28 @@ class _Link:
     async def open(self, argv: Sequence[str]) -> SshStream:
         await self.sessions.acquire()
         try:
-            connection = await self._connected()
-            try:
-                process = await connection.create_process(
-                    shlex.join(argv), encoding=None, stdin=asyncssh.PIPE, request_pty=False
-                )
-            except asyncssh.ChannelOpenError as error:
-                raise self.unreachable(f"the SSH server opens no session: {error.reason}") from None
-            except (asyncssh.Error, OSError) as error:
-                raise self.unreachable(_text(error)) from None
-            return SshStream(process, self)
+            return SshStream(await self._session(shlex.join(argv)), self)
         except BaseException:
             self.sessions.release()
             raise
+
+    async def _session(self, command: str) -> asyncssh.SSHClientProcess[bytes]:
+        """A busy server still counts sessions whose end was told here already: asked again."""
+        delay = FIRST_DELAY_S / 4
+        for attempt in range(SESSION_TRIES):
+            if attempt:
+                await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+                delay *= 2
+            connection = await self._connected()
+            try:
+                return await connection.create_process(
+                    command, encoding=None, stdin=asyncssh.PIPE, request_pty=False
+                )
+            except asyncssh.ChannelOpenError as error:
+                why = error.reason
+            except (asyncssh.Error, OSError) as error:
+                raise self.unreachable(_text(error)) from None
+        raise self.unreachable(f"the SSH server opens no session: {why}")
 
     async def close(self) -> None:
         async with self.lock:

@@ -38,17 +38,19 @@ def at_work_on(*hosts: str) -> Callable[[sqlite3.Connection], bool]:
     return seen
 
 
-def live_on(farm: Rehearsal, host: str) -> bool:
-    """Whether a process of any attempt lives there."""
+def live_on(farm: Rehearsal, host: str) -> list[str]:
+    """Processes of any attempt that live there: state and command."""
     work_dir = next(item.work_dir for item in farm.hosts.hosts if item.name == host)
     cookie = f"COSMA_ATTEMPT={work_dir}/".encode()
+    found = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and cookie in (entry / "environ").read_bytes():
-                return True
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append(f"{state} {(entry / 'cmdline').read_bytes()!r}")
         except OSError:
             continue  # it ended meanwhile
-    return False
+    return found
 
 
 @pytest.fixture
@@ -128,6 +130,9 @@ def test_only_the_operator_gives_up_what_a_silent_host_may_still_do(farm: Rehear
         ),
     )
     assert rows(cosma, "SELECT attempt, step FROM jobs WHERE id = ?", kept) == [(1, "run")]
+    assert cosma.run(*command.split()[1:]).returncode == 0
+    refused = is_so("count(*) FROM requests WHERE answer LIKE 'host-1 is not silent%'")
+    cosma.wait_until("giving up an attempt of a host that answers is refused", refused)
     farm.hosts.stop_host("host-1")
     cosma.wait_until("it is silent again", is_so("count(*) FROM silences WHERE host = 'host-1'"))
     assert cosma.run(*command.split()[1:]).returncode == 0
@@ -148,7 +153,7 @@ def test_only_the_operator_gives_up_what_a_silent_host_may_still_do(farm: Rehear
                 " AND json_extract(payload, '$.job') = ?", host, job,
             ),
         )  # fmt: skip
-        assert not live_on(farm, host)
+        assert live_on(farm, host) == []
     for job in (kept, moved):
         cosma.wait_until("it is done", is_so("state = 'done' FROM jobs WHERE id = ?", job))
     kill(second, signal.SIGTERM)

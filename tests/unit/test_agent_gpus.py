@@ -109,8 +109,7 @@ def test_a_hung_driver_query_ends_with_the_agent_that_asked(tmp_path: Path) -> N
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
     code = (
-        "from worker_agent import nvidia_smi\n"
-        "print(nvidia_smi.start(()).pid, flush=True); input()"
+        "from worker_agent import nvidia_smi\nprint(nvidia_smi.start(()).pid, flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
