@@ -18,7 +18,7 @@ TREE = """\
 import os, sys
 os.fork()
 block = os.urandom(1 << 20) * 64
-os.write(1, b"ready\n")  # at once: two write to this pipe
+os.write(1, b"ready\\n")  # at once: two write to this pipe
 sys.stdin.read()
 """
 
