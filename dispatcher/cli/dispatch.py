@@ -15,6 +15,7 @@ from dispatcher.cli.render import print_json
 from dispatcher.core.model import JobState
 from dispatcher.daemon import Ended, run_dispatcher
 from dispatcher.errors import ExitCode, NoHost
+from dispatcher.operator_log import operator_log
 from dispatcher.settings import DispatcherSettings
 
 
@@ -32,13 +33,9 @@ def dispatch(
 ) -> None:
     """Place, run, collect and stitch. One dispatcher per database; SIGTERM leaves the hosts'
     work running and the next start takes it up again."""
-    logging.basicConfig(
-        stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    logging.getLogger("cosma").setLevel(logging.DEBUG if verbose else logging.INFO)
-    logging.getLogger("asyncssh").setLevel(logging.ERROR)
     settings = DispatcherSettings.load(database=db, artifacts=artifacts)
-    ended = asyncio.run(run_dispatcher(settings, inventory, once=once))
+    with operator_log(logging.DEBUG if verbose else logging.INFO):
+        ended = asyncio.run(run_dispatcher(settings, inventory, once=once))
     states = Counter(job.state.value for job in ended.jobs.values())
     if json:
         print_json({"jobs": dict(sorted(states.items())), "unreachable": ended.unreachable})
