@@ -13,19 +13,17 @@ from typing import Any
 
 from dispatcher.artifact_store import CHECKPOINT, COLLECTED_KINDS, ArtifactStore
 from dispatcher.clock import Clock
-from dispatcher.core.lease import lease_s, may_requeue_at
-from dispatcher.core.model import (
+from dispatcher.core.events import (
     AttemptFailed,
     AttemptStarted,
     CancelConfirmed,
     Event,
     InputsReady,
-    Job,
-    JobKind,
-    Reason,
     ResultsCollected,
     TransferFailed,
 )
+from dispatcher.core.lease import lease_s, may_requeue_at
+from dispatcher.core.model import Job, JobKind, Reason
 from dispatcher.errors import HostError, TransportError
 from dispatcher.executors.base import Executor, Wanted
 from dispatcher.executors.transfer import SMALL

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dispatcher.artifact_store import COLLECTED_KINDS
 from dispatcher.clock import SystemClock
+from dispatcher.core.events import ReclaimFailed
 from dispatcher.core.machine import LIVE_STEPS, step
-from dispatcher.core.model import TERMINAL, Job, ReclaimFailed, Reservation
+from dispatcher.core.model import TERMINAL, Job, Reservation
 from dispatcher.core.place import SLOT_OF
 from dispatcher.core.reconcile import DIFFERENCES, Kind, reconcile
 from dispatcher.errors import HostError, TakenOver

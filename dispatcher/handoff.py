@@ -10,15 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from dispatcher.artifact_store import CHECKPOINT
 from dispatcher.clock import Clock
+from dispatcher.core.events import Event, HandedOver, HandoffAbandoned, TransferFailed
 from dispatcher.core.handoff import Cost, cost, resume_stage
-from dispatcher.core.model import (
-    Event,
-    HandedOver,
-    HandoffAbandoned,
-    Job,
-    Stage,
-    TransferFailed,
-)
+from dispatcher.core.model import Job, Stage
 from dispatcher.core.need import Needs
 from dispatcher.errors import AgentRefusal, HostError
 from dispatcher.executors.base import Executor

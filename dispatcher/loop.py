@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dispatcher.clock import Clock
-from dispatcher.core import model as m
+from dispatcher.core import events as ev
 from dispatcher.core.board import Board, Placement
+from dispatcher.core.events import Event
 from dispatcher.core.hopeless import given_up, too_large
 from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
-from dispatcher.core.model import SETTLED, Event, Job, Reason, Step, Waiting
+from dispatcher.core.model import SETTLED, Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
 from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.taken import in_doubt
@@ -46,7 +47,7 @@ from dispatcher.tasks import Tasks
 
 log = logging.getLogger("cosma")
 # What the last decision led to: nothing becomes free by it.
-DECIDED = (m.HostAssigned, m.StagePlaced, m.AttemptStarted)
+DECIDED = (ev.HostAssigned, ev.StagePlaced, ev.AttemptStarted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +243,7 @@ class Dispatcher:
         await self.session(job.host or "").abandon(job.id, job.attempt)
         # It may run on there for ever: ended as soon as the host is heard, not an hour later.
         self._reconciled.pop(job.host or "", None)
-        return m.AttemptFailed(
+        return ev.AttemptFailed(
             at=self.clock.now(),
             stimulus=stimulus,
             attempt=job.attempt,
@@ -304,7 +305,7 @@ class Dispatcher:
 
     async def _apply(self, job_id: str, event: Event) -> None:
         job = self._jobs[job_id]
-        if isinstance(event, m.AttemptFailed):
+        if isinstance(event, ev.AttemptFailed):
             if in_doubt(job, event):
                 self._tasks.spawn(job, self._look_at_gpu(job, event))
                 return
@@ -314,7 +315,7 @@ class Dispatcher:
         except StaleEvent as late:
             log.debug("%s", late)
 
-    async def _look_at_gpu(self, job: Job, event: m.AttemptFailed) -> Event:
+    async def _look_at_gpu(self, job: Job, event: ev.AttemptFailed) -> Event:
         await self._probe(job.host or "", anew=True)
         return await blame(self.fleet, self.store, job, event)
 
@@ -327,14 +328,14 @@ class Dispatcher:
                 "another dispatcher changed the database", where=before.id, why=error.what,
                 fix="Leave the work to that one",
             ) from None  # fmt: skip
-        if isinstance(event, m.CancelRequested):
+        if isinstance(event, ev.CancelRequested):
             self._performing.cancel_copy(after.id)
         self._jobs[after.id] = applied.job
         self._deciding.job(before, applied.job)
         if not isinstance(event, DECIDED):
             self._undecided = True
         tell(before, applied.job, event)
-        if isinstance(event, m.AttemptSucceeded | m.AttemptFailed):
+        if isinstance(event, ev.AttemptSucceeded | ev.AttemptFailed):
             self._tasks.serve(self.learning.learn(after.id, event.attempt))
         for effect in effects:
             self._performing.perform(applied.job, effect, stimulus=applied.event)
@@ -357,9 +358,9 @@ class Dispatcher:
             return
         decision = self._deciding.decide(self.policy)
         for job_id, host in decision.assignments:
-            self.post(job_id, m.HostAssigned(at=self.clock.now(), host=host))
+            self.post(job_id, ev.HostAssigned(at=self.clock.now(), host=host))
         for reservation in decision.stages:
-            self.post(reservation.job, m.StagePlaced(at=self.clock.now(), reservation=reservation))
+            self.post(reservation.job, ev.StagePlaced(at=self.clock.now(), reservation=reservation))
         await self._deciding.tell()
         reduced = self._take_smaller_plans(self._deciding.waiting.values(), self.fleet.host_views)
         if self.once:

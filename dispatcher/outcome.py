@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from dispatcher.core.model import AttemptFailed, AttemptSucceeded, Event, Reason
+from dispatcher.core.events import AttemptFailed, AttemptSucceeded, Event
+from dispatcher.core.model import Reason
 from worker_agent.protocol import AttemptState, AttemptStatus, ExitRecord
 
 _CAUSES: dict[str, tuple[Reason, str]] = {

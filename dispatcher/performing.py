@@ -7,8 +7,10 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from dispatcher.core import model as m
-from dispatcher.core.model import Effect, Event, Job
+from dispatcher.core import effects as fx
+from dispatcher.core.effects import Effect
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job
 from dispatcher.effects import Effects
 from dispatcher.tasks import Tasks
 
@@ -31,28 +33,28 @@ class Performing:
     def perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
         spawn, effects = self._tasks.spawn, self._effects
         match effect:
-            case m.TransferInputs():
+            case fx.TransferInputs():
                 bring = partial(effects.transfer_inputs, job, effect.host, stimulus)
                 self._copy(job, self._once_cleared(job, effect.host, bring))
-            case m.HandOver():
+            case fx.HandOver():
                 hand_over = effects.handoff.hand_over
                 bring = partial(hand_over, job, effect.host, effect.source, stimulus)
                 self._copy(job, self._once_cleared(job, effect.host, bring))
-            case m.StartAttempt():
+            case fx.StartAttempt():
                 self._starts[job.id] = spawn(job, effects.start_attempt(job, stimulus))
-            case m.FollowAttempt():
+            case fx.FollowAttempt():
                 self._tasks.serve(effects.follow_attempt(job, stimulus))
-            case m.CancelAttempt():
+            case fx.CancelAttempt():
                 spawn(job, effects.cancel_attempt(job, stimulus))
-            case m.ReclaimInputs():
+            case fx.ReclaimInputs():
                 clear = partial(effects.reclaim_inputs, job, effect.host, stimulus)
                 self._clear(job, effect.host, clear)
-            case m.ReclaimLeftovers():
+            case fx.ReclaimLeftovers():
                 clear = partial(effects.reclaim_leftovers, job, effect.host, stimulus)
                 self._clear(job, effect.host, clear)
-            case m.CollectResults():
+            case fx.CollectResults():
                 self._copy(job, effects.collect_results(job, effect.host, stimulus))
-            case m.PlanStitches():
+            case fx.PlanStitches():
                 self._tasks.serve(self._plan(effect.acquisition))
             case _:
                 raise TypeError(f"no way to perform {effect}")

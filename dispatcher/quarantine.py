@@ -13,7 +13,8 @@ from dataclasses import replace
 from dispatcher.clock import Clock
 from dispatcher.core import breaker as b
 from dispatcher.core.breaker import Breaker, Limits, Position
-from dispatcher.core.model import AttemptFailed, Job, Layer, Step
+from dispatcher.core.events import AttemptFailed
+from dispatcher.core.model import Job, Layer, Step
 from dispatcher.errors import HostError, TransportError
 from dispatcher.fleet import Fleet
 from dispatcher.store.base import Store

@@ -9,16 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dispatcher.clock import Clock
-from dispatcher.core.model import (
-    InputsReclaimed,
-    Job,
-    JobKind,
-    JobState,
-    LeftoversReclaimed,
-    Reason,
-    ReclaimFailed,
-    Stage,
-)
+from dispatcher.core.events import InputsReclaimed, LeftoversReclaimed, ReclaimFailed
+from dispatcher.core.model import Job, JobKind, JobState, Reason, Stage
 from dispatcher.errors import AgentRefusal, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import file_sha256

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from dispatcher.core.model import (
-    CancelRequested,
-    Event,
-    PriorityChanged,
-    ReleaseRequested,
-    Stage,
-)
+from dispatcher.core.events import CancelRequested, Event, PriorityChanged, ReleaseRequested
+from dispatcher.core.model import Stage
 from dispatcher.store.rows import Request
 
 CANCEL = "cancel"

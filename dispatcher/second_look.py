@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dispatcher.core.model import AttemptFailed, Job, Reservation
+from dispatcher.core.events import AttemptFailed
+from dispatcher.core.model import Job, Reservation
 from dispatcher.core.taken import after_a_look
 from dispatcher.core.views import GpuView
 from dispatcher.fleet import Fleet

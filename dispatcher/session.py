@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.clock import Clock
+from dispatcher.core.events import AttemptFailed, Event
 from dispatcher.core.lease import last_attempted, lease_s, may_requeue_at, renew_due
-from dispatcher.core.model import AttemptFailed, Event, Job, Reason, Stage
+from dispatcher.core.model import Job, Reason, Stage
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Follower
 from dispatcher.fleet import Fleet

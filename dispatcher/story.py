@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 
-from dispatcher.core.model import (
+from dispatcher.core.events import (
     AttemptFailed,
     Event,
     HandedOver,
     HandoffAbandoned,
     HostAssigned,
     InputsReclaimed,
-    Job,
-    JobState,
     LeftoversReclaimed,
     PlanReduced,
     ReclaimFailed,
     StagePlaced,
 )
+from dispatcher.core.model import Job, JobState
 from dispatcher.core.shape import smaller_words
 
 log = logging.getLogger("cosma")

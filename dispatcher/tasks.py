@@ -11,7 +11,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dispatcher.clock import Clock
-from dispatcher.core.model import Event, Job
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job
 
 
 class Tasks:

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
-from dispatcher.core.model import AttemptFailed, Job, Layer, Reason
+from dispatcher.core.events import AttemptFailed
+from dispatcher.core.model import Job, Layer, Reason
 from dispatcher.core.retry import layer_of
 from dispatcher.core.views import Quarantine
 

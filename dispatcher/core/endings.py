@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from dispatcher.core import effects as fx
 from dispatcher.core import model as m
-from dispatcher.core.model import Effect, Job, JobState, Reason, Step
+from dispatcher.core.effects import Effect
+from dispatcher.core.model import Job, JobState, Reason, Step
 from dispatcher.core.moving import abandon_copy, leave_behind, outputs_at
 from dispatcher.core.retry import Decision, decide
 from dispatcher.core.transition import Outcome
@@ -70,7 +72,7 @@ def settle_bad(job: Job, event: Any, state: JobState, decision: Decision) -> Out
         message=message,
         advice=f"{advice}; then: cosma job retry {job.id}",
     )
-    return settled, (m.PlanStitches(job=job.id, acquisition=job.acquisition),)
+    return settled, (fx.PlanStitches(job=job.id, acquisition=job.acquisition),)
 
 
 def cancelled(job: Job, message: str) -> Outcome:
@@ -84,7 +86,7 @@ def cancelled(job: Job, message: str) -> Outcome:
         message=message,
         advice=f"to run it after all: cosma job retry {job.id}",
     )
-    effects: list[Effect] = [m.PlanStitches(job=job.id, acquisition=job.acquisition)]
+    effects: list[Effect] = [fx.PlanStitches(job=job.id, acquisition=job.acquisition)]
     if job.inputs_on_host and job.host is not None:
-        effects.append(m.ReclaimInputs(job=job.id, host=job.host))
+        effects.append(fx.ReclaimInputs(job=job.id, host=job.host))
     return after, tuple(effects)

@@ -16,19 +16,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
-from dispatcher.core import model as m
+from dispatcher.core import effects as fx
+from dispatcher.core import events as ev
 from dispatcher.core.board import Board
+from dispatcher.core.events import Event
 from dispatcher.core.machine import StaleEvent, recover, step
-from dispatcher.core.model import (
-    SETTLED,
-    Event,
-    Job,
-    JobState,
-    Reason,
-    Reservation,
-    Step,
-    Waiting,
-)
+from dispatcher.core.model import SETTLED, Job, JobState, Reason, Reservation, Step, Waiting
 from dispatcher.core.need import Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
@@ -180,7 +173,7 @@ class _Farm:
         for job, host in placement.assignments:
             if self._trace is not None:
                 self._trace.append(Decided(at=now, job=job, host=host))
-            self._apply(job, m.HostAssigned(at=now, host=host))
+            self._apply(job, ev.HostAssigned(at=now, host=host))
         for promise in placement.stages:
             self._began.setdefault(promise.job, now)
             if self._trace is not None:
@@ -194,7 +187,7 @@ class _Farm:
                         mib=promise.mib,
                     )
                 )
-            self._apply(promise.job, m.StagePlaced(at=now, reservation=promise))
+            self._apply(promise.job, ev.StagePlaced(at=now, reservation=promise))
 
     # --- events ---
 
@@ -268,32 +261,32 @@ class _Farm:
 
     # --- what hosts and links do ---
 
-    def _perform(self, job: Job, effect: m.Effect, at: float) -> None:
+    def _perform(self, job: Job, effect: fx.Effect, at: float) -> None:
         match effect:
-            case m.TransferInputs():
+            case fx.TransferInputs():
                 end = self._brought(job, effect.host, max(at, job.not_before))
-                self._at(end, job.id, m.InputsReady(at=end))
-            case m.HandOver():
+                self._at(end, job.id, ev.InputsReady(at=end))
+            case fx.HandOver():
                 # What stages made of a video is smaller than it; how much is not stored.
                 begin = max(at, job.not_before)
                 end = self._carried(effect.host, job.input_bytes, begin)
-                there = m.HandedOver(at=end, stage=job.stage, source=effect.source, route="direct")
+                there = ev.HandedOver(at=end, stage=job.stage, source=effect.source, route="direct")
                 self._at(end, job.id, there)
-            case m.ReclaimLeftovers():
-                self._at(at, job.id, m.LeftoversReclaimed(at=at, host=effect.host, **_REMOVED))
-            case m.StartAttempt():
-                self._at(at, job.id, m.AttemptStarted(at=at, attempt=effect.attempt))
-            case m.FollowAttempt():
+            case fx.ReclaimLeftovers():
+                self._at(at, job.id, ev.LeftoversReclaimed(at=at, host=effect.host, **_REMOVED))
+            case fx.StartAttempt():
+                self._at(at, job.id, ev.AttemptStarted(at=at, attempt=effect.attempt))
+            case fx.FollowAttempt():
                 self._follow(job, at)
-            case m.CancelAttempt():
-                self._at(at, job.id, m.CancelConfirmed(at=at))
-            case m.ReclaimInputs():
+            case fx.CancelAttempt():
+                self._at(at, job.id, ev.CancelConfirmed(at=at))
+            case fx.ReclaimInputs():
                 self._reclaimed(job, effect.host)
-                self._at(at, job.id, m.InputsReclaimed(at=at, host=effect.host, **_REMOVED))
-            case m.CollectResults():
+                self._at(at, job.id, ev.InputsReclaimed(at=at, host=effect.host, **_REMOVED))
+            case fx.CollectResults():
                 ready = max(at, job.not_before)
-                self._at(ready, job.id, m.ResultsCollected(at=ready))
-            case m.PlanStitches():
+                self._at(ready, job.id, ev.ResultsCollected(at=ready))
+            case fx.PlanStitches():
                 self._to_plan.add(effect.acquisition)
             case _:
                 raise TypeError(f"no way to play {effect}")
@@ -348,10 +341,10 @@ class _Farm:
         failure = self._fault(job)
         if failure is None:
             end = at + left
-            self._at(end, job.id, m.AttemptSucceeded(at=end, attempt=job.attempt))
+            self._at(end, job.id, ev.AttemptSucceeded(at=end, attempt=job.attempt))
             return
         end = at + left * failure[1]
-        failed = m.AttemptFailed(at=end, attempt=job.attempt, reason=failure[0], message="played")
+        failed = ev.AttemptFailed(at=end, attempt=job.attempt, reason=failure[0], message="played")
         self._at(end, job.id, failed)
 
     def _put(self, host: HostView) -> None:

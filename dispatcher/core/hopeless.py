@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dispatcher.core.model import Reason, TransferFailed, Waiting
+from dispatcher.core.events import TransferFailed
+from dispatcher.core.model import Reason, Waiting
 
 # Waiting that ends by itself, so that a draining dispatcher must not give up on it.
 PASSING = frozenset(

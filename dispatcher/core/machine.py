@@ -12,9 +12,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
+from dispatcher.core import effects as fx
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
+from dispatcher.core.effects import Effect
 from dispatcher.core.endings import after_failure, cancelled, settle_bad
-from dispatcher.core.model import Effect, Event, Job, JobState, Reason, Stage, Step
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job, JobState, Reason, Stage, Step
 from dispatcher.core.moving import (
     bring,
     handed_over,
@@ -47,7 +51,7 @@ def step(job: Job, event: Event) -> Outcome:
 
     Raises IllegalTransition and StaleEvent. The revision is left to the store.
     """
-    if isinstance(event, m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed) and (
+    if isinstance(event, ev.AttemptStarted | ev.AttemptSucceeded | ev.AttemptFailed) and (
         event.attempt != job.attempt or job.reservation is None
     ):
         raise StaleEvent(job, event)
@@ -68,21 +72,21 @@ def recover(job: Job) -> tuple[Effect, ...]:
         case Step.TRANSFER:
             effects.append(bring(job))
         case Step.START:
-            effects.append(m.StartAttempt(job=job.id, attempt=job.attempt))
+            effects.append(fx.StartAttempt(job=job.id, attempt=job.attempt))
         case Step.RUN:
-            effects.append(m.FollowAttempt(job=job.id, attempt=job.attempt))
+            effects.append(fx.FollowAttempt(job=job.id, attempt=job.attempt))
         case Step.COLLECT:
-            effects.append(m.CollectResults(job=job.id, host=host))
+            effects.append(fx.CollectResults(job=job.id, host=host))
         case Step.CANCEL:
-            effects.append(m.CancelAttempt(job=job.id, attempt=job.attempt))
-            effects.append(m.FollowAttempt(job=job.id, attempt=job.attempt))
+            effects.append(fx.CancelAttempt(job=job.id, attempt=job.attempt))
+            effects.append(fx.FollowAttempt(job=job.id, attempt=job.attempt))
         case Step.REST:
-            effects.append(m.PlanStitches(job=job.id, acquisition=job.acquisition))
+            effects.append(fx.PlanStitches(job=job.id, acquisition=job.acquisition))
         case Step.PLACE:
             pass
     if job.inputs_on_host and job.host is not None and _inputs_useless(job):
-        effects.append(m.ReclaimInputs(job=job.id, host=job.host))
-    effects += [m.ReclaimLeftovers(job=job.id, host=name) for name in job.leftovers]
+        effects.append(fx.ReclaimInputs(job=job.id, host=job.host))
+    effects += [fx.ReclaimLeftovers(job=job.id, host=name) for name in job.leftovers]
     return tuple(effects)
 
 
@@ -135,14 +139,14 @@ def _stage_placed(job: Job, event: Any) -> Outcome:
         not_before=0.0,
         **NO_REASON,
     )
-    return started, (m.StartAttempt(job=job.id, attempt=reservation.attempt),)
+    return started, (fx.StartAttempt(job=job.id, attempt=reservation.attempt),)
 
 
 # --- attempts ---
 
 
 def _attempt_started(job: Job, event: Any) -> Outcome:
-    follow = m.FollowAttempt(job=job.id, attempt=event.attempt)
+    follow = fx.FollowAttempt(job=job.id, attempt=event.attempt)
     return dataclasses.replace(job, step=Step.RUN), (follow,)
 
 
@@ -158,9 +162,9 @@ def _attempt_succeeded(before: Job, event: Any) -> Outcome:
         )
     else:
         after = dataclasses.replace(job, step=Step.COLLECT, reservation=None)
-        effects.append(m.CollectResults(job=job.id, host=host))
+        effects.append(fx.CollectResults(job=job.id, host=host))
     if job.inputs_on_host and job.stage in (Stage.FRAME_EXTRACTION, Stage.STITCH):
-        effects.append(m.ReclaimInputs(job=job.id, host=host))
+        effects.append(fx.ReclaimInputs(job=job.id, host=host))
     return after, tuple(effects)
 
 
@@ -193,14 +197,14 @@ def _results_collected(job: Job, event: Any) -> Outcome:
         **NO_REASON,
     )
     return done, (
-        m.PlanStitches(job=job.id, acquisition=job.acquisition),
-        *(m.ReclaimLeftovers(job=job.id, host=host) for host in done.leftovers),
+        fx.PlanStitches(job=job.id, acquisition=job.acquisition),
+        *(fx.ReclaimLeftovers(job=job.id, host=host) for host in done.leftovers),
     )
 
 
 def _collect_failed(job: Job, event: Any) -> Outcome:
     return after_failure(
-        job, event, Step.COLLECT, (m.CollectResults(job=job.id, host=job.host or ""),)
+        job, event, Step.COLLECT, (fx.CollectResults(job=job.id, host=job.host or ""),)
     )
 
 
@@ -221,7 +225,7 @@ def _cancel_attempt(job: Job, event: Any) -> Outcome:
     stopping = dataclasses.replace(
         job, step=Step.CANCEL, reason=Reason.CANCELLED, message=f"cancelled by {event.by}"
     )
-    return stopping, (m.CancelAttempt(job=job.id, attempt=job.attempt),)
+    return stopping, (fx.CancelAttempt(job=job.id, attempt=job.attempt),)
 
 
 def _cancel_held(job: Job, event: Any) -> Outcome:
@@ -236,7 +240,7 @@ def _cancel_again(job: Job, _event: Any) -> Outcome:
 
 def _started_while_cancelling(job: Job, event: Any) -> Outcome:
     # The cancel may have reached the host before the start did.
-    return job, (m.CancelAttempt(job=job.id, attempt=event.attempt),)
+    return job, (fx.CancelAttempt(job=job.id, attempt=event.attempt),)
 
 
 def _cancel_ended(job: Job, _event: Any) -> Outcome:
@@ -265,7 +269,7 @@ def _released(job: Job, event: Any) -> Outcome:
     if job.host is not None and job.inputs_on_host:
         # Bytes that lie there would be left behind on any other host.
         again = dataclasses.replace(fresh, step=Step.TRANSFER, stage=stages[0])
-        return again, (m.TransferInputs(job=job.id, host=job.host),)
+        return again, (fx.TransferInputs(job=job.id, host=job.host),)
     return dataclasses.replace(
         fresh, state=JobState.QUEUED, step=Step.PLACE, stage=stages[0], host=None
     ), ()
@@ -279,51 +283,51 @@ def _priority_changed(job: Job, event: Any) -> Outcome:
 
 Transition = Callable[[Job, Any], Outcome]
 TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
-    (Step.PLACE, m.HostAssigned): host_assigned,
-    (Step.PLACE, m.StagePlaced): _stage_placed,
-    (Step.PLACE, m.PlanReduced): _plan_reduced,
-    (Step.PLACE, m.TransferFailed): _unplaceable,
-    (Step.PLACE, m.CancelRequested): _cancel_now,
-    (Step.TRANSFER, m.InputsReady): _inputs_ready,
-    (Step.TRANSFER, m.HandedOver): handed_over,
-    (Step.TRANSFER, m.HandoffAbandoned): handoff_abandoned,
-    (Step.TRANSFER, m.TransferFailed): _transfer_failed,
-    (Step.TRANSFER, m.CancelRequested): _cancel_transfer,
-    (Step.START, m.AttemptStarted): _attempt_started,
-    (Step.START, m.AttemptSucceeded): _attempt_succeeded,
-    (Step.START, m.AttemptFailed): _attempt_failed,
-    (Step.START, m.CancelRequested): _cancel_attempt,
-    (Step.RUN, m.AttemptSucceeded): _attempt_succeeded,
-    (Step.RUN, m.AttemptFailed): _attempt_failed,
-    (Step.RUN, m.CancelRequested): _cancel_attempt,
-    (Step.COLLECT, m.ResultsCollected): _results_collected,
-    (Step.COLLECT, m.TransferFailed): _collect_failed,
-    (Step.COLLECT, m.CancelRequested): _cancel_now,
-    (Step.CANCEL, m.CancelConfirmed): _cancel_ended,
-    (Step.CANCEL, m.AttemptStarted): _started_while_cancelling,
-    (Step.CANCEL, m.AttemptSucceeded): _cancel_ended,
-    (Step.CANCEL, m.AttemptFailed): _cancel_ended,
-    (Step.CANCEL, m.CancelRequested): _cancel_again,
-    (Step.REST, m.CancelRequested): _cancel_held,
-    (Step.REST, m.ReleaseRequested): _released,
-    **{(at, m.InputsReclaimed): _inputs_reclaimed for at in Step},
-    **{(at, m.LeftoversReclaimed): leftovers_reclaimed for at in Step},
-    **{(at, m.ReclaimFailed): _reclaim_failed for at in Step},
-    **{(at, m.PriorityChanged): _priority_changed for at in Step},
+    (Step.PLACE, ev.HostAssigned): host_assigned,
+    (Step.PLACE, ev.StagePlaced): _stage_placed,
+    (Step.PLACE, ev.PlanReduced): _plan_reduced,
+    (Step.PLACE, ev.TransferFailed): _unplaceable,
+    (Step.PLACE, ev.CancelRequested): _cancel_now,
+    (Step.TRANSFER, ev.InputsReady): _inputs_ready,
+    (Step.TRANSFER, ev.HandedOver): handed_over,
+    (Step.TRANSFER, ev.HandoffAbandoned): handoff_abandoned,
+    (Step.TRANSFER, ev.TransferFailed): _transfer_failed,
+    (Step.TRANSFER, ev.CancelRequested): _cancel_transfer,
+    (Step.START, ev.AttemptStarted): _attempt_started,
+    (Step.START, ev.AttemptSucceeded): _attempt_succeeded,
+    (Step.START, ev.AttemptFailed): _attempt_failed,
+    (Step.START, ev.CancelRequested): _cancel_attempt,
+    (Step.RUN, ev.AttemptSucceeded): _attempt_succeeded,
+    (Step.RUN, ev.AttemptFailed): _attempt_failed,
+    (Step.RUN, ev.CancelRequested): _cancel_attempt,
+    (Step.COLLECT, ev.ResultsCollected): _results_collected,
+    (Step.COLLECT, ev.TransferFailed): _collect_failed,
+    (Step.COLLECT, ev.CancelRequested): _cancel_now,
+    (Step.CANCEL, ev.CancelConfirmed): _cancel_ended,
+    (Step.CANCEL, ev.AttemptStarted): _started_while_cancelling,
+    (Step.CANCEL, ev.AttemptSucceeded): _cancel_ended,
+    (Step.CANCEL, ev.AttemptFailed): _cancel_ended,
+    (Step.CANCEL, ev.CancelRequested): _cancel_again,
+    (Step.REST, ev.CancelRequested): _cancel_held,
+    (Step.REST, ev.ReleaseRequested): _released,
+    **{(at, ev.InputsReclaimed): _inputs_reclaimed for at in Step},
+    **{(at, ev.LeftoversReclaimed): leftovers_reclaimed for at in Step},
+    **{(at, ev.ReclaimFailed): _reclaim_failed for at in Step},
+    **{(at, ev.PriorityChanged): _priority_changed for at in Step},
 }
 
 # What a cancel, or a cancel and a release, has overtaken: replies to effects and decisions that
 # were on their way.
 LATE: Final[frozenset[tuple[Step, type[Event]]]] = frozenset(
     {
-        *((at, m.InputsReady) for at in Step if at is not Step.TRANSFER),
-        *((at, m.HandedOver) for at in Step if at is not Step.TRANSFER),
-        *((at, m.HandoffAbandoned) for at in Step if at is not Step.TRANSFER),
-        *((at, m.ResultsCollected) for at in Step if at is not Step.COLLECT),
-        *((at, m.CancelConfirmed) for at in Step if at is not Step.CANCEL),
-        *((at, m.TransferFailed) for at in (*LIVE_STEPS, Step.REST)),
-        *((at, m.HostAssigned) for at in (Step.TRANSFER, Step.REST)),
-        *((at, m.StagePlaced) for at in (Step.TRANSFER, Step.REST)),
-        *((at, m.PlanReduced) for at in Step if at is not Step.PLACE),
+        *((at, ev.InputsReady) for at in Step if at is not Step.TRANSFER),
+        *((at, ev.HandedOver) for at in Step if at is not Step.TRANSFER),
+        *((at, ev.HandoffAbandoned) for at in Step if at is not Step.TRANSFER),
+        *((at, ev.ResultsCollected) for at in Step if at is not Step.COLLECT),
+        *((at, ev.CancelConfirmed) for at in Step if at is not Step.CANCEL),
+        *((at, ev.TransferFailed) for at in (*LIVE_STEPS, Step.REST)),
+        *((at, ev.HostAssigned) for at in (Step.TRANSFER, Step.REST)),
+        *((at, ev.StagePlaced) for at in (Step.TRANSFER, Step.REST)),
+        *((at, ev.PlanReduced) for at in Step if at is not Step.PLACE),
     }
 )

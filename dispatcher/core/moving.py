@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from dispatcher.core import effects as fx
 from dispatcher.core import model as m
-from dispatcher.core.model import Effect, Job, JobState, Stage, Step
+from dispatcher.core.effects import Effect
+from dispatcher.core.model import Job, JobState, Stage, Step
 from dispatcher.core.transition import NO_REASON, Outcome, StaleEvent
 
 
@@ -24,14 +26,14 @@ def bring(job: Job) -> Effect:
     """What a job at Step.TRANSFER waits for."""
     host = job.host or ""
     if job.origin is not None:
-        return m.HandOver(job=job.id, host=host, source=job.origin)
-    return m.TransferInputs(job=job.id, host=host)
+        return fx.HandOver(job=job.id, host=host, source=job.origin)
+    return fx.TransferInputs(job=job.id, host=host)
 
 
 def leave_behind(job: Job) -> tuple[Effect, ...]:
     """Source bytes on a host the job leaves are of no more use there."""
     if job.inputs_on_host and job.host is not None:
-        return (m.ReclaimInputs(job=job.id, host=job.host),)
+        return (fx.ReclaimInputs(job=job.id, host=job.host),)
     return ()
 
 
@@ -80,7 +82,7 @@ def abandon_copy(job: Job, host: str) -> Outcome:
     left = dataclasses.replace(
         job, leftovers=(*(name for name in job.leftovers if name != host), host)
     )
-    return left, (m.ReclaimLeftovers(job=job.id, host=host),)
+    return left, (fx.ReclaimLeftovers(job=job.id, host=host),)
 
 
 def leftovers_reclaimed(job: Job, event: Any) -> Outcome:

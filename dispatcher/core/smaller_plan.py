@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
+from dispatcher.core.events import PlanReduced
 from dispatcher.core.ledger import Ledger
-from dispatcher.core.model import Job, JobKind, PlanReduced
+from dispatcher.core.model import Job, JobKind
 from dispatcher.core.policy import Policy
 from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, reduced
 from dispatcher.core.views import HostView

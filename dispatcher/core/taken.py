@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from dispatcher.core.model import AttemptFailed, Job, Reason, Step
+from dispatcher.core.events import AttemptFailed
+from dispatcher.core.model import Job, Reason, Step
 from dispatcher.core.views import GpuView
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dispatcher.core.model import Effect, Event, Job
+from dispatcher.core.effects import Effect
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job
 
 Outcome = tuple[Job, tuple[Effect, ...]]
 

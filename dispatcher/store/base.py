@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import Event, Job, JobState, Reservation, Waiting
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (

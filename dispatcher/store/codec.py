@@ -8,17 +8,8 @@ import sqlite3
 from typing import Any
 
 from dispatcher.core.breaker import Breaker, Failure, Position
-from dispatcher.core.model import (
-    Event,
-    Job,
-    JobKind,
-    JobState,
-    Reason,
-    Reservation,
-    Stage,
-    Step,
-    Waiting,
-)
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job, JobKind, JobState, Reason, Reservation, Stage, Step, Waiting
 from dispatcher.core.need import Observation
 from dispatcher.core.plan import StitchLevel
 from dispatcher.store.rows import (

@@ -7,15 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dispatcher.core.events import AttemptFailed, AttemptStarted, AttemptSucceeded, Event
 from dispatcher.core.lease import lease_s
-from dispatcher.core.model import (
-    AttemptFailed,
-    AttemptStarted,
-    AttemptSucceeded,
-    Event,
-    Job,
-    Waiting,
-)
+from dispatcher.core.model import Job, Waiting
 from dispatcher.core.need import Observation
 from dispatcher.core.shape import measured, shape_of
 from dispatcher.store import codec

@@ -12,15 +12,8 @@ from typing import Any, Self
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import (
-    AttemptStarted,
-    AttemptSucceeded,
-    Event,
-    Job,
-    JobState,
-    Reservation,
-    Waiting,
-)
+from dispatcher.core.events import AttemptStarted, AttemptSucceeded, Event
+from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
 from dispatcher.store import farm, jobs, streams, survival
 from dispatcher.store.base import StoreError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.machine import step
 from dispatcher.core.model import Job, JobKind
@@ -36,7 +37,7 @@ async def fill(store: Store, job: Job = JOB) -> Job:
     return job
 
 
-async def advance(store: Store, job: Job, *events: m.Event) -> Applied:
+async def advance(store: Store, job: Job, *events: ev.Event) -> Applied:
     applied = Applied(job, "")
     for event in events:
         after, _ = step(applied.job, event)
@@ -44,19 +45,19 @@ async def advance(store: Store, job: Job, *events: m.Event) -> Applied:
     return applied
 
 
-def placed(job: Job, at: float = 3.0) -> m.StagePlaced:
+def placed(job: Job, at: float = 3.0) -> ev.StagePlaced:
     promise = m.Reservation(
         job=job.id, attempt=job.attempt + 1, host=job.host or "h", slot="extract", gpu="GPU-1",
         mib=6000, disk_bytes=70,
     )  # fmt: skip
-    return m.StagePlaced(at=at, reservation=promise, stimulus="7")
+    return ev.StagePlaced(at=at, reservation=promise, stimulus="7")
 
 
 async def running(store: Store) -> Job:
     """The first attempt of the first stage, alive on host h."""
     job = await fill(store)
-    job = (await advance(store, job, m.HostAssigned(at=1.0, host="h"), m.InputsReady(at=2.0))).job
-    return (await advance(store, job, placed(job), m.AttemptStarted(at=4.0, attempt=1))).job
+    job = (await advance(store, job, ev.HostAssigned(at=1.0, host="h"), ev.InputsReady(at=2.0))).job
+    return (await advance(store, job, placed(job), ev.AttemptStarted(at=4.0, attempt=1))).job
 
 
 def record(ok: bool = True) -> ExitRecord:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.clock import ManualClock
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.breaker import Breaker, Failure, Position
 from dispatcher.core.machine import step
@@ -58,7 +59,7 @@ async def test_making_something_twice_makes_it_once(store: Store) -> None:
     assert await store.create_acquisition(acquisition)
     assert not await store.create_acquisition(acquisition)
     assert await store.create_segment(SEGMENT, JOB, RUN)
-    moved = (await advance(store, JOB, m.HostAssigned(at=1.0, host="h"))).job
+    moved = (await advance(store, JOB, ev.HostAssigned(at=1.0, host="h"))).job
     assert not await store.create_segment(SEGMENT, JOB, RUN)
     assert await store.load_jobs() == [moved]
     assert await store.segments(acquisition="dive") == [SEGMENT]
@@ -133,7 +134,7 @@ async def test_a_transition_is_one_commit_of_job_attempt_reservation_lease_and_e
     assert [e.attempt for e in events] == [None, None, 1, 1]
 
     over, event = await advance(
-        store, job, m.AttemptSucceeded(at=9.0, attempt=1, metrics={"n": 1}, resumed=True)
+        store, job, ev.AttemptSucceeded(at=9.0, attempt=1, metrics={"n": 1}, resumed=True)
     )
     assert over.reservation is None and await store.job(job.id) == over
     (attempt,) = await store.attempts(job.id)
@@ -144,7 +145,7 @@ async def test_a_transition_is_one_commit_of_job_attempt_reservation_lease_and_e
 
 async def test_a_failed_attempt_keeps_its_reason_and_evidence(store: Store) -> None:
     job = await running(store)
-    failure = m.AttemptFailed(
+    failure = ev.AttemptFailed(
         at=9.0, attempt=1, reason=Reason.FRAMES_TOO_FEW, message="3 frames", evidence={"frames": 3}
     )
     held = (await advance(store, job, failure)).job
@@ -157,9 +158,9 @@ async def test_a_failed_attempt_keeps_its_reason_and_evidence(store: Store) -> N
 
 async def test_a_stale_writer_changes_nothing(store: Store) -> None:
     job = await running(store)
-    fresh = (await advance(store, job, m.PriorityChanged(at=5.0, priority=4))).job
+    fresh = (await advance(store, job, ev.PriorityChanged(at=5.0, priority=4))).job
     events = await store.events()
-    end = m.AttemptSucceeded(at=9.0, attempt=1)
+    end = ev.AttemptSucceeded(at=9.0, attempt=1)
     with pytest.raises(StaleRevision, match="revision 4"):
         await store.apply(job, step(job, end)[0], end)
     assert await store.job(job.id) == fresh
@@ -171,7 +172,7 @@ async def test_a_stale_writer_changes_nothing(store: Store) -> None:
 async def test_of_two_writers_one_wins(path: Path, store: Store) -> None:
     job = await fill(store)
     other = await SqliteStore.open(path)
-    event = m.HostAssigned(at=1.0, host="h")
+    event = ev.HostAssigned(at=1.0, host="h")
     after, _ = step(job, event)
     results = await asyncio.gather(
         *(s.apply(job, after, event) for s in (store, other) for _ in range(5)),
@@ -186,7 +187,7 @@ async def test_of_two_writers_one_wins(path: Path, store: Store) -> None:
 async def test_an_attempt_number_is_given_once(store: Store) -> None:
     job = await running(store)
     again = dataclasses.replace(job, step=Step.PLACE, reservation=None, attempt=0)
-    over = m.AttemptFailed(at=5.0, attempt=1, reason=Reason.STAGE_CRASHED, message="x")
+    over = ev.AttemptFailed(at=5.0, attempt=1, reason=Reason.STAGE_CRASHED, message="x")
     back = (await store.apply(job, again, over)).job
     event = placed(back)
     with pytest.raises(StoreError, match="UNIQUE"):
@@ -201,7 +202,7 @@ def _die_in_the_middle(path: Path) -> None:
         store = await SqliteStore.open(path)
         job = await running(store)
         await store.append_stream(job.id, 1, log=b"abc", log_to=3)
-        await advance(store, job, m.PriorityChanged(at=5.0, priority=8))
+        await advance(store, job, ev.PriorityChanged(at=5.0, priority=8))
         connection = sqlite3.connect(path, isolation_level=None)
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("UPDATE jobs SET priority = 99")
@@ -221,7 +222,7 @@ async def test_what_was_committed_survives_a_kill_and_nothing_else(path: Path) -
     assert job.reservation is not None and job.reservation.attempt == 1
     assert await store.attempt_offsets(job.id, 1) == Offsets(events=0, log=3)
     assert await store.new_epoch(host="here", pid=1, at=0.0) == 1
-    end = m.AttemptSucceeded(at=9.0, attempt=1)
+    end = ev.AttemptSucceeded(at=9.0, attempt=1)
     assert (await advance(store, job, end)).job.stage is Stage.FRAME_EXTRACTION
     await store.close()
 
@@ -265,7 +266,7 @@ async def test_a_stitch_follows_its_job(store: Store) -> None:
     assert await store.create_stitch(stitch, job, run)
     assert not await store.create_stitch(stitch, job, run)
     assert await store.stitches(acquisition="dive") == [stitch]
-    job = (await advance(store, job, m.HostAssigned(at=1.0, host="h"))).job
+    job = (await advance(store, job, ev.HostAssigned(at=1.0, host="h"))).job
     found = await store.stitch("s")
     assert found is not None and found.state is JobState.CLAIMED
     await store.update_stitch("s", report={"inliers": 40})

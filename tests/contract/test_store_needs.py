@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dispatcher.clock import ManualClock
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.model import Job, JobKind, JobState, Reason, Stage, Step
 from dispatcher.core.views import GpuView
@@ -53,15 +54,15 @@ async def at_training(store: Store, name: str = JOB.id) -> Job:
     if name != JOB.id:
         await store.create_job(job, dataclasses.replace(RUN, job=name))
     promise = m.Reservation(job=name, attempt=1, host="h", slot="train", gpu="GPU-1", mib=6000)
-    placed = m.StagePlaced(at=3.0, reservation=promise)
-    return (await advance(store, job, placed, m.AttemptStarted(at=4.0, attempt=1))).job
+    placed = ev.StagePlaced(at=3.0, reservation=promise)
+    return (await advance(store, job, placed, ev.AttemptStarted(at=4.0, attempt=1))).job
 
 
-SUCCESS = m.AttemptSucceeded(at=9.0, attempt=1)
+SUCCESS = ev.AttemptSucceeded(at=9.0, attempt=1)
 
 
-def failed(reason: Reason) -> m.AttemptFailed:
-    return m.AttemptFailed(at=9.0, attempt=1, reason=reason, message="x")
+def failed(reason: Reason) -> ev.AttemptFailed:
+    return ev.AttemptFailed(at=9.0, attempt=1, reason=reason, message="x")
 
 
 async def test_all_that_needs_depend_on_comes_back_with_the_job(store: Store) -> None:
@@ -71,7 +72,7 @@ async def test_all_that_needs_depend_on_comes_back_with_the_job(store: Store) ->
     await fill(store, job)
     assert await store.job(job.id) == job
     changed = dataclasses.replace(job, frames=90, pixels=80, cap=70, train_steps=60, stride=8)
-    await store.apply(job, changed, m.PlanReduced(at=1.0, shrink=0, stride=8, message="x"))
+    await store.apply(job, changed, ev.PlanReduced(at=1.0, shrink=0, stride=8, message="x"))
     assert await store.job(job.id) == dataclasses.replace(changed, revision=1)
 
 
@@ -110,7 +111,7 @@ async def test_frames_are_those_that_the_stage_itself_counted(store: Store) -> N
     ],
 )
 async def test_only_work_done_and_memory_that_ran_out_tell_about_needs(
-    store: Store, event: m.Event, told: bool
+    store: Store, event: ev.Event, told: bool
 ) -> None:
     job = await at_training(store)
     await store.finish_attempt(job.id, 1, ended())
@@ -130,8 +131,8 @@ async def test_a_stitch_is_as_much_work_as_its_members_came_to(store: Store) -> 
         segment = dataclasses.replace(SEGMENT, id=name, label=name, job=name)
         await store.create_segment(segment, job, dataclasses.replace(RUN, job=name))
         promise = m.Reservation(job=name, attempt=1, host="h", slot="train")
-        placed = m.StagePlaced(at=3.0, reservation=promise)
-        at_work = (await advance(store, job, placed, m.AttemptStarted(at=4.0, attempt=1))).job
+        placed = ev.StagePlaced(at=3.0, reservation=promise)
+        at_work = (await advance(store, job, placed, ev.AttemptStarted(at=4.0, attempt=1))).job
         await store.finish_attempt(name, 1, ended(found))
         done = dataclasses.replace(
             at_work, state=JobState.DONE, step=Step.REST, reservation=None, stage=Stage.COMPLETED

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.clock import ManualClock
-from dispatcher.core import model as m
+from dispatcher.core import events as ev
 from dispatcher.store.base import OffsetGap, Store, StoreError
 from dispatcher.store.rows import (
     ArtifactRow,
@@ -110,7 +110,7 @@ async def test_progress_of_the_agent_is_that_of_the_live_attempt(store: Store) -
     await store.append_stream(job.id, 1, events=lines, events_to=90)
     progress = (await store.progress())[job.id]
     assert (progress.fraction, progress.message, progress.numbers) == (0.6, "b", {"frames": 31})
-    job = (await advance(store, job, m.AttemptSucceeded(at=9.0, attempt=1))).job
+    job = (await advance(store, job, ev.AttemptSucceeded(at=9.0, attempt=1))).job
     job = (await advance(store, job, placed(job))).job
     assert await store.progress() == {}
     await store.append_stream(job.id, 1, events=lines[:1], events_from=90, events_to=120)

@@ -16,10 +16,13 @@ import yaml
 
 from dispatcher import agent_bundle
 from dispatcher.clock import SystemClock
+from dispatcher.core import effects as fx
+from dispatcher.core import events as ev
 from dispatcher.core import handoff as core_handoff
 from dispatcher.core import model as m
+from dispatcher.core.events import Event
 from dispatcher.core.machine import step
-from dispatcher.core.model import Event, Job, Reason, Stage
+from dispatcher.core.model import Job, Reason, Stage
 from dispatcher.core.need import Needs
 from dispatcher.embedded import EmbeddedHost, EmbeddedHosts
 from dispatcher.executors.ssh import SshExecutor
@@ -105,8 +108,8 @@ async def play(store: SqliteStore, job: Job, made: dict[Stage, tuple[Artifact, .
             await advance(
                 store,
                 job,
-                m.StagePlaced(at=1.0, reservation=promise),
-                m.AttemptStarted(at=2.0, attempt=number),
+                ev.StagePlaced(at=1.0, reservation=promise),
+                ev.AttemptStarted(at=2.0, attempt=number),
             )
         ).job
         record = ExitRecord(
@@ -116,7 +119,7 @@ async def play(store: SqliteStore, job: Job, made: dict[Stage, tuple[Artifact, .
             log_bytes=0, boot_id="b",
         )  # fmt: skip
         await store.finish_attempt(job.id, number, record)
-        job = (await advance(store, job, m.AttemptSucceeded(at=3.0, attempt=number))).job
+        job = (await advance(store, job, ev.AttemptSucceeded(at=3.0, attempt=number))).job
     return job
 
 
@@ -134,11 +137,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         specs = JobSpecs(store, lambda _: None)
         job = await fill(store, dataclasses.replace(JOB, input_bytes=5))
         job = (
-            await advance(store, job, m.HostAssigned(at=0.0, host="host-1"), m.InputsReady(at=0.0))
+            await advance(
+                store, job, ev.HostAssigned(at=0.0, host="host-1"), ev.InputsReady(at=0.0)
+            )
         ).job
         made = make(hosts.hosts[0].work_dir / job.acquisition / job.id)
         job = await play(store, job, made)
-        job = (await advance(store, job, m.HostAssigned(at=9.0, host="host-2"))).job
+        job = (await advance(store, job, ev.HostAssigned(at=9.0, host="host-2"))).job
         assert (job.origin, job.stage) == ("host-1", Stage.TRAINING)
         handoff = Handoff(fleet=fleet, specs=specs, clock=clock, epoch=1, needs=Needs)
         reclaimer = Reclaimer(fleet=fleet, specs=specs, clock=clock, epoch=1)
@@ -149,13 +154,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_relayed_where_the_new_host_cannot_reach_the_old_one(world: World) -> None:
     over = await world.hand_over()
-    assert isinstance(over, m.HandedOver)
+    assert isinstance(over, ev.HandedOver)
     assert (over.stage, over.source, over.route) == (Stage.TRAINING, "host-1", "relayed")
     assert over.note and over.files == 5 + FRAMES
     assert (world.new / "sfm/model.bin").read_bytes() == (world.old / "sfm/model.bin").read_bytes()
     assert {row.host for row in await world.store.artifacts(job=world.job.id)} == {"host-2"}
     again = await world.hand_over()
-    assert isinstance(again, m.HandedOver) and again.files == again.bytes == 0
+    assert isinstance(again, ev.HandedOver) and again.files == again.bytes == 0
 
 
 async def test_direct_where_its_own_ssh_knows_it(world: World, tmp_path: Path) -> None:
@@ -181,7 +186,7 @@ async def test_direct_where_its_own_ssh_knows_it(world: World, tmp_path: Path) -
         find_inventory(world.hosts.inventory), lambda host: SshExecutor.connect_to(host, bundle)
     )
     over = await world.hand_over()
-    assert isinstance(over, m.HandedOver), over
+    assert isinstance(over, ev.HandedOver), over
     assert (over.route, over.note, over.files) == ("direct", "", 5 + FRAMES)
     assert (world.new / "sfm/model.bin").read_bytes() == (world.old / "sfm/model.bin").read_bytes()
 
@@ -193,31 +198,31 @@ async def test_the_old_copy_goes_with_proof_and_keeps_its_records(world: World) 
     scratch = world.old / "sfm" / "database.db"
     scratch.write_bytes(b"features")
     early = await world.reclaimer.leftovers(world.job, "host-1", "8")
-    assert isinstance(early, m.ReclaimFailed) and "come back" in early.message
+    assert isinstance(early, ev.ReclaimFailed) and "come back" in early.message
     await world.commit(await world.hand_over())
     assert world.job.leftovers == ("host-1",)
     gone = await world.reclaimer.leftovers(world.job, "host-1", "8")
-    assert isinstance(gone, m.LeftoversReclaimed), gone
+    assert isinstance(gone, ev.LeftoversReclaimed), gone
     assert gone.removed_bytes > MODEL_BYTES + FRAMES * 20_000
     assert records.exists() and not scratch.exists()
     assert not (world.old / "frames").exists() and not (world.old / "input/GX010001.MP4").exists()
     assert (world.new / "frames" / "frames.json").exists()
     again = await world.reclaimer.leftovers(world.job, "host-1", "8")
-    assert isinstance(again, m.LeftoversReclaimed) and again.removed_bytes == 0
+    assert isinstance(again, ev.LeftoversReclaimed) and again.removed_bytes == 0
 
 
 async def test_what_is_not_what_was_brought_is_kept(world: World) -> None:
     await world.commit(await world.hand_over())
     (world.old / "output" / "manifest.json").write_text("edited by hand since")
     kept = await world.reclaimer.leftovers(world.job, "host-1", "8")
-    assert isinstance(kept, m.ReclaimFailed) and "manifest.json" in kept.message
+    assert isinstance(kept, ev.ReclaimFailed) and "manifest.json" in kept.message
     assert (world.old / "sfm" / "model.bin").exists()
 
 
 async def test_a_stage_whose_output_is_lost_is_made_again(world: World) -> None:
     (world.old / "output" / "manifest.json").unlink()
     over = await world.hand_over()
-    assert isinstance(over, m.HandedOver) and over.stage is Stage.MANIFEST_GENERATION
+    assert isinstance(over, ev.HandedOver) and over.stage is Stage.MANIFEST_GENERATION
     await world.commit(over)
     assert world.job.stage is Stage.MANIFEST_GENERATION
 
@@ -225,11 +230,11 @@ async def test_a_stage_whose_output_is_lost_is_made_again(world: World) -> None:
 async def test_frames_that_are_lost_start_the_job_over(world: World) -> None:
     (world.old / "frames" / "f000004.jpg").write_bytes(b"rot")
     over = await world.hand_over()
-    assert isinstance(over, m.HandoffAbandoned) and "frames/frames.json" in over.message
+    assert isinstance(over, ev.HandoffAbandoned) and "frames/frames.json" in over.message
     before = world.job
     await world.commit(over)
     assert world.job.stage is Stage.VALIDATION
-    assert step(before, over)[1] == (m.TransferInputs(job=before.id, host="host-2"),)
+    assert step(before, over)[1] == (fx.TransferInputs(job=before.id, host="host-2"),)
 
 
 async def test_a_dead_old_host_is_not_waited_for_for_ever(
@@ -238,7 +243,7 @@ async def test_a_dead_old_host_is_not_waited_for_for_ever(
     world.hosts.stop_host("host-1")
     monkeypatch.setattr(core_handoff, "PATIENCE_MOST_S", 0.0)
     over = await world.hand_over()
-    assert isinstance(over, m.HandoffAbandoned), over
+    assert isinstance(over, ev.HandoffAbandoned), over
     assert "host-1" in over.message
 
 
@@ -249,14 +254,14 @@ async def test_a_dead_old_host_does_not_matter_once_all_is_there(
     world.hosts.stop_host("host-1")
     monkeypatch.setattr(core_handoff, "PATIENCE_MOST_S", 0.0)
     over = await world.hand_over()
-    assert isinstance(over, m.HandedOver), over
+    assert isinstance(over, ev.HandedOver), over
     assert (over.route, over.stage, over.files) == ("there", Stage.TRAINING, 0)
 
 
 async def test_a_fault_of_the_new_host_is_not_blamed_on_the_old_one(world: World) -> None:
     world.hosts.stop_host("host-2")
     over = await world.hand_over()
-    assert isinstance(over, m.TransferFailed) and over.reason is Reason.HOST_UNREACHABLE
+    assert isinstance(over, ev.TransferFailed) and over.reason is Reason.HOST_UNREACHABLE
 
 
 async def test_the_transfer_of_a_killed_dispatcher_is_waited_for(world: World) -> None:
@@ -266,7 +271,7 @@ async def test_the_transfer_of_a_killed_dispatcher_is_waited_for(world: World) -
         done, _ = await asyncio.wait([handing], timeout=1.0)
         assert not done
     over = await handing
-    assert isinstance(over, m.HandedOver) and over.stage is Stage.TRAINING
+    assert isinstance(over, ev.HandedOver) and over.stage is Stage.TRAINING
 
 
 async def test_a_host_that_left_the_inventory_is_not_waited_for(
@@ -279,4 +284,4 @@ async def test_a_host_that_left_the_inventory_is_not_waited_for(
         lambda host: SshExecutor.connect_to(host, agent_bundle.build()),
     )
     over = await asyncio.wait_for(world.hand_over(), timeout=60.0)
-    assert isinstance(over, m.HandoffAbandoned) and "no longer in the inventory" in over.message
+    assert isinstance(over, ev.HandoffAbandoned) and "no longer in the inventory" in over.message

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.model import Job, JobKind, Reservation, Stage
 from dispatcher.store.base import Store
@@ -68,7 +69,7 @@ async def train(store: Store, job: Job, host: str) -> None:
     """Its training has begun on the host a hundred seconds ago."""
     stages = list(m.RECONSTRUCT_STAGES[: m.RECONSTRUCT_STAGES.index(Stage.TRAINING) + 1])
     at = time.time() - 100.0
-    events: list[m.Event] = [m.HostAssigned(at=at, host=host), m.InputsReady(at=at)]
+    events: list[ev.Event] = [ev.HostAssigned(at=at, host=host), ev.InputsReady(at=at)]
     for number, stage in enumerate(stages, start=1):
         on = stage is Stage.TRAINING
         promise = Reservation(
@@ -76,9 +77,9 @@ async def train(store: Store, job: Job, host: str) -> None:
             gpu=f"GPU-{host}" if on else None, mib=7000 if on else 0,
         )  # fmt: skip
         events += [
-            m.StagePlaced(at=at, reservation=promise),
-            m.AttemptStarted(at=at, attempt=number),
-            *([] if on else [m.AttemptSucceeded(at=at, attempt=number)]),
+            ev.StagePlaced(at=at, reservation=promise),
+            ev.AttemptStarted(at=at, attempt=number),
+            *([] if on else [ev.AttemptSucceeded(at=at, attempt=number)]),
         ]
     await advance(store, job, *events)
 
@@ -139,7 +140,7 @@ def test_the_priority_of_a_job_that_has_ended_is_refused_at_once(cosma: Cosma) -
         store = await SqliteStore.open(cosma.database)
         job = await store.job("reef-a-2")
         assert job is not None
-        await advance(store, job, m.CancelRequested(at=1.0))
+        await advance(store, job, ev.CancelRequested(at=1.0))
         await store.close()
 
     asyncio.run(end())

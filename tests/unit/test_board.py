@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.board import Board, Placement
 from dispatcher.core.machine import IllegalTransition, StaleEvent, step
@@ -83,7 +84,7 @@ class World:
         kind = usual if self.chance.random() < 0.85 else self.chance.choice(list(EVENTS))
         self.apply(one.id, EVENTS[kind](one, self.now))
 
-    def apply(self, name: str, event: m.Event) -> None:
+    def apply(self, name: str, event: ev.Event) -> None:
         try:
             after, _ = step(self.jobs[name], event)
         except (StaleEvent, IllegalTransition):
@@ -189,10 +190,10 @@ class World:
         self.check_priority(decided)
         for name, where in decided.assignments:
             if self.chance.random() < 0.9:
-                self.apply(name, m.HostAssigned(at=self.now, host=where))
+                self.apply(name, ev.HostAssigned(at=self.now, host=where))
         for one in decided.stages:
             if self.chance.random() < 0.9:
-                self.apply(one.job, m.StagePlaced(at=self.now, reservation=one))
+                self.apply(one.job, ev.StagePlaced(at=self.now, reservation=one))
 
     def check_promises(self, decided: Placement) -> None:
         """Whatever was promised before, and whatever others took since: nothing new is promised
@@ -313,33 +314,33 @@ class World:
             decided = self.board.decide(self.now)
             self.check_promises(decided)
             for name, where in decided.assignments:
-                self.apply(name, m.HostAssigned(at=self.now, host=where))
+                self.apply(name, ev.HostAssigned(at=self.now, host=where))
             for promise in decided.stages:
-                self.apply(promise.job, m.StagePlaced(at=self.now, reservation=promise))
+                self.apply(promise.job, ev.StagePlaced(at=self.now, reservation=promise))
             if before == self.jobs and all(j.not_before <= self.now for j in self.jobs.values()):
                 return
         raise AssertionError("it goes on for ever")
 
 
-EVENTS: dict[str, Callable[[Job, float], m.Event]] = {
-    "brought": lambda _, now: m.InputsReady(at=now),
-    "started": lambda one, now: m.AttemptStarted(at=now, attempt=one.attempt),
-    "ended": lambda one, now: m.AttemptSucceeded(at=now, attempt=one.attempt),
-    "failed": lambda one, now: m.AttemptFailed(
+EVENTS: dict[str, Callable[[Job, float], ev.Event]] = {
+    "brought": lambda _, now: ev.InputsReady(at=now),
+    "started": lambda one, now: ev.AttemptStarted(at=now, attempt=one.attempt),
+    "ended": lambda one, now: ev.AttemptSucceeded(at=now, attempt=one.attempt),
+    "failed": lambda one, now: ev.AttemptFailed(
         at=now, attempt=one.attempt, reason=Reason.STAGE_CRASHED, message="x"
     ),
-    "out of memory": lambda one, now: m.AttemptFailed(
+    "out of memory": lambda one, now: ev.AttemptFailed(
         at=now, attempt=one.attempt, reason=Reason.GPU_OUT_OF_MEMORY, message="x"
     ),
-    "host failed": lambda one, now: m.AttemptFailed(
+    "host failed": lambda one, now: ev.AttemptFailed(
         at=now, attempt=one.attempt, reason=Reason.TOOL_MISSING, message="x"
     ),
-    "collected": lambda _, now: m.ResultsCollected(at=now),
-    "cancelled": lambda _, now: m.CancelRequested(at=now),
-    "handed": lambda one, now: m.HandedOver(
+    "collected": lambda _, now: ev.ResultsCollected(at=now),
+    "cancelled": lambda _, now: ev.CancelRequested(at=now),
+    "handed": lambda one, now: ev.HandedOver(
         at=now, stage=one.stage, source=one.origin or "", route="direct"
     ),
-    "hurried": lambda _, now: m.PriorityChanged(at=now, priority=1),
+    "hurried": lambda _, now: ev.PriorityChanged(at=now, priority=1),
 }
 
 

@@ -23,7 +23,8 @@ from dispatcher.core.breaker import (
     quarantine,
     subject,
 )
-from dispatcher.core.model import AttemptFailed, Job, JobKind, Layer, Reason, Reservation
+from dispatcher.core.events import AttemptFailed
+from dispatcher.core.model import Job, JobKind, Layer, Reason, Reservation
 from dispatcher.core.retry import layer_of
 
 LIMITS = Limits()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import cast
 
 from dispatcher.clock import ManualClock
-from dispatcher.core import model as m
-from dispatcher.core.model import Event, Job, JobKind, JobState, Step
+from dispatcher.core import effects as fx
+from dispatcher.core import events as ev
+from dispatcher.core.events import Event
+from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.place import Policy
 from dispatcher.effects import Effects
 from dispatcher.executors.base import Executor
@@ -36,12 +38,12 @@ class Files:
     async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         await self.removed.wait()
         self.told.append(f"removed from {host}")
-        return m.InputsReclaimed(at=0.0, host=host, removed_bytes=1, trimmed_bytes=None)
+        return ev.InputsReclaimed(at=0.0, host=host, removed_bytes=1, trimmed_bytes=None)
 
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         self.told.append(f"brought to {host}")
         self.brought.set()
-        return m.InputsReady(at=0.0)
+        return ev.InputsReady(at=0.0)
 
 
 def dispatcher_of(store: SqliteStore, files: Files, tmp_path: Path) -> Dispatcher:
@@ -65,7 +67,7 @@ async def test_what_an_attempt_took_is_decided_by_once_it_has_ended(tmp_path: Pa
     dispatcher._jobs[job.id] = job
     before = dispatcher.policy
     await store.finish_attempt(job.id, 1, record())
-    await dispatcher._transition(job, m.AttemptSucceeded(at=9.0, attempt=1))
+    await dispatcher._transition(job, ev.AttemptSucceeded(at=9.0, attempt=1))
     await dispatcher._tasks.settle()
     dispatcher._undecided = False
     dispatcher._take_up_needs()
@@ -86,12 +88,12 @@ async def test_inputs_are_brought_back_only_when_the_old_copy_is_gone(tmp_path: 
         id="j", kind=JobKind.RECONSTRUCT, acquisition="a", name="j", auv="x", created_at=0.0,
         state=JobState.CLAIMED, step=Step.TRANSFER, host="b",
     )  # fmt: skip
-    dispatcher._performing.perform(job, m.ReclaimInputs(job="j", host="a"), stimulus="")
-    dispatcher._performing.perform(job, m.TransferInputs(job="j", host="b"), stimulus="")
+    dispatcher._performing.perform(job, fx.ReclaimInputs(job="j", host="a"), stimulus="")
+    dispatcher._performing.perform(job, fx.TransferInputs(job="j", host="b"), stimulus="")
     await files.brought.wait()
     assert files.told == ["brought to b"], "another host does not wait"
     files.brought.clear()
-    dispatcher._performing.perform(job, m.TransferInputs(job="j", host="a"), stimulus="")
+    dispatcher._performing.perform(job, fx.TransferInputs(job="j", host="a"), stimulus="")
     for _ in range(10):  # turns of the event loop, each of which could begin the copy
         await asyncio.sleep(0)
     assert files.told == ["brought to b"]

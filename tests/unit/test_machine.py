@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from dispatcher.core import effects as fx
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.machine import (
     LATE,
@@ -46,7 +48,7 @@ def reservation(job: Job) -> m.Reservation:
     )
 
 
-def drive(job: Job, events: Iterable[m.Event]) -> Job:
+def drive(job: Job, events: Iterable[ev.Event]) -> Job:
     for event in events:
         job, _ = step(job, event)
     return job
@@ -56,12 +58,12 @@ def at_run(stage: Stage, kind: JobKind = JobKind.RECONSTRUCT, **values: object) 
     """On host h, in a live attempt of `stage`."""
     job = new_job(kind, host="h", stage=stage, state=JobState.CLAIMED, inputs_on_host=True)
     job = dataclasses.replace(job, **values)  # type: ignore[arg-type]
-    placed = m.StagePlaced(at=1.0, reservation=reservation(job))
-    return drive(job, [placed, m.AttemptStarted(at=2.0, attempt=job.attempt + 1)])
+    placed = ev.StagePlaced(at=1.0, reservation=reservation(job))
+    return drive(job, [placed, ev.AttemptStarted(at=2.0, attempt=job.attempt + 1)])
 
 
-def failed(job: Job, reason: Reason, message: str = "it broke", **values: object) -> m.Event:
-    return m.AttemptFailed(at=10.0, attempt=job.attempt, reason=reason, message=message, **values)  # type: ignore[arg-type]
+def failed(job: Job, reason: Reason, message: str = "it broke", **values: object) -> ev.Event:
+    return ev.AttemptFailed(at=10.0, attempt=job.attempt, reason=reason, message=message, **values)  # type: ignore[arg-type]
 
 
 class Shell(RuleBasedStateMachine):
@@ -71,10 +73,10 @@ class Shell(RuleBasedStateMachine):
     def begin(self, kind: JobKind) -> None:
         self.job = new_job(kind)
         self.clock = 0.0
-        self.effects: list[m.Effect] = []
+        self.effects: list[fx.Effect] = []
         self.attempts_started = 0
 
-    def feed(self, event: m.Event) -> None:
+    def feed(self, event: ev.Event) -> None:
         before = self.job
         try:
             self.job, effects = step(before, event)
@@ -82,7 +84,7 @@ class Shell(RuleBasedStateMachine):
             return
         self.effects += effects
         if self.job.state in m.SETTLED and before.state not in m.SETTLED:
-            assert any(isinstance(e, m.PlanStitches) for e in effects), "a stitch may be due"
+            assert any(isinstance(e, fx.PlanStitches) for e in effects), "a stitch may be due"
 
     def now(self) -> float:
         self.clock += 1.0
@@ -94,9 +96,9 @@ class Shell(RuleBasedStateMachine):
         if self.job.step is not Step.PLACE:
             return
         if self.job.host is None or move:
-            self.feed(m.HostAssigned(at=self.now(), host=host))
+            self.feed(ev.HostAssigned(at=self.now(), host=host))
         else:
-            self.feed(m.StagePlaced(at=self.now(), reservation=reservation(self.job)))
+            self.feed(ev.StagePlaced(at=self.now(), reservation=reservation(self.job)))
 
     @precondition(lambda self: self.effects)
     @rule(
@@ -108,7 +110,7 @@ class Shell(RuleBasedStateMachine):
     def perform(self, data: st.DataObject, good: bool, reason: Reason, twice: bool) -> None:
         effect = self.effects.pop(data.draw(st.integers(0, len(self.effects) - 1)))
         self.end(effect, good, reason)
-        if twice and isinstance(effect, m.FollowAttempt):
+        if twice and isinstance(effect, fx.FollowAttempt):
             self.end(effect, good, reason)
 
     @rule(stages=st.integers(1, 8))
@@ -119,34 +121,34 @@ class Shell(RuleBasedStateMachine):
             if self.effects:
                 self.end(self.effects.pop(0), True, Reason.STAGE_CRASHED)
 
-    def end(self, effect: m.Effect, good: bool, reason: Reason) -> None:
+    def end(self, effect: fx.Effect, good: bool, reason: Reason) -> None:
         at = self.now()
         match effect:
-            case m.TransferInputs() if good:
-                self.feed(m.InputsReady(at=at))
-            case m.CollectResults() if good:
-                self.feed(m.ResultsCollected(at=at))
-            case m.HandOver(source=source) if good:
-                self.feed(m.HandedOver(at=at, source=source, stage=self.job.stage, route="direct"))
-            case m.HandOver(source=source) if reason is Reason.INPUT_MISSING:
-                self.feed(m.HandoffAbandoned(at=at, source=source, message="x"))
-            case m.TransferInputs() | m.CollectResults() | m.HandOver():
-                self.feed(m.TransferFailed(at=at, reason=reason, message="x"))
-            case m.StartAttempt(attempt=n) if good:
-                self.feed(m.AttemptStarted(at=at, attempt=n))
-            case m.FollowAttempt(attempt=n) if good:
-                self.feed(m.AttemptSucceeded(at=at, attempt=n))
-            case m.StartAttempt(attempt=n) | m.FollowAttempt(attempt=n):
-                self.feed(m.AttemptFailed(at=at, attempt=n, reason=reason, message="x"))
-            case m.CancelAttempt():
-                self.feed(m.CancelConfirmed(at=at))
-            case m.ReclaimInputs(host=host) if good:
-                self.feed(m.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None))
-            case m.ReclaimLeftovers(host=host) if good:
-                gone = m.LeftoversReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None)
+            case fx.TransferInputs() if good:
+                self.feed(ev.InputsReady(at=at))
+            case fx.CollectResults() if good:
+                self.feed(ev.ResultsCollected(at=at))
+            case fx.HandOver(source=source) if good:
+                self.feed(ev.HandedOver(at=at, source=source, stage=self.job.stage, route="direct"))
+            case fx.HandOver(source=source) if reason is Reason.INPUT_MISSING:
+                self.feed(ev.HandoffAbandoned(at=at, source=source, message="x"))
+            case fx.TransferInputs() | fx.CollectResults() | fx.HandOver():
+                self.feed(ev.TransferFailed(at=at, reason=reason, message="x"))
+            case fx.StartAttempt(attempt=n) if good:
+                self.feed(ev.AttemptStarted(at=at, attempt=n))
+            case fx.FollowAttempt(attempt=n) if good:
+                self.feed(ev.AttemptSucceeded(at=at, attempt=n))
+            case fx.StartAttempt(attempt=n) | fx.FollowAttempt(attempt=n):
+                self.feed(ev.AttemptFailed(at=at, attempt=n, reason=reason, message="x"))
+            case fx.CancelAttempt():
+                self.feed(ev.CancelConfirmed(at=at))
+            case fx.ReclaimInputs(host=host) if good:
+                self.feed(ev.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None))
+            case fx.ReclaimLeftovers(host=host) if good:
+                gone = ev.LeftoversReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None)
                 self.feed(gone)
-            case m.ReclaimInputs(host=host) | m.ReclaimLeftovers(host=host):
-                self.feed(m.ReclaimFailed(at=at, host=host, message="x"))
+            case fx.ReclaimInputs(host=host) | fx.ReclaimLeftovers(host=host):
+                self.feed(ev.ReclaimFailed(at=at, host=host, message="x"))
 
     @rule()
     def restart(self) -> None:
@@ -156,13 +158,13 @@ class Shell(RuleBasedStateMachine):
     @rule(surely=st.integers(0, 3))
     def cancel(self, surely: int) -> None:
         if surely == 0:
-            self.feed(m.CancelRequested(at=self.now()))
+            self.feed(ev.CancelRequested(at=self.now()))
 
     @precondition(lambda self: self.job.step is Step.REST)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         stage = data.draw(st.sampled_from([None, *m.stages_of(self.job.kind)]))
-        self.feed(m.ReleaseRequested(at=self.now(), stage=stage))
+        self.feed(ev.ReleaseRequested(at=self.now(), stage=stage))
 
     @invariant()
     def consistent(self) -> None:
@@ -184,14 +186,14 @@ class Shell(RuleBasedStateMachine):
         if job.state is JobState.DONE:
             assert job.stage is Stage.COMPLETED and job.reason is None
         assert not any(
-            isinstance(e, m.StartAttempt) and e.attempt > job.attempt for e in self.effects
+            isinstance(e, fx.StartAttempt) and e.attempt > job.attempt for e in self.effects
         )
 
     @invariant()
     def something_moves_it(self) -> None:
         """Whatever the effects in flight: after a restart, the job is driven by an effect or
         waits for placement or for the operator."""
-        driven = any(not isinstance(e, m.PlanStitches) for e in recover(self.job))
+        driven = any(not isinstance(e, fx.PlanStitches) for e in recover(self.job))
         assert driven or self.job.step in (Step.PLACE, Step.REST)
 
 
@@ -205,28 +207,28 @@ TestShell = Shell.TestCase
 @pytest.mark.parametrize("kind", list(JobKind))
 def test_the_straight_way_to_done(kind: JobKind) -> None:
     job = new_job(kind)
-    job, effects = step(job, m.HostAssigned(at=0.0, host="h"))
+    job, effects = step(job, ev.HostAssigned(at=0.0, host="h"))
     assert (job.state, job.step) == (JobState.CLAIMED, Step.TRANSFER)
-    assert effects == (m.TransferInputs(job=job.id, host="h"),)
-    job, effects = step(job, m.InputsReady(at=0.0))
+    assert effects == (fx.TransferInputs(job=job.id, host="h"),)
+    job, effects = step(job, ev.InputsReady(at=0.0))
     assert (job.state, job.inputs_on_host, effects) == (JobState.CLAIMED, True, ())
     states, seen = [], []
     for number, stage in enumerate(m.stages_of(kind), start=1):
-        job, effects = step(job, m.StagePlaced(at=0.0, reservation=reservation(job)))
+        job, effects = step(job, ev.StagePlaced(at=0.0, reservation=reservation(job)))
         assert (job.attempt, job.stage) == (number, stage)
-        assert effects == (m.StartAttempt(job=job.id, attempt=number),)
+        assert effects == (fx.StartAttempt(job=job.id, attempt=number),)
         states.append(job.state)
-        job, effects = step(job, m.AttemptStarted(at=0.0, attempt=number))
-        assert effects == (m.FollowAttempt(job=job.id, attempt=number),)
-        job, effects = step(job, m.AttemptSucceeded(at=0.0, attempt=number))
-        if any(isinstance(e, m.ReclaimInputs) for e in effects):
+        job, effects = step(job, ev.AttemptStarted(at=0.0, attempt=number))
+        assert effects == (fx.FollowAttempt(job=job.id, attempt=number),)
+        job, effects = step(job, ev.AttemptSucceeded(at=0.0, attempt=number))
+        if any(isinstance(e, fx.ReclaimInputs) for e in effects):
             seen.append(stage)
-            done = m.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=9)
+            done = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=9)
             job, _ = step(job, done)
-    assert effects[0] == m.CollectResults(job=job.id, host="h")
-    job, effects = step(job, m.ResultsCollected(at=0.0))
+    assert effects[0] == fx.CollectResults(job=job.id, host="h")
+    job, effects = step(job, ev.ResultsCollected(at=0.0))
     assert (job.state, job.stage, job.inputs_on_host) == (JobState.DONE, Stage.COMPLETED, False)
-    assert effects == (m.PlanStitches(job=job.id, acquisition="dive"),)
+    assert effects == (fx.PlanStitches(job=job.id, acquisition="dive"),)
     if kind is JobKind.STITCH:
         assert states == [JobState.RUNNING] and seen == [Stage.STITCH]
     else:
@@ -237,22 +239,22 @@ def test_the_straight_way_to_done(kind: JobKind) -> None:
 def test_an_illegal_pair_tells_the_story() -> None:
     job = at_run(Stage.TRAINING, reason=None)
     with pytest.raises(IllegalTransition) as raised:
-        step(job, m.ReleaseRequested(at=0.0))
+        step(job, ev.ReleaseRequested(at=0.0))
     text = str(raised.value)
     for part in ("dive-a-seg1", "running", "step run", "Training", "host h", "attempt 1"):
         assert part in text
     with pytest.raises(IllegalTransition):
         step(dataclasses.replace(new_job(), state=JobState.DONE, step=Step.REST),
-             m.PriorityChanged(at=0.0, priority=1))  # fmt: skip
+             ev.PriorityChanged(at=0.0, priority=1))  # fmt: skip
 
 
 def test_events_of_older_attempts_and_of_attempts_that_ended_are_stale() -> None:
     job = at_run(Stage.TRAINING, attempt=4)
     with pytest.raises(StaleEvent):
-        step(job, m.AttemptSucceeded(at=0.0, attempt=4))
-    ended, _ = step(job, m.AttemptSucceeded(at=0.0, attempt=5))
+        step(job, ev.AttemptSucceeded(at=0.0, attempt=4))
+    ended, _ = step(job, ev.AttemptSucceeded(at=0.0, attempt=5))
     with pytest.raises(StaleEvent):
-        step(ended, m.AttemptFailed(at=0.0, attempt=5, reason=Reason.CANCELLED, message=""))
+        step(ended, ev.AttemptFailed(at=0.0, attempt=5, reason=Reason.CANCELLED, message=""))
 
 
 def test_no_pair_is_both_legal_and_late() -> None:
@@ -265,10 +267,10 @@ def test_data_is_held_at_once_and_its_frames_stay_where_they_are() -> None:
     assert (held.state, held.reason) == (JobState.HELD, Reason.INPUT_EMPTY)
     assert held.message == "GX01.MP4: the file has 0 bytes"
     assert held.host == "h" and held.inputs_on_host
-    assert effects == (m.PlanStitches(job=job.id, acquisition="dive"),)
-    again, effects = step(held, m.ReleaseRequested(at=0.0))
+    assert effects == (fx.PlanStitches(job=job.id, acquisition="dive"),)
+    again, effects = step(held, ev.ReleaseRequested(at=0.0))
     assert (again.state, again.step, again.retries) == (JobState.CLAIMED, Step.TRANSFER, {})
-    assert again.reason is None and effects == (m.TransferInputs(job=job.id, host="h"),)
+    assert again.reason is None and effects == (fx.TransferInputs(job=job.id, host="h"),)
 
 
 def test_a_crash_is_tried_once_more_there_once_elsewhere_and_then_held() -> None:
@@ -276,11 +278,11 @@ def test_a_crash_is_tried_once_more_there_once_elsewhere_and_then_held() -> None
     again, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert (again.step, again.host, again.stage) == (Step.PLACE, "h", Stage.COLMAP_RECONSTRUCTION)
     assert again.not_before > 10.0 and again.retries == {"code": 1}
-    job = drive(again, [m.StagePlaced(at=0.0, reservation=reservation(again))])
+    job = drive(again, [ev.StagePlaced(at=0.0, reservation=reservation(again))])
     moved, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert (moved.state, moved.host, moved.avoid_hosts) == (JobState.QUEUED, None, ("h",))
-    job = drive(moved, [m.HostAssigned(at=0.0, host="other"), m.InputsReady(at=0.0)])
-    job = drive(job, [m.StagePlaced(at=0.0, reservation=reservation(job))])
+    job = drive(moved, [ev.HostAssigned(at=0.0, host="other"), ev.InputsReady(at=0.0)])
+    job = drive(job, [ev.StagePlaced(at=0.0, reservation=reservation(job))])
     held, _ = step(job, failed(job, Reason.STAGE_CRASHED))
     assert held.state is JobState.HELD and "after 2 retries" in held.message
     assert held.advice == (
@@ -295,7 +297,7 @@ def test_host_faults_leave_the_budget_of_the_code_alone_and_move_the_job() -> No
     assert moved.origin == "h"
     assert moved.avoid_hosts == ("h",) and "code" not in moved.retries
     assert not moved.inputs_on_host
-    assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
+    assert effects == (fx.ReclaimInputs(job=job.id, host="h"),)
 
 
 def test_training_out_of_memory_takes_smaller_plans_then_a_bigger_gpu() -> None:
@@ -306,7 +308,7 @@ def test_training_out_of_memory_takes_smaller_plans_then_a_bigger_gpu() -> None:
         assert (job.step, job.host) == (Step.PLACE, "h")
         plans.append((job.shrink, job.need_mib))
         promised = dataclasses.replace(reservation(job), mib=job.need_mib or 1000)
-        job = drive(job, [m.StagePlaced(at=0.0, reservation=promised)])
+        job = drive(job, [ev.StagePlaced(at=0.0, reservation=promised)])
     assert plans == [(1, None), (2, None), (2, 1500)]
     held, _ = step(job, failed(job, Reason.GPU_OUT_OF_MEMORY))
     assert held.state is JobState.HELD and f"cosma job retry {job.id}" in held.advice
@@ -322,14 +324,14 @@ def test_out_of_ram_asks_for_more_of_it_then_takes_fewer_frames(stage: Stage) ->
         job, _ = step(job, failed(job, Reason.OUT_OF_MEMORY))
         assert (job.step, job.host, job.stage) == (Step.PLACE, "h", stage)
         plans.append((job.need_ram_mib, job.stride, job.shrink))
-        job = drive(job, [m.StagePlaced(at=0.0, reservation=reservation(job))])
+        job = drive(job, [ev.StagePlaced(at=0.0, reservation=reservation(job))])
     assert plans == [(6000, 1, 0), (3000, 2, 0), (1500, 4, 0)]
     held, _ = step(job, failed(job, Reason.OUT_OF_MEMORY))
     assert held.state is JobState.HELD and held.stride == 4
 
 
-def plan(shrink: int, stride: int) -> m.PlanReduced:
-    return m.PlanReduced(at=0.0, shrink=shrink, stride=stride, message="x")
+def plan(shrink: int, stride: int) -> ev.PlanReduced:
+    return ev.PlanReduced(at=0.0, shrink=shrink, stride=stride, message="x")
 
 
 def test_what_fits_no_host_takes_a_smaller_plan_and_never_a_larger_one() -> None:
@@ -350,7 +352,7 @@ def test_what_fits_no_host_takes_a_smaller_plan_and_never_a_larger_one() -> None
 def test_a_job_knows_its_frames_once_they_are_extracted() -> None:
     job = at_run(Stage.FRAME_EXTRACTION, frames=400, pixels=1)
     found = {"frames": 391, "width": 960, "height": 540}
-    after, _ = step(job, m.AttemptSucceeded(at=0.0, attempt=job.attempt, metrics=found))
+    after, _ = step(job, ev.AttemptSucceeded(at=0.0, attempt=job.attempt, metrics=found))
     assert (after.frames, after.pixels) == (391, 518_400)
 
 
@@ -367,37 +369,37 @@ def test_results_are_collected_from_the_host_that_has_them_or_not_at_all() -> No
     job = new_job(host="h", stage=Stage.SPLAT_EXPORT, step=Step.COLLECT, state=JobState.RUNNING)
     for tries in range(1, 11):
         job, effects = step(
-            job, m.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x")
+            job, ev.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x")
         )
         assert (job.step, job.host) == (Step.COLLECT, "h")
         assert job.not_before > 10.0 and job.retries == {"transport": tries}
-        assert effects == (m.CollectResults(job=job.id, host="h"),)
-    job, _ = step(job, m.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x"))
+        assert effects == (fx.CollectResults(job=job.id, host="h"),)
+    job, _ = step(job, ev.TransferFailed(at=10.0, reason=Reason.HOST_UNREACHABLE, message="x"))
     assert job.state is JobState.HELD
 
 
 def test_cancelling_a_running_attempt_keeps_its_promise_until_it_is_over() -> None:
     job = at_run(Stage.TRAINING)
-    job, effects = step(job, m.CancelRequested(at=0.0, by="ann"))
+    job, effects = step(job, ev.CancelRequested(at=0.0, by="ann"))
     assert job.step is Step.CANCEL and job.reservation is not None
-    assert effects == (m.CancelAttempt(job=job.id, attempt=1),)
+    assert effects == (fx.CancelAttempt(job=job.id, attempt=1),)
     for end in (
-        m.CancelConfirmed(at=0.0),
-        m.AttemptSucceeded(at=0.0, attempt=1),
-        m.AttemptFailed(at=0.0, attempt=1, reason=Reason.CANCELLED, message=""),
+        ev.CancelConfirmed(at=0.0),
+        ev.AttemptSucceeded(at=0.0, attempt=1),
+        ev.AttemptFailed(at=0.0, attempt=1, reason=Reason.CANCELLED, message=""),
     ):
         over, effects = step(job, end)
         assert over.state is JobState.CANCELLED and over.reservation is None
         assert over.message == "cancelled by ann"
-        assert m.ReclaimInputs(job=job.id, host="h") in effects
+        assert fx.ReclaimInputs(job=job.id, host="h") in effects
 
 
 def test_cancelling_a_transfer_reclaims_what_has_arrived() -> None:
-    job = drive(new_job(), [m.HostAssigned(at=0.0, host="h")])
-    job, effects = step(job, m.CancelRequested(at=0.0))
+    job = drive(new_job(), [ev.HostAssigned(at=0.0, host="h")])
+    job, effects = step(job, ev.CancelRequested(at=0.0))
     assert job.state is JobState.CANCELLED
-    assert m.ReclaimInputs(job=job.id, host="h") in effects
-    assert m.ReclaimInputs(job=job.id, host="h") in recover(job)
+    assert fx.ReclaimInputs(job=job.id, host="h") in effects
+    assert fx.ReclaimInputs(job=job.id, host="h") in recover(job)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +418,7 @@ def test_a_rerun_starts_where_its_inputs_still_are(
         host="h", stage=Stage.COMPLETED, state=JobState.DONE, step=Step.REST,
         inputs_on_host=inputs, retries={"code": 1}, attempt=8,
     )  # fmt: skip
-    again, _ = step(done, m.ReleaseRequested(at=0.0, stage=stage))
+    again, _ = step(done, ev.ReleaseRequested(at=0.0, stage=stage))
     assert (again.step, again.host, again.stage) == expected
     assert again.retries == {} and again.attempt == 8
 
@@ -424,64 +426,64 @@ def test_a_rerun_starts_where_its_inputs_still_are(
 def test_a_drained_dispatcher_holds_what_no_host_can_take() -> None:
     held, _ = step(
         new_job(),
-        m.TransferFailed(at=0.0, reason=Reason.HOST_KEY_MISMATCH, message="h: another key"),
+        ev.TransferFailed(at=0.0, reason=Reason.HOST_KEY_MISMATCH, message="h: another key"),
     )
     assert (held.state, held.reason) == (JobState.HELD, Reason.HOST_KEY_MISMATCH)
 
 
 def test_a_moved_job_takes_along_what_its_stages_made() -> None:
     job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
-    moved, effects = step(job, m.HostAssigned(at=0.0, host="big"))
+    moved, effects = step(job, ev.HostAssigned(at=0.0, host="big"))
     assert (moved.step, moved.stage, moved.host) == (Step.TRANSFER, Stage.TRAINING, "big")
-    bringing = m.HandOver(job=job.id, host="big", source="h")
+    bringing = fx.HandOver(job=job.id, host="big", source="h")
     assert effects == (bringing,) and recover(moved) == (bringing,)
-    event = m.HandedOver(at=0.0, source="h", stage=Stage.TRAINING, route="relayed")
+    event = ev.HandedOver(at=0.0, source="h", stage=Stage.TRAINING, route="relayed")
     there, effects = step(moved, event)
     assert (there.step, there.stage, there.origin) == (Step.PLACE, Stage.TRAINING, None)
-    removing = m.ReclaimLeftovers(job=job.id, host="h")
+    removing = fx.ReclaimLeftovers(job=job.id, host="h")
     assert effects == (removing,) and recover(there) == (removing,)
-    gone = m.LeftoversReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
+    gone = ev.LeftoversReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
     assert recover(drive(there, [gone])) == ()
 
 
 @pytest.mark.parametrize("stage", [Stage.VALIDATION, Stage.FRAME_EXTRACTION])
 def test_a_job_that_still_reads_the_source_starts_afresh_elsewhere(stage: Stage) -> None:
     job = new_job(host="h", state=JobState.EXTRACTING, stage=stage, inputs_on_host=True)
-    moved, effects = step(job, m.HostAssigned(at=0.0, host="big"))
+    moved, effects = step(job, ev.HostAssigned(at=0.0, host="big"))
     assert (moved.step, moved.stage, moved.origin) == (Step.TRANSFER, Stage.VALIDATION, None)
     assert effects == (
-        m.ReclaimInputs(job=job.id, host="h"),
-        m.TransferInputs(job=job.id, host="big"),
+        fx.ReclaimInputs(job=job.id, host="h"),
+        fx.TransferInputs(job=job.id, host="big"),
     )
 
 
 def test_outputs_that_cannot_be_had_are_made_again() -> None:
     job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
-    moved, _ = step(job, m.HostAssigned(at=0.0, host="big"))
-    afresh, effects = step(moved, m.HandoffAbandoned(at=0.0, source="h", message="h is dead"))
+    moved, _ = step(job, ev.HostAssigned(at=0.0, host="big"))
+    afresh, effects = step(moved, ev.HandoffAbandoned(at=0.0, source="h", message="h is dead"))
     assert (afresh.step, afresh.stage, afresh.host) == (Step.TRANSFER, Stage.VALIDATION, "big")
     assert afresh.origin is None and afresh.leftovers == ()
-    assert effects == (m.TransferInputs(job=job.id, host="big"),)
+    assert effects == (fx.TransferInputs(job=job.id, host="big"),)
 
 
 def test_a_handoff_that_fails_at_the_new_host_goes_on_to_another() -> None:
     job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
-    moved, _ = step(job, m.HostAssigned(at=0.0, host="full"))
-    job, effects = step(moved, m.TransferFailed(at=0.0, reason=Reason.DISK_FULL, message="x"))
+    moved, _ = step(job, ev.HostAssigned(at=0.0, host="full"))
+    job, effects = step(moved, ev.TransferFailed(at=0.0, reason=Reason.DISK_FULL, message="x"))
     assert (job.state, job.origin, job.avoid_hosts) == (JobState.QUEUED, "h", ("full",))
-    assert effects == (m.ReclaimLeftovers(job=job.id, host="full"),)
-    job, effects = step(job, m.HostAssigned(at=0.0, host="big"))
-    assert effects == (m.HandOver(job=job.id, host="big", source="h"),)
+    assert effects == (fx.ReclaimLeftovers(job=job.id, host="full"),)
+    job, effects = step(job, ev.HostAssigned(at=0.0, host="big"))
+    assert effects == (fx.HandOver(job=job.id, host="big", source="h"),)
     assert job.leftovers == ("full",)
 
 
 def test_a_job_that_comes_back_is_not_cleared_away_under_its_feet() -> None:
     job = new_job(host="a", state=JobState.RUNNING, stage=Stage.TRAINING)
-    over = m.HandedOver(at=0.0, source="a", stage=Stage.TRAINING, route="direct")
-    job = drive(job, [m.HostAssigned(at=0.0, host="b"), over])
+    over = ev.HandedOver(at=0.0, source="a", stage=Stage.TRAINING, route="direct")
+    job = drive(job, [ev.HostAssigned(at=0.0, host="b"), over])
     assert job.leftovers == ("a",)
-    job = drive(job, [m.HostAssigned(at=0.0, host="a")])
-    assert job.leftovers == () and recover(job) == (m.HandOver(job=job.id, host="a", source="b"),)
+    job = drive(job, [ev.HostAssigned(at=0.0, host="a")])
+    assert job.leftovers == () and recover(job) == (fx.HandOver(job=job.id, host="a", source="b"),)
 
 
 def test_what_a_job_left_elsewhere_goes_once_its_results_are_collected() -> None:
@@ -489,9 +491,9 @@ def test_what_a_job_left_elsewhere_goes_once_its_results_are_collected() -> None
         host="h", stage=Stage.SPLAT_EXPORT, step=Step.COLLECT, state=JobState.RUNNING,
         leftovers=("a",),
     )  # fmt: skip
-    done, effects = step(job, m.ResultsCollected(at=0.0, left_on=("a", "dead", "h")))
+    done, effects = step(job, ev.ResultsCollected(at=0.0, left_on=("a", "dead", "h")))
     assert done.leftovers == ("a", "dead")
-    removing = tuple(m.ReclaimLeftovers(job=job.id, host=host) for host in ("a", "dead"))
+    removing = tuple(fx.ReclaimLeftovers(job=job.id, host=host) for host in ("a", "dead"))
     assert effects[1:] == removing
     assert recover(done)[1:] == removing
 
@@ -508,27 +510,27 @@ def test_a_cancelled_handoff_can_be_taken_up_again(
     stage: Stage, expected: tuple[Step, str | None, Stage, str | None]
 ) -> None:
     job = new_job(host="h", state=JobState.RUNNING, stage=Stage.TRAINING)
-    job = drive(job, [m.HostAssigned(at=0.0, host="big"), m.CancelRequested(at=0.0)])
-    assert recover(job) == (m.PlanStitches(job=job.id, acquisition="dive"),)
-    again, _ = step(job, m.ReleaseRequested(at=0.0, stage=stage))
+    job = drive(job, [ev.HostAssigned(at=0.0, host="big"), ev.CancelRequested(at=0.0)])
+    assert recover(job) == (fx.PlanStitches(job=job.id, acquisition="dive"),)
+    again, _ = step(job, ev.ReleaseRequested(at=0.0, stage=stage))
     assert (again.step, again.host, again.stage, again.origin) == expected
 
 
 def test_recovery_issues_again_what_was_under_way() -> None:
     running = at_run(Stage.METADATA_EXTRACTION)
     assert recover(running) == (
-        m.FollowAttempt(job=running.id, attempt=1),
-        m.ReclaimInputs(job=running.id, host="h"),
+        fx.FollowAttempt(job=running.id, attempt=1),
+        fx.ReclaimInputs(job=running.id, host="h"),
     )
     extracting = at_run(Stage.FRAME_EXTRACTION)
-    assert recover(extracting) == (m.FollowAttempt(job=extracting.id, attempt=1),)
+    assert recover(extracting) == (fx.FollowAttempt(job=extracting.id, attempt=1),)
     assert recover(new_job()) == ()
 
 
 def test_a_late_reply_of_the_host_it_left_says_nothing_about_the_new_one() -> None:
     job = at_run(Stage.VALIDATION)
     job, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
-    assert effects == (m.ReclaimInputs(job=job.id, host="h"),)
-    job = drive(job, [m.HostAssigned(at=0.0, host="new"), m.InputsReady(at=0.0)])
-    late = m.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
+    assert effects == (fx.ReclaimInputs(job=job.id, host="h"),)
+    job = drive(job, [ev.HostAssigned(at=0.0, host="new"), ev.InputsReady(at=0.0)])
+    late = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
     assert drive(job, [late]).inputs_on_host

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher.core.model import AttemptFailed, AttemptSucceeded, Event, Layer, Reason
+from dispatcher.core.events import AttemptFailed, AttemptSucceeded, Event
+from dispatcher.core.model import Layer, Reason
 from dispatcher.core.retry import RULES
 from dispatcher.outcome import event_of
 from worker_agent.protocol import (

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.machine import step
 from dispatcher.core.model import Job, JobKind, JobState, Reason, Reservation, Stage, Step
@@ -214,10 +215,10 @@ def test_every_job_is_placed_or_told_why_not(farm: tuple[list[Job], list[HostVie
         if one.host is None and waiting.reason is not Reason.BACKOFF:
             assert set(waiting.per_host) == {h.name for h in hosts}
     for reservation in decision.stages:
-        one, _ = step(by_id[reservation.job], m.StagePlaced(at=NOW, reservation=reservation))
+        one, _ = step(by_id[reservation.job], ev.StagePlaced(at=NOW, reservation=reservation))
         assert one.reservation == reservation
     for name, where in decision.assignments:
-        one, _ = step(by_id[name], m.HostAssigned(at=NOW, host=where))
+        one, _ = step(by_id[name], ev.HostAssigned(at=NOW, host=where))
         assert one.host == where
 
 

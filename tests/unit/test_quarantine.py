@@ -12,7 +12,8 @@ import pytest
 
 from dispatcher.clock import ManualClock
 from dispatcher.core.breaker import Position
-from dispatcher.core.model import AttemptFailed, Job, Layer, Reason
+from dispatcher.core.events import AttemptFailed
+from dispatcher.core.model import Job, Layer, Reason
 from dispatcher.errors import AgentBroken, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet

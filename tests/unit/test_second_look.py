@@ -10,8 +10,9 @@ from typing import cast
 import pytest
 
 from dispatcher.clock import ManualClock
-from dispatcher.core import model as m
-from dispatcher.core.model import Event, Reason, Stage
+from dispatcher.core import events as ev
+from dispatcher.core.events import Event
+from dispatcher.core.model import Reason, Stage
 from dispatcher.core.place import Policy
 from dispatcher.effects import Effects
 from dispatcher.errors import TransportError
@@ -28,7 +29,7 @@ from tests.contract.store_builders import record, running
 from tests.unit.test_fleet import FACTS, GPU
 from worker_agent.protocol import GpuProcess, HostFacts
 
-OOM = m.AttemptFailed(at=9.0, attempt=1, reason=Reason.GPU_OUT_OF_MEMORY, message="no more")
+OOM = ev.AttemptFailed(at=9.0, attempt=1, reason=Reason.GPU_OUT_OF_MEMORY, message="no more")
 
 
 class Nothing:
@@ -92,7 +93,7 @@ async def test_what_a_new_probe_shows_is_what_counts(
     host.gate.set()
     found = await posted(dispatcher)
     await before
-    assert isinstance(found, m.AttemptFailed)
+    assert isinstance(found, ev.AttemptFailed)
     assert (found.reason, found.looked) == (expected, True)
     await dispatcher._tasks.end()
     await store.close()

@@ -9,19 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.breaker import Limits, counts
+from dispatcher.core.events import AttemptFailed
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.machine import step
-from dispatcher.core.model import (
-    AttemptFailed,
-    Job,
-    JobKind,
-    JobState,
-    Layer,
-    Reason,
-    Reservation,
-    Stage,
-    Step,
-)
+from dispatcher.core.model import Job, JobKind, JobState, Layer, Reason, Reservation, Stage, Step
 from dispatcher.core.policy import Policy
 from dispatcher.core.taken import after_a_look, in_doubt
 from dispatcher.core.views import GpuView, HostView
