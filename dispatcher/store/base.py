@@ -243,10 +243,20 @@ class Store(Protocol):
         """`paths`: in the run directory -> here. Raises StoreError for one that is not known."""
         ...
 
+    async def artifacts_mirrored(self, job: str, urls: Mapping[str, str]) -> None:
+        """`urls`: path in the run directory -> verified copy in the object store."""
+        ...
+
     async def artifacts(
-        self, *, job: str | None = None, acquisition: str | None = None, path: str | None = None
+        self,
+        *,
+        job: str | None = None,
+        acquisition: str | None = None,
+        path: str | None = None,
+        sha256: str | None = None,
     ) -> list[ArtifactRow]:
-        """`path` is one on a host (relative to the run directory) or in the artifact store."""
+        """`path` is one on a host (relative to the run directory), in the artifact directory or in
+        the object store."""
         ...
 
     # --- stitches ---

@@ -282,8 +282,14 @@ def artifacts_collected(db: Database, job: str, paths: Mapping[str, str]) -> Non
             raise StoreError(f"there is no artifact {path}", where=job)
 
 
+def artifacts_mirrored(db: Database, job: str, urls: Mapping[str, str]) -> None:
+    for path, url in urls.items():
+        if db.change("mirror_artifact", job=job, path=path, remote_url=url) == 0:
+            raise StoreError(f"there is no artifact {path}", where=job)
+
+
 def artifacts(
-    db: Database, job: str | None, acquisition: str | None, path: str | None
+    db: Database, job: str | None, acquisition: str | None, path: str | None, sha256: str | None
 ) -> list[ArtifactRow]:
-    rows = db.rows("select_artifacts", job=job, acquisition=acquisition, path=path)
+    rows = db.rows("select_artifacts", job=job, acquisition=acquisition, path=path, sha256=sha256)
     return [codec.artifact_of(row) for row in rows]

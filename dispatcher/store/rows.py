@@ -162,7 +162,8 @@ class ArtifactRow:
     sha256: str
     host: str | None = None
     attempt: int | None = None
-    local_path: str | None = None  # where it lies in the artifact store, once collected
+    local_path: str | None = None  # where it lies in the artifact directory, once collected
+    remote_url: str | None = None  # of its verified copy in the object store, where there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

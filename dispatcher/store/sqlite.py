@@ -269,10 +269,18 @@ class SqliteStore:
     async def artifacts_collected(self, job: str, paths: Mapping[str, str]) -> None:
         await self._writer.write(True, jobs.artifacts_collected, job, paths)
 
+    async def artifacts_mirrored(self, job: str, urls: Mapping[str, str]) -> None:
+        await self._writer.write(True, jobs.artifacts_mirrored, job, urls)
+
     async def artifacts(
-        self, *, job: str | None = None, acquisition: str | None = None, path: str | None = None
+        self,
+        *,
+        job: str | None = None,
+        acquisition: str | None = None,
+        path: str | None = None,
+        sha256: str | None = None,
     ) -> list[ArtifactRow]:
-        return await self._reader.read(jobs.artifacts, job, acquisition, path)
+        return await self._reader.read(jobs.artifacts, job, acquisition, path, sha256)
 
     # --- stitches ---
 

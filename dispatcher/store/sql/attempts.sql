@@ -83,21 +83,27 @@ SELECT * FROM leases WHERE job = :job AND attempt = :attempt;
 SELECT * FROM leases ORDER BY job, attempt;
 
 -- name: upsert_artifact
-INSERT INTO artifacts (job, path, kind, bytes, sha256, host, attempt, local_path)
-VALUES (:job, :path, :kind, :bytes, :sha256, :host, :attempt, :local_path)
+INSERT INTO artifacts (job, path, kind, bytes, sha256, host, attempt, local_path, remote_url)
+VALUES (:job, :path, :kind, :bytes, :sha256, :host, :attempt, :local_path, :remote_url)
 ON CONFLICT (job, path) DO UPDATE SET
     kind = excluded.kind, bytes = excluded.bytes, host = excluded.host,
     attempt = excluded.attempt, sha256 = excluded.sha256,
     -- Other bytes than the ones collected: they have to be collected again.
     local_path = CASE WHEN excluded.local_path IS NOT NULL THEN excluded.local_path
-                      WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.local_path END;
+                      WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.local_path END,
+    remote_url = CASE WHEN excluded.remote_url IS NOT NULL THEN excluded.remote_url
+                      WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.remote_url END;
 
 -- name: collect_artifact
 UPDATE artifacts SET local_path = :local_path WHERE job = :job AND path = :path;
+
+-- name: mirror_artifact
+UPDATE artifacts SET remote_url = :remote_url WHERE job = :job AND path = :path;
 
 -- name: select_artifacts
 SELECT artifacts.* FROM artifacts JOIN jobs ON jobs.id = artifacts.job
 WHERE (:job IS NULL OR artifacts.job = :job)
   AND (:acquisition IS NULL OR jobs.acquisition = :acquisition)
-  AND (:path IS NULL OR artifacts.path = :path OR artifacts.local_path = :path)
+  AND (:path IS NULL OR :path IN (artifacts.path, artifacts.local_path, artifacts.remote_url))
+  AND (:sha256 IS NULL OR artifacts.sha256 = :sha256)
 ORDER BY artifacts.job, artifacts.path;
