@@ -235,7 +235,7 @@ class Ledger:
             return Reason.HOST_NOT_READY, host.not_ready_message or "lacks what the stages need"
         if host.probe_age_s > self.policy.probe_stale_s:
             return Reason.PROBE_STALE, self._stale(host.probe_age_s)
-        return None
+        return host.storage
 
     def _stale(self, age_s: float) -> str:
         return f"was last probed {age_s:.0f} s ago (limit {self.policy.probe_stale_s:.0f} s)"

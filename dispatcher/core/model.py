@@ -152,6 +152,8 @@ class Reason(StrEnum):
     RAM_TOO_SMALL = "ram_too_small"
     DECODER_BUSY = "decoder_busy"
     DISK_LOW = "disk_low"
+    POOL_FULL = "pool_full"  # the thin pool below the host's disk is over its watermark
+    POOL_UNKNOWN = "pool_unknown"  # or cannot be read
     PROBE_STALE = "probe_stale"
     BACKOFF = "backoff"
 
@@ -200,6 +202,7 @@ class Job:
     inputs_on_host: bool = False  # source bytes lie on the host and must be reclaimed
     origin: str | None = None  # where what its finished stages made lies, when not yet on `host`
     leftovers: tuple[str, ...] = ()  # hosts with a copy of that which is of no more use there
+    reclaimed: tuple[str, ...] = ()  # kinds of what it made that no longer lie on its host
     need_mib: int | None = None  # escalated or learned memory need; None: the policy's first guess
     need_ram_mib: int | None = None  # raised after the host ran out of memory
     input_bytes: int = 0

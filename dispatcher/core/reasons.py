@@ -17,6 +17,8 @@ _NEARNESS = (
     Reason.RAM_TOO_SMALL,
     Reason.HOST_QUARANTINED,
     Reason.GPU_QUARANTINED,
+    Reason.POOL_UNKNOWN,
+    Reason.POOL_FULL,
     Reason.DISK_LOW,
     Reason.SLOT_BUSY,
     Reason.CPU_BUSY,

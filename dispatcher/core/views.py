@@ -59,6 +59,8 @@ class HostView:
     link_bytes_s: float = 0.0  # measured towards it; 0: never measured
     disk_free_bytes: int = 0
     disk_reserve_bytes: int = 0
+    # Why the storage below its disk lets nothing new in; None: it does.
+    storage: tuple[Reason, str] | None = None
     probe_age_s: float = 0.0
     cached_bytes: dict[str, int] = field(default_factory=dict)  # job -> input bytes already there
 
