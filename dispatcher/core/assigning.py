@@ -220,14 +220,15 @@ class Assigner:
     def _key(self, job: Job, ledger: Ledger, rank: Rank) -> Key:
         """The smallest is chosen; equal ones go by rank."""
         host, order = ledger.host, self._policy.order
-        helper = float(not host.gpus)  # only where no host with a GPU has room
+        stage = device_stage(job)
+        # Only where no host with a GPU has room.
+        helper = float(stage is not None and not host.gpus)
         if order == "earliest_finish":
             ahead = self._policy.ahead(job, host.gpus)
             link = host.link_bytes_s or self._policy.link_bytes_s
             there = ledger.bytes_missing(job) / link + ahead.lead_s
             return helper, max(there, rank[0]) + ahead.device_s
         if order == "best_fit":
-            stage = device_stage(job)
             sizes = [gpu.total_mib for gpu in host.gpus if stage is None or ledger.holds(gpu, job)]
             return helper, rank[0], float(min(sizes, default=0))
         return (helper,)

@@ -58,7 +58,6 @@ _RAM: dict[Stage, _Linear] = {
     Stage.STITCH: _Linear(1000.0, gaussians=750.0, most=2 * TYPICAL.cap / 1e6),
 }
 _RAM_CPU_TRAINING = _Linear(700.0, stack=0.5)  # trains on images a third as wide, without CUDA
-# A stitch computes on the CPU: what it takes of a device does not grow.
 _VRAM: dict[Stage, _Linear] = {Stage.TRAINING: _Linear(600.0, gaussians=1500.0)}
 _DISK: dict[Stage, _Linear] = {
     Stage.FRAME_EXTRACTION: _Linear(1.0, stack=0.2),  # JPEG

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from dispatcher.core.model import Job, Reason, Reservation, Stage, Step
+from dispatcher.core.model import Job, JobKind, Reason, Reservation, Stage, Step
 from dispatcher.core.need import Need
 from dispatcher.core.pipeline import prefetch, wait_s
 from dispatcher.core.policy import Ahead, Policy, device_stage, model_of, stages_ahead
@@ -34,7 +34,7 @@ class Ledger:
         self.starts: list[Reservation] = []  # the last decision's
         self.movers: dict[str, Refusal] = {}  # residents that this host will not serve, and why
         self.kept: dict[str, str] = {}  # GPU UUID, "RAM", "cores", "disk" -> job it is kept for
-        self._ahead: dict[str, Ahead] = {}  # of the jobs that still need a device here
+        self._ahead: dict[str, Ahead] = {}  # of the jobs whose main stage is still ahead here
         self._wait_s: float | None = None  # known until a job comes or goes
 
     # --- jobs and promises ---
@@ -70,7 +70,7 @@ class Ledger:
 
     def _reckon(self, job: Job) -> None:
         self._forget(job.id)
-        if device_stage(job) is not None:
+        if device_stage(job) is not None or job.kind is JobKind.STITCH:
             self._ahead[job.id] = self.policy.ahead(job, self.host.gpus)
 
     def _forget(self, job: str) -> None:

@@ -26,7 +26,7 @@ from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
 from dispatcher.core.shape import STACK_STAGES, Shape, shape_of
 from dispatcher.core.views import GpuView
 
-GPU_STAGES = frozenset({Stage.TRAINING, Stage.STITCH})
+GPU_STAGES = frozenset({Stage.TRAINING})
 KEPT_RUNS = 200  # of each stage and device
 RECENT_RUNS = 20
 TIMED_RUNS = 50  # newest ones that seconds are taken from: hosts and software change
@@ -98,12 +98,12 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstGuess:
-    """MiB of a typical plan or a larger one, used until enough runs are known. RAM comes from the
-    stack of frames (`expected`)."""
+    """MiB of a typical plan or a larger one, used until enough runs are known. Other RAM comes
+    from the stack of frames (`expected`)."""
 
     reconstruct_mib: int = 6000
     reconstruct_cpu_mib: int = 1500  # on a device of kind "cpu"
-    stitch_mib: int = 2000
+    stitch_ram_mib: int = 2000  # a stitch uses no device
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +187,10 @@ class Needs:
         )
 
     def of(self, job: Job, gpu: GpuView | None) -> Need:
-        """Of `job`'s next stage; with a `gpu` of its next one that uses a device."""
-        stage = job.stage
-        if gpu is not None and stage not in GPU_STAGES:
-            stage = Stage.TRAINING if job.kind is JobKind.RECONSTRUCT else Stage.STITCH
-        return self._need(job, stage, gpu)
+        """Of `job`'s next stage; with a `gpu` of the one that uses a device, if it has one."""
+        if gpu is None or job.kind is JobKind.STITCH:
+            return self._need(job, job.stage, None)
+        return self._need(job, Stage.TRAINING, gpu)
 
     def most_ram_mib(self, job: Job, gpu: GpuView | None) -> int:
         """Of all stages that the job still has to run, on a host that would give it `gpu`."""
@@ -227,15 +226,16 @@ class Needs:
         on_cpu = gpu is not None and gpu.kind == "cpu"
         known = self._of_runs(stage, "" if gpu is None else gpu.name, on_cpu)
         cost = expected(stage, shape_of(job, stage), on_cpu=on_cpu)
-        ram = known.ram.need(cost.ram_mib, cost.ram_mib, known.runs)
+        least = self.guess.stitch_ram_mib if stage is Stage.STITCH else 0
+        ram = known.ram.need(cost.ram_mib, max(cost.ram_mib, least), known.runs)
         vram = 0.0
         if on_cpu:
-            guess = max(cost.ram_mib, self._guessed_mib(stage, on_cpu=True))
+            guess = max(cost.ram_mib, self.guess.reconstruct_cpu_mib)
             vram = ram = known.ram.need(cost.ram_mib, guess, known.runs)
         elif gpu is not None:
             typical = expected(stage, TYPICAL).vram_mib
             share = min(1.0, cost.vram_mib / typical)  # a smaller plan fits a smaller device
-            guess = max(cost.vram_mib, share * self._guessed_mib(stage, on_cpu=False))
+            guess = max(cost.vram_mib, share * self.guess.reconstruct_mib)
             whole = WHOLE_DEVICE * gpu.total_mib
             vram = known.vram.need(cost.vram_mib, guess, known.runs, whole)
             if job.need_mib is not None:
@@ -255,11 +255,6 @@ class Needs:
             seconds=Span(low=low, likely=likely, high=high),
             runs=known.runs,
         )
-
-    def _guessed_mib(self, stage: Stage, *, on_cpu: bool) -> int:
-        if stage is Stage.STITCH:
-            return self.guess.stitch_mib
-        return self.guess.reconstruct_cpu_mib if on_cpu else self.guess.reconstruct_mib
 
 
 def _learn(stage: Stage, runs: tuple[Observation, ...], *, on_cpu: bool) -> _Learned:

@@ -166,8 +166,8 @@ class Yard:
             devices.update(device for device, gpu in pairs if like.holds(gpu, job))
         stage = device_stage(job)
         # What stages made moves along, so that a host without a GPU can take those before the one
-        # that needs it, as long as another host can take the rest.
-        if holding and job.stage is not stage:
+        # that needs it, as long as another host can take the rest. A stitch needs none at all.
+        if stage is None or (holding and job.stage is not stage):
             holding |= without_gpu
         return Fit(holding, None if stage is None else frozenset(devices))
 

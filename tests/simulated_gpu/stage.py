@@ -1,5 +1,5 @@
-"""A rehearsed stage whose training and stitch take memory from a simulated GPU, and are refused
-as a real one refuses: `python -m tests.simulated_gpu.stage <attempt>/started.json`."""
+"""A rehearsed stage whose training takes memory from a simulated GPU, and is refused as a real
+one refuses: `python -m tests.simulated_gpu.stage <attempt>/started.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 
 DIRECTORY = "gpus"  # beside the host's work directory
 CAP = 1_000_000  # gaussians of the default plan
-STITCH_MIB = 1_200
 _SHARES = (0.3, 0.7, 1.0)  # a training grows
 _GROWS_S = 0.1
 
@@ -45,8 +44,6 @@ def main() -> int:
 
 def _wanted_mib(spec: AttemptSpec) -> float:
     """Of a training by its plan, so that a smaller plan takes less."""
-    if spec.stage == "Stitch":
-        return STITCH_MIB
     plan = spec.config["train"]["cuda"]
     size = 2_500 + hashlib.sha256(spec.job.encode()).digest()[0] * 10
     return size * plan["cap"] / CAP * plan["width"] / 960

@@ -176,7 +176,8 @@ def test_figures_that_cannot_be_do_no_harm(
 def test_without_runs_the_first_guess_holds() -> None:
     needs = Needs()
     assert needs.of(job(), gpu()).vram_mib == 6000
-    assert needs.of(job(Stage.STITCH), gpu()).vram_mib == 2000
+    stitch = needs.of(job(Stage.STITCH), gpu())
+    assert (stitch.vram_mib, stitch.ram_mib) == (0, 2000), "it uses no device"
     assert needs.of(job(Stage.VALIDATION), gpu()).vram_mib == 6000, "for when it gets there"
     huge = needs.of(job(cap=10_000_000), gpu()).vram_mib
     assert huge > 15_000, "more gaussians than the guess is for"

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.model import Job, JobKind, Layer, Reason, Reservation, Stage, Step, Verdict
-from dispatcher.core.retry import JITTER, MAX_DELAY_S, RULES, decide, delay_s, layer_of
+from dispatcher.core.retry import (
+    JITTER,
+    MAX_DELAY_S,
+    RULES,
+    SHRINK_STEPS,
+    decide,
+    delay_s,
+    layer_of,
+)
 from dispatcher.core.shape import MAX_STRIDE
 from worker_agent.protocol import FailureCode
 
@@ -92,10 +100,11 @@ def test_a_rebooted_host_keeps_its_job_until_it_reboots_again_and_again() -> Non
 
 
 def test_out_of_memory_escalates_what_was_promised() -> None:
-    promised = Reservation(job="j", attempt=1, host="h", slot="stitch", gpu="G", mib=6001)
-    job = dataclasses.replace(JOB, kind=JobKind.STITCH, stage=Stage.STITCH, reservation=promised)
+    promised = Reservation(job="j", attempt=1, host="h", slot="train", gpu="G", mib=6001)
+    job = dataclasses.replace(JOB, stage=Stage.TRAINING, shrink=SHRINK_STEPS, reservation=promised)
     decision = decide(job, Reason.GPU_OUT_OF_MEMORY)
-    assert (decision.verdict, decision.need_mib, decision.shrink) == (Verdict.ESCALATE, 9002, 0)
+    assert (decision.verdict, decision.need_mib) == (Verdict.ESCALATE, 9002)
+    assert decision.shrink == SHRINK_STEPS
     spent = dataclasses.replace(job, retries={"resource": 3}, need_mib=20000)
     assert decide(spent, Reason.GPU_OUT_OF_MEMORY).verdict is Verdict.HOLD
 
