@@ -25,8 +25,13 @@ __all__ = ["StepCrashed", "counts", "run_step"]
 POLL_S = 0.5
 LOG_TAIL = 8000
 _MEMORY_SIGNS = ("bad_alloc", "MemoryError", "annot allocate memory")
-# With an address-space limit, also what a thread's stack and a library's mapping fail with.
-_LIMIT_SIGNS = ("Resource temporarily unavailable", "failed to map segment")
+# With an address-space limit, also what a thread's stack and a library's mapping fail with: the
+# last is what the C library says when it cannot load the unwinder that ends a thread.
+_LIMIT_SIGNS = (
+    "Resource temporarily unavailable",
+    "failed to map segment",
+    "libgcc_s.so.1 must be installed",
+)
 _NOISE = ("@", "***", "PC:", "^", "$ ")  # native stack traces, Python's markers
 _DISK_SIGNS = ("database or disk is full", "No space left on device")
 
