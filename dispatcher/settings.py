@@ -8,69 +8,20 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dispatcher.errors import SettingsError
+from dispatcher.stage_settings import Frozen, FramesConfig, SfmConfig, TrainConfig
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FramesConfig(_Frozen):
-    """960 wide registers and trains well; the height follows from the video when it is None."""
-
-    fps: float = Field(default=5.0, gt=0, le=240)
-    width: int | None = Field(default=960, ge=64, le=16384)
-    height: int | None = Field(default=None, ge=64, le=16384)
-    min_frames: int = Field(default=8, ge=2)
-
-
-class SfmConfig(_Frozen):
-    camera_model: str = "auto"
-    camera_params: tuple[float, ...] | None = None
-    max_features: int = Field(default=3000, ge=64)
-    max_image_size: int = Field(default=1000, ge=64)
-    overlap: int = Field(default=10, ge=1)
-    seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=2, ge=1)
-    min_registered_share: float = Field(default=0.8, ge=0, le=1)
-    max_reprojection_px: float = Field(default=2.0, gt=0)
-    memory_limit_mib: int | None = Field(default=None, ge=256)
-
-
-class CpuTraining(_Frozen):
-    width: int = Field(default=320, ge=32)
-    steps: int = Field(default=1000, ge=1)
-    cap: int = Field(default=30_000, ge=100)
-    sh_degree: int = Field(default=1, ge=0, le=3)
-    threads: int = Field(default=2, ge=1)
-
-
-class CudaTraining(_Frozen):
-    width: int = Field(default=960, ge=32)
-    steps: int = Field(default=7000, ge=1)
-    cap: int = Field(default=1_000_000, ge=100)
-    sh_degree: int = Field(default=3, ge=0, le=3)
-
-
-class TrainConfig(_Frozen):
-    seed: int = Field(default=0, ge=0)
-    test_every: int = Field(default=8, ge=2)
-    checkpoint_every_s: float = Field(default=20.0, gt=0)
-    ssim_weight: float = Field(default=0.2, ge=0, le=1)
-    cpu: CpuTraining = CpuTraining()
-    cuda: CudaTraining = CudaTraining()
-
-
-class StitchConfig(_Frozen):
+class StitchConfig(Frozen):
     ratio: float = Field(default=0.85, gt=0, le=1)
     min_inliers: int = Field(default=12, ge=3)
     min_inlier_share: float = Field(default=0.2, ge=0, le=1)
     min_hull_share: float = Field(default=0.1, ge=0, le=1)
 
 
-class ReclaimConfig(_Frozen):
+class ReclaimConfig(Frozen):
     source_videos: bool = True
     fstrim: Literal["auto", "off", "sudo"] = "auto"
 
@@ -82,7 +33,7 @@ class ReclaimConfig(_Frozen):
         return data
 
 
-class PipelineConfig(_Frozen):
+class PipelineConfig(Frozen):
     """What `AttemptSpec.config` carries to every stage of a job."""
 
     frames: FramesConfig = FramesConfig()
@@ -118,7 +69,7 @@ class PipelineConfig(_Frozen):
 _ENV_SIZE = {"width": "COSMA_QC_IMG_W", "height": "COSMA_QC_IMG_H"}
 
 
-class DispatcherSettings(_Frozen):
+class DispatcherSettings(Frozen):
     """How the dispatcher runs. Durations in seconds."""
 
     database: Path = Path("cosma.db")

@@ -1,9 +1,12 @@
 """FrameExtraction: one decoding pass per clip into verified JPEG frames, and the telemetry track.
 
-Frames are real source pictures (the first of each 1/fps interval), never duplicates, and carry
-their own presentation time, so that variable frame rates, edit lists and start offsets need no
-special case. Work goes to a temporary directory that becomes `frames/` only when all of it is
-verified: a killed attempt leaves nothing that looks finished.
+Frames are real source pictures, never duplicates, and carry their own presentation time, so that
+variable frame rates, edit lists and start offsets need no special case. `frames.select: fps` keeps
+the first picture of each 1/fps interval; `motion` decodes twice as many and keeps those that
+`keyframes` chooses, at most fps a second.
+
+Work goes to a temporary directory that becomes `frames/` only when all of it is verified: a killed
+attempt leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 import numpy as np
@@ -39,11 +43,20 @@ from worker_agent.stages.ffprobe import (
     printable,
     run_ffmpeg,
 )
+from worker_agent.stages.frame_quality import (
+    ANALYSED_WIDTH,
+    F32,
+    FrameQuality,
+    judge_frames,
+    measure,
+    summary,
+    warnings,
+)
+from worker_agent.stages.keyframes import STILL, Look, Selection
 
 __all__ = ["Frame", "frame_size", "main"]
 
-FLAT_STD = 3.0  # grey levels of 255: below it a frame has no texture at all
-MAX_FLAT_SHARE = 0.5
+CANDIDATES = 2.0  # times fps are decoded for a selection by motion
 MIN_EXPECTED_SHARE = 0.9  # below it the recording has gaps: told, but no fault of the file
 
 
@@ -80,8 +93,10 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     width, height = frame_size(clips[0].width, clips[0].height, config["width"], config["height"])
     with _disk_full(run_dir):
         work = _fresh_work(run_dir)
-        frames, flat = _extract(run_dir, work, clips, float(config["fps"]), (width, height), report)
-        _enough(frames, flat, int(config["min_frames"]), clips)
+        kept = _extract(run_dir, work, clips, config, (width, height), report)
+        _enough(kept, int(config["min_frames"]), clips)
+        for line in warnings(kept.qualities):
+            report.warning(line)
         telemetry = _copy_telemetry(run_dir, clips, report)
         write_json(
             work / "frames.json",
@@ -89,23 +104,25 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
                 "fps": float(config["fps"]),
                 "width": width,
                 "height": height,
-                "frames": [asdict(frame) for frame in frames],
-                "flat": flat,
+                "frames": [asdict(frame) for frame in kept.frames],
                 "verified": True,
             },
         )
+        quality = _write_quality(run_dir, kept)
         listing = _publish(work, run_dir / "frames") / "frames.json"
-    report.progress(1.0, f"{len(frames)} frames verified", frames=len(frames))
+    count = len(kept.frames)
+    report.progress(1.0, f"{count} frames verified", frames=count)
     return Artifacts(
-        files=(artifact(run_dir, listing, "frames"), *telemetry),
+        files=(artifact(run_dir, listing, "frames"), quality, *telemetry),
         metrics={
-            "frames": len(frames),
-            "frame_bytes": sum(frame.bytes for frame in frames),
+            "frames": count,
+            "frame_bytes": sum(frame.bytes for frame in kept.frames),
             "width": width,
             "height": height,
-            "flat_frames": flat,
+            "candidates": kept.candidates,
+            **summary(kept.qualities),
         },
-        completed={"total_frames": len(frames)},
+        completed={"total_frames": count},
     )
 
 
@@ -144,19 +161,31 @@ def _publish(work: Path, final: Path) -> Path:
     return work.rename(final)
 
 
+@dataclass(slots=True)
+class _Kept:
+    """The frames so far, what each shows, and how many pictures were looked at for them."""
+
+    frames: list[Frame]
+    qualities: list[FrameQuality]
+    candidates: int = 0
+    furthest: float = 0.0  # largest motion against a keyframe, where that is measured
+
+
 def _extract(
     run_dir: Path,
     work: Path,
     clips: list[ClipFacts],
-    fps: float,
+    config: Mapping[str, Any],
     size: tuple[int, int],
     report: Reporter,
-) -> tuple[list[Frame], int]:
-    """All clips, numbered on continuously, into `work`; returns them and how many are flat."""
+) -> _Kept:
+    """All clips, numbered on continuously, into `work`."""
+    fps = float(config["fps"])
+    by_motion = config.get("select", "fps") == "motion"
+    rate = CANDIDATES * fps if by_motion else fps
     total_s = sum(clip.duration_s for clip in clips)
     done_s = 0.0
-    frames: list[Frame] = []
-    flat = 0
+    kept = _Kept([], [])
     for clip in clips:
         name = printable(clip.name)
         before = done_s
@@ -165,17 +194,17 @@ def _extract(
             seconds: float, clip: ClipFacts = clip, before: float = before, name: str = name
         ) -> None:
             share = (before + min(seconds, clip.duration_s)) / total_s
-            report.progress(0.85 * share, f"decoding {name}")
+            report.progress(0.7 * share, f"decoding {name}")
 
         scratch = work / "decoding"
         scratch.mkdir()
-        pictures = decode_clip(run_dir / "input" / clip.name, clip, scratch, fps, size, advance)
+        pictures = decode_clip(run_dir / "input" / clip.name, clip, scratch, rate, size, advance)
         if pictures.damaged:
             report.warning(
                 f"clip {name}: {pictures.damaged} damaged pictures were concealed",
                 damaged=pictures.damaged,
             )
-        expected = expected_pictures(clip, fps)
+        expected = expected_pictures(clip, rate)
         if len(pictures.files) < MIN_EXPECTED_SHARE * expected:
             report.warning(
                 f"clip {name}: {len(pictures.files)} frames where {expected} were expected: "
@@ -183,28 +212,61 @@ def _extract(
                 frames=len(pictures.files),
                 expected=expected,
             )
-        for time_s, picture in pictures.files:
-            target = work / f"f{len(frames) + 1:06d}.jpg"
-            frame, is_flat = _verify(picture, target.name, clip, time_s, size)
-            picture.replace(target)
-            frames.append(frame)
-            flat += is_flat
+        # A clip starts anew: what lies between two chapters or clips is not known.
+        selection = Selection(float(config["motion"]), 1 / fps) if by_motion else None
+        _keep(pictures.files, selection, clip, work, size, kept)
         shutil.rmtree(scratch)
         done_s += clip.duration_s
-        report.progress(0.95 * done_s / total_s, f"{name} verified", frames=len(frames))
-    return frames, flat
+        report.progress(0.95 * done_s / total_s, f"{name} verified", frames=len(kept.frames))
+    return kept
 
 
-def _verify(
-    path: Path, name: str, clip: ClipFacts, time_s: float, size: tuple[int, int]
-) -> tuple[Frame, bool]:
-    """Open the written JPEG again, in full. Returns its record and whether it has no texture."""
+def _keep(
+    pictures: list[tuple[float, Path]],
+    selection: Selection | None,
+    clip: ClipFacts,
+    work: Path,
+    size: tuple[int, int],
+    kept: _Kept,
+) -> None:
+    """Verify every picture; those that are chosen move to `work` under the next number."""
+    waiting: dict[int, tuple[Frame, FrameQuality, Path]] = {}
+
+    def take(chosen: list[int]) -> None:
+        for index in chosen:
+            frame, quality, path = waiting[index]
+            name = f"f{len(kept.frames) + 1:06d}.jpg"
+            path.replace(work / name)
+            kept.frames.append(replace(frame, name=name))
+            kept.qualities.append(quality)
+        if chosen:
+            for index in [index for index in waiting if index <= chosen[-1]]:
+                del waiting[index]
+
+    for index, (time_s, path) in enumerate(pictures):
+        frame, grey = _verify(path, clip, time_s, size)
+        quality = measure(grey)
+        waiting[index] = frame, quality, path
+        if selection is None:
+            take([index])
+        else:
+            take(selection.add(Look(index, time_s, grey, quality.sharpness)))
+    if selection is not None:
+        take(selection.end())
+        kept.furthest = max(kept.furthest, selection.furthest)
+    kept.candidates += len(pictures)
+
+
+def _verify(path: Path, clip: ClipFacts, time_s: float, size: tuple[int, int]) -> tuple[Frame, F32]:
+    """Open the written JPEG again, in full. Returns its record, still without a name, and the
+    picture in grey, reduced to about ANALYSED_WIDTH."""
     data = path.read_bytes()
     try:
         with Image.open(path) as image:
             image.load()
             found = image.size
-            grey = np.asarray(image.convert("L").resize((64, 36)), dtype=np.float32)
+            factor = max(1, round(image.width / ANALYSED_WIDTH))
+            grey = np.asarray(image.convert("L").reduce(factor), dtype=np.float32)
     except (OSError, UnidentifiedImageError) as error:
         raise StageFailure(
             FailureCode.DECODE_FAILED,
@@ -220,33 +282,57 @@ def _verify(
             advice="The clip changes its picture size midway; split it there and ingest again.",
         )
     frame = Frame(
-        name=name,
+        name="",
         clip=clip.name,
         time_s=round(time_s, 6),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return frame, float(grey.std()) < FLAT_STD
+    return frame, grey
 
 
-def _enough(frames: list[Frame], flat: int, least: int, clips: list[ClipFacts]) -> None:
+def _enough(kept: _Kept, least: int, clips: list[ClipFacts]) -> None:
     names = ", ".join(printable(clip.name) for clip in clips)
-    if len(frames) < least:
-        seconds = sum(clip.duration_s for clip in clips)
+    found = len(kept.frames)
+    seconds = sum(clip.duration_s for clip in clips)
+    evidence = {
+        "frames": found,
+        "min_frames": least,
+        "seconds": seconds,
+        "candidates": kept.candidates,
+    }
+    if found < least <= kept.candidates and kept.furthest < STILL:
+        raise StageFailure(
+            FailureCode.NO_PARALLAX,
+            f"{names}: the camera does not move: in {seconds:.2f} s the picture shifts by at most "
+            f"{100 * kept.furthest:.2f} % of its width",
+            advice="A still camera cannot be reconstructed; leave the clip out.",
+            evidence=evidence,
+        )
+    if found < least:
         raise StageFailure(
             FailureCode.FRAMES_TOO_FEW,
-            f"{names}: only {len(frames)} frames in {seconds:.2f} s of video; "
+            f"{names}: only {found} frames in {seconds:.2f} s of video; "
             f"a reconstruction needs {least}",
             advice="Raise frames.fps, or leave so short a clip out.",
-            evidence={"frames": len(frames), "min_frames": least, "seconds": seconds},
+            evidence=evidence,
         )
-    if flat > MAX_FLAT_SHARE * len(frames):
+    unusable = judge_frames(kept.qualities, names)
+    if unusable is not None:
         raise StageFailure(
-            FailureCode.FRAMES_UNUSABLE,
-            f"{names}: {flat} of {len(frames)} frames are black or without any texture",
-            advice="Look at the clip: lens cap on, lights off, or open water. Leave it out.",
-            evidence={"flat_frames": flat, "frames": len(frames), "flat_below_std": FLAT_STD},
+            unusable.reason, unusable.message, advice=unusable.advice, evidence=unusable.evidence
         )
+
+
+def _write_quality(run_dir: Path, kept: _Kept) -> Artifact:
+    """`output/frame_quality.json`: medians, and for each frame what `frame_quality` measures."""
+    target = run_dir / "output" / "frame_quality.json"
+    rows = [
+        {"name": frame.name, **asdict(quality), "flaw": quality.flaw}
+        for frame, quality in zip(kept.frames, kept.qualities, strict=True)
+    ]
+    write_json(target, {**summary(kept.qualities), "frames": rows})
+    return artifact(run_dir, target, "frame_quality")
 
 
 def _copy_telemetry(run_dir: Path, clips: list[ClipFacts], report: Reporter) -> list[Artifact]:

@@ -109,6 +109,10 @@ class Trainer:
         """The gaussians as they are now, in normalised coordinates."""
         return self._adam.parameters
 
+    @property
+    def dataset(self) -> Dataset:
+        return self._dataset
+
     def run(self, on_progress: Callable[[Progress], None]) -> TrainingResult:
         """Resume from the checkpoint if there is one, train to the end, measure.
 
