@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.results import Result, parser, show
 from dispatcher.embedded import EmbeddedHosts
-from dispatcher.transport.ssh import KEEPALIVE_S, SshTarget, SshTransport
+from dispatcher.transport.ssh import KEEPALIVE_S, SshTransport
+from dispatcher.transport.target import SshTarget
 
 
 def pss_kib() -> int:

@@ -34,7 +34,8 @@ from pathlib import Path
 
 from bench.results import Result, parser, percentile, show
 from dispatcher.embedded import EmbeddedHost
-from dispatcher.transport.ssh import SshTarget, SshTransport
+from dispatcher.transport.ssh import SshTransport
+from dispatcher.transport.target import SshTarget
 from tests.acceptance.cosma import kill
 from tests.rehearsal import Rehearsal, rehearsal
 

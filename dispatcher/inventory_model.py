@@ -6,9 +6,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from dispatcher.reclaim_policy import ReclaimRules
 
 _KEY = re.compile(r"(ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/=]+( .*)?|SHA256:[A-Za-z0-9+/]{43}=?")
+
+
+def _home(value: Path | None) -> Path | None:
+    return value.expanduser() if value is not None else None
+
+
+Home = Annotated[Path | None, AfterValidator(_home)]
 
 
 class _Frozen(BaseModel):
@@ -24,12 +33,17 @@ class MaxParallel(_Frozen):
     stitch: int = Field(default=1, ge=0, le=64)
 
 
+LvmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9+_.][A-Za-z0-9+_.-]*$")]  # as lvm(8) has it
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[:][^\s/]*$")]
+
+
 class ThinPool(_Frozen):
     """The LVM thin pool behind a virtual host's disk; blocks freed by fstrim go back to it."""
 
-    host: str
-    vg: str
-    pool: str
+    host: HostName  # one of `hypervisors:` or `hosts:`, else as ~/.ssh/config knows it
+    vg: LvmName
+    pool: LvmName
     high_watermark: float = Field(default=0.85, gt=0, le=1)
 
 
@@ -45,12 +59,29 @@ class Disk(_Frozen):
         return "off" if value is False else value
 
 
+class Transfer(_Frozen):
+    """How files are brought to a host."""
+
+    # Connections for one large file; None: one where the round trip is short, else four.
+    streams: int | None = Field(default=None, ge=1, le=4)
+    limit_mib_s: float | None = Field(default=None, gt=0)  # for all of them together
+
+    @property
+    def bytes_s(self) -> float | None:
+        return None if self.limit_mib_s is None else self.limit_mib_s * 2**20
+
+    @field_validator("streams", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return None if value == "auto" else value
+
+
 class HostOptions(_Frozen):
     """What may stand under `defaults:` as well as under a host."""
 
     port: int | None = Field(default=None, ge=1, le=65535)  # None: ~/.ssh/config, else 22
     user: str | None = None  # None: ~/.ssh/config, else the current user
-    identity_file: Path | None = None  # None: the SSH agent and the default keys
+    identity_file: Home = None  # None: the SSH agent and the default keys
     proxy_jump: str | None = None
     work_dir: str = Field(default="~/cosma", min_length=1)  # `~` is the user's home on the host
     python: str = Field(default="python3", min_length=1)  # runs the agent: 3.11 or newer
@@ -64,37 +95,54 @@ class HostOptions(_Frozen):
     max_decode_sessions: int = Field(default=4, ge=0, le=64)
     max_parallel: MaxParallel = MaxParallel()
     disk: Disk = Disk()
+    transfer: Transfer = Transfer()
+    reclaim: ReclaimRules = ReclaimRules()  # None: as the job's configuration says
     cordoned: bool = False
     # manual: its attempts have no lease, and only the operator gives them up when it is silent.
     requeue: Literal["auto", "manual"] = "auto"
 
-    @field_validator("identity_file", mode="after")
-    @classmethod
-    def _home(cls, value: Path | None) -> Path | None:
-        return value.expanduser() if value is not None else None
+
+def _is_a_key(value: str | None) -> str | None:
+    if value is not None and not _KEY.fullmatch(value.strip()):
+        raise ValueError('expected "ssh-ed25519 AAAA..." or "SHA256:..."')
+    return value.strip() if value is not None else None
+
+
+# None: the key must stand in ~/.ssh/known_hosts. An unknown key is never accepted.
+HostKey = Annotated[str | None, AfterValidator(_is_a_key)]
 
 
 class InventoryHost(HostOptions):
     """One host. Raises pydantic's ValidationError; `load_inventory` turns it into one line."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-    address: str = Field(pattern=r"^[A-Za-z0-9_\[:][^\s/]*$")
-    # None: the key must stand in ~/.ssh/known_hosts. An unknown key is never accepted.
-    host_key: str | None = None
+    name: HostName
+    address: Address
+    host_key: HostKey = None
 
-    @field_validator("host_key", mode="after")
-    @classmethod
-    def _is_a_key(cls, value: str | None) -> str | None:
-        if value is not None and not _KEY.fullmatch(value.strip()):
-            raise ValueError('expected "ssh-ed25519 AAAA..." or "SHA256:..."')
-        return value.strip() if value is not None else None
+
+class Hypervisor(_Frozen):
+    """Where a thin pool is asked for its usage; no work ever goes there."""
+
+    name: HostName
+    address: Address
+    port: int | None = Field(default=None, ge=1, le=65535)
+    user: str | None = None
+    identity_file: Home = None
+    host_key: HostKey = None
+    proxy_jump: str | None = None
 
 
 class Inventory(_Frozen):
     hosts: tuple[InventoryHost, ...] = ()
+    hypervisors: tuple[Hypervisor, ...] = ()
 
     def host(self, name: str) -> InventoryHost | None:
         return next((host for host in self.hosts if host.name == name), None)
+
+    def hypervisor(self, name: str) -> InventoryHost | Hypervisor:
+        """Of a thin pool; one that is named nowhere is what ~/.ssh says of that name."""
+        known = (one for one in (*self.hypervisors, *self.hosts) if one.name == name)
+        return next(known, None) or Hypervisor(name=name, address=name)
 
 
 class InventoryDiff(_Frozen):

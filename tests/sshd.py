@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.inventory_model import InventoryHost
-from dispatcher.transport.ssh import SshTarget
+from dispatcher.transport.target import SshTarget
 
 SSHD = "/usr/sbin/sshd"
 _READY_S = 20.0

@@ -21,6 +21,7 @@ from worker_agent.protocol import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_USAGE,
+    ArrivedRequest,
     AttemptSpec,
     CancelRequest,
     FetchRequest,
@@ -36,6 +37,8 @@ from worker_agent.protocol import (
     SelftestRequest,
     SendRequest,
     StatusRequest,
+    TakeRequest,
+    TrimRequest,
     UnpackRequest,
 )
 from worker_agent.refusal import RefusedError, from_os_error
@@ -72,6 +75,7 @@ def _session(_: bytes) -> int:
 def _load_all() -> None:
     """All that a call may need, so that it need not be read for every one again."""
     from worker_agent import (  # noqa: F401
+        blocks,
         control,
         disk,
         fetch,
@@ -80,6 +84,7 @@ def _load_all() -> None:
         probe,
         selftest,
         transfer,
+        trim,
         unpack,
     )
 
@@ -100,6 +105,18 @@ def _fetch(line: bytes) -> int:
     from worker_agent.fetch import fetch
 
     return _reply([fetch(FetchRequest.from_json(line))])
+
+
+def _arrived(line: bytes) -> int:
+    from worker_agent.blocks import arrived
+
+    return _reply([arrived(ArrivedRequest.from_json(line))])
+
+
+def _take(line: bytes) -> int:
+    from worker_agent.blocks import take
+
+    return _reply(take(TakeRequest.from_json(line), sys.stdin.buffer))
 
 
 def _receive(line: bytes) -> int:
@@ -134,6 +151,12 @@ def _reclaim(line: bytes) -> int:
     return _reply([reclaim(ReclaimRequest.from_json(line))])
 
 
+def _trim(line: bytes) -> int:
+    from worker_agent.trim import trim
+
+    return _reply([trim(TrimRequest.from_json(line))])
+
+
 def _list(line: bytes) -> int:
     from worker_agent.attempts import list_attempts
 
@@ -156,11 +179,14 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "renew": _renew,
     "cancel": _cancel,
     "fetch": _fetch,
+    "arrived": _arrived,
+    "take": _take,
     "receive": _receive,
     "send": _send,
     "pack": _pack,
     "unpack": _unpack,
     "reclaim": _reclaim,
+    "trim": _trim,
     "list": _list,
     "selftest": _selftest,
 }

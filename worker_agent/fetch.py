@@ -13,9 +13,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from worker_agent.partial import BLOCK, Partial, disk_full, opened
+from worker_agent.partial import Partial, disk_full, opened
 from worker_agent.paths import inside, run_directory
-from worker_agent.protocol import FailureCode, FetchRequest, TransferReport
+from worker_agent.protocol import BLOCK_BYTES, FailureCode, FetchRequest, TransferReport
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 from worker_agent.transfer import is_complete
 
@@ -95,7 +95,7 @@ def _copy(source: Path, part: Partial) -> None:
     with source.open("rb") as stream:
         at = part.size()
         stream.seek(at)
-        while block := stream.read(BLOCK):
+        while block := stream.read(BLOCK_BYTES):
             try:
                 at += os.pwrite(part.descriptor, block, at)
             except OSError as error:

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from worker_agent.frames import sha256_of
-from worker_agent.partial import BLOCK
 from worker_agent.paths import inside, run_directory
-from worker_agent.protocol import Artifact, FailureCode, PackedFile, PackItem, PackRequest
+from worker_agent.protocol import (
+    BLOCK_BYTES,
+    Artifact,
+    FailureCode,
+    PackedFile,
+    PackItem,
+    PackRequest,
+)
 from worker_agent.refusal import failed
 
 LISTING: Final = "frames"
@@ -49,7 +55,7 @@ def _write(run_dir: Path, item: PackItem, output: BinaryIO) -> None:
         output.write(head.to_json().encode() + b"\n")
         stream.seek(item.skip)
         while left:
-            block = stream.read(min(BLOCK, left))
+            block = stream.read(min(BLOCK_BYTES, left))
             if not block:
                 raise failed(FailureCode.TRANSFER_CORRUPT, f"{path} became shorter: try again")
             output.write(block)

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent.messages import FailureCode
+from worker_agent.protocol import BLOCK_BYTES, FailureCode
 from worker_agent.refusal import RefusedError, failed
-
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Partial:
         left = self.size() if upto is None else upto
         with open(self.descriptor, "rb", closefd=False) as stream:
             stream.seek(0)
-            while left and (block := stream.read(min(BLOCK, left))):
+            while left and (block := stream.read(min(BLOCK_BYTES, left))):
                 digest.update(block)
                 left -= len(block)
         return digest
@@ -56,6 +54,10 @@ class Partial:
                 f"{self.target}: SHA-256 is {found[:16]}…, {expected[:16]}… was announced: "
                 "removed, send it again",
             )
+        self.settle()
+
+    def settle(self) -> None:
+        """Rename what was verified into place, durably."""
         os.fsync(self.descriptor)
         self.path.replace(self.target)
         directory = os.open(self.target.parent, os.O_RDONLY)
@@ -77,25 +79,25 @@ def part_path(target: Path) -> Path:
 
 
 @contextmanager
-def opened(target: Path) -> Iterator[Partial]:
-    """The .part file of `target`, locked. Raises RefusedError (busy) while another transfer of
-    the same file runs."""
+def opened(target: Path, *, shared: bool = False) -> Iterator[Partial]:
+    """The .part file of `target`, locked; `shared` with others that only add to it. Raises
+    RefusedError (busy) while another transfer of the same file runs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = part_path(target)
-    descriptor = _locked(path)
+    descriptor = _locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         yield Partial(target, path, descriptor)
     finally:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, kind: int) -> int:
     """Opened anew until the lock lies on the very file that has the name: another transfer may
     have published the one that was opened, and writing to it would change the finished file."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             raise RefusedError("busy", f"{path}: another transfer of it runs: wait") from None

@@ -31,6 +31,7 @@ from worker_agent.messages import (
 )
 
 __all__ = [
+    "BLOCK_BYTES",
     "EXIT_FAILED",
     "EXIT_OK",
     "EXIT_REFUSED",
@@ -49,6 +50,8 @@ __all__ = [
     "Refusal",
     "StageOutcome",
 ]
+
+BLOCK_BYTES = 1 << 20  # of a file that crosses in blocks; only its last block may be shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,16 +230,55 @@ class FetchRequest(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveRequest(Message):
-    """First line on the stdin of `receive`; raw bytes from `offset` on follow it.
-
-    With `offset` -1 nothing follows: the reply only says how much is there already.
-    """
+    """First line on the stdin of `receive`; a small file follows it, whole."""
 
     run_dir: str
     path: str
     bytes: int
     sha256: str
-    offset: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivedRequest(Message):
+    """`arrived`: what is here of a file of `bytes` bytes."""
+
+    run_dir: str
+    path: str
+    bytes: int
+    algorithms: tuple[str, ...]  # that whoever asks can compute; "sha256" is always one
+    compare: bool = True  # False: only how much, which is quick to tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivedReport(Message):
+    """Bytes that are here prove nothing: the digests are to be compared with the file's own."""
+
+    path: str
+    published: bool  # a file of that size has the name; else all is said of its .part file
+    bytes: int
+    algorithm: str  # the fastest that both sides have
+    digests: tuple[str, ...]  # hex, of the blocks from the first on, as far as they are whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeRequest(Message):
+    """First line on the stdin of `take`; once it has replied, Blocks follow."""
+
+    run_dir: str
+    path: str
+    bytes: int
+    algorithm: str
+    shared: bool = False  # with other streams of the same file; none of them completes it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block(Message):
+    """One line before the raw bytes of a block. With `bytes` 0 it is the last: `digest` is then
+    that of all blocks' digests in their order, and the file is complete if it agrees."""
+
+    offset: int
+    bytes: int
+    digest: str  # hex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,16 +369,33 @@ class ReclaimRequest(Message):
     run_dir: str
     paths: tuple[str, ...]  # relative; directories are removed whole
     verified_by: str | None = None  # relative path of frames.json; every frame in it is checked
-    trim: str = "auto"  # auto | off | sudo
     expected_sha256: dict[str, Any] = field(default_factory=dict)  # path -> sha256, optional
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimReport(Message):
     removed: tuple[str, ...]
-    removed_bytes: int
-    trimmed_bytes: int | None  # None: fstrim could not run
-    trim_note: str  # why not, or the mount that was trimmed
+    removed_bytes: int  # length of the files
+    freed_bytes: int  # blocks that they took
     free_before: int
     free_after: int
     remaining_input_bytes: int  # bytes still under input/
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrimRequest(Message):
+    """`trim`: tell the storage below the file system of `work_dir` which blocks are free."""
+
+    work_dir: str
+    mode: str = "auto"  # auto | sudo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrimReport(Message):
+    mount: str
+    method: str  # fstrim | helper | sudo; "": it could not be done
+    # What the kernel says: all free space that it told the device of, not only what was removed.
+    trimmed_bytes: int | None
+    note: str  # why it could not be done
+    free_before: int
+    free_after: int

@@ -1,69 +1,61 @@
-"""The verbs `receive` and `send`: one file as a byte stream, from any offset, verified whole."""
+"""The verbs `receive` and `send`: one small file in, and one file out from any offset."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from pathlib import Path
 from typing import BinaryIO
 
+from worker_agent.durable import write_all
 from worker_agent.frames import sha256_of
-from worker_agent.partial import BLOCK, Partial, disk_full, opened, part_path
+from worker_agent.partial import Partial, disk_full, opened
 from worker_agent.paths import inside, run_directory
-from worker_agent.protocol import FailureCode, ReceiveRequest, SendRequest, TransferReport
+from worker_agent.protocol import (
+    BLOCK_BYTES,
+    FailureCode,
+    ReceiveRequest,
+    SendRequest,
+    TransferReport,
+)
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 
 
 def receive(request: ReceiveRequest, source: BinaryIO) -> TransferReport:
-    """Append what comes on `source` to the .part file at `offset`; complete when all is there.
+    """Take a small file whole, or leave it when it lies here already.
 
-    The stream may end early: the reply then says how many bytes lie here. Raises RefusedError:
-    transfer_corrupt (the .part file is removed), disk_full with the bytes missing, busy, and
-    bad_request for an offset beyond what is here.
+    Raises RefusedError: transfer_failed when the stream ends early, transfer_corrupt, disk_full
+    with the bytes missing, busy. Nothing of it stays then.
     """
     began = time.monotonic()
     target = inside(run_directory(request.run_dir), request.path)
-    if is_complete(target, request.bytes, request.sha256):
-        return _report(request, request.bytes, request.sha256, began)
-    if request.offset < 0:
-        path = part_path(target)
-        return _report(request, path.stat().st_size if path.is_file() else 0, None, began)
-    with opened(target) as part:
-        if request.offset > min(part.size(), request.bytes):
-            raise RefusedError(
-                "bad_request", f"{part.path} has {part.size()} bytes, not {request.offset}"
-            )
-        with open(part.descriptor, "r+b", buffering=0, closefd=False) as stream:
-            stream.truncate(request.offset)
-        part.require_space(request.bytes)
-        size, digest = _append(part, request, source)
-        if size < request.bytes:
-            return _report(request, size, None, began)
-        part.publish(digest, request.sha256)
-    return _report(request, request.bytes, request.sha256, began)
+    if not is_complete(target, request.bytes, request.sha256):
+        content = source.read(request.bytes)
+        if len(content) < request.bytes:
+            raise failed(FailureCode.TRANSFER_FAILED, f"{target}: the stream broke off")
+        with opened(target) as part:
+            os.ftruncate(part.descriptor, 0)
+            part.require_space(request.bytes)
+            _write(part, content)
+            part.publish(hashlib.sha256(content).hexdigest(), request.sha256)
+    return TransferReport(
+        path=request.path,
+        bytes=request.bytes,
+        sha256=request.sha256,
+        complete=True,
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
-def _append(part: Partial, request: ReceiveRequest, source: BinaryIO) -> tuple[int, str]:
-    """(size of the .part file, its SHA-256) once the stream has ended."""
-    digest = part.digest(request.offset)
-    size = request.offset
-    with open(part.descriptor, "r+b", buffering=0, closefd=False) as stream:
-        stream.seek(size)
-        while size < request.bytes:
-            block = source.read(min(BLOCK, request.bytes - size))
-            if not block:
-                break
-            digest.update(block)
-            view = memoryview(block)
-            while view:
-                try:
-                    view = view[stream.write(view) :]
-                except OSError as error:
-                    if is_disk_full(error):
-                        missing = request.bytes - size - len(block) + len(view)
-                        raise disk_full(part.target, missing) from None
-                    raise
-            size += len(block)
-    return size, digest.hexdigest()
+def _write(part: Partial, content: bytes) -> None:
+    try:
+        write_all(part.descriptor, content)
+    except OSError as error:
+        part.path.unlink()
+        if is_disk_full(error):
+            raise disk_full(part.target, len(content)) from None
+        raise
 
 
 def is_complete(target: Path, size: int | None, sha256: str | None) -> bool:
@@ -73,16 +65,6 @@ def is_complete(target: Path, size: int | None, sha256: str | None) -> bool:
     if size is not None and target.stat().st_size != size:
         return False
     return sha256_of(target) == sha256
-
-
-def _report(request: ReceiveRequest, size: int, sha256: str | None, began: float) -> TransferReport:
-    return TransferReport(
-        path=request.path,
-        bytes=size,
-        sha256=sha256,
-        complete=sha256 is not None,
-        seconds=round(time.monotonic() - began, 3),
-    )
 
 
 def send(request: SendRequest, output: BinaryIO) -> None:
@@ -110,7 +92,7 @@ def send(request: SendRequest, output: BinaryIO) -> None:
         )
         output.write(report.to_json().encode() + b"\n")
         stream.seek(request.offset)
-        while wanted and left and (block := stream.read(min(BLOCK, left))):
+        while wanted and left and (block := stream.read(min(BLOCK_BYTES, left))):
             output.write(block)
             left -= len(block)
         output.flush()

@@ -27,9 +27,10 @@ from worker_agent.exclusive import alone
 from worker_agent.fetch import SSH_OPTIONS
 from worker_agent.frames import sha256_of
 from worker_agent.pack import CHECKPOINT, FRAME, LISTING, frames_of
-from worker_agent.partial import BLOCK, part_path
+from worker_agent.partial import part_path
 from worker_agent.paths import inside, run_directory, work_directory
 from worker_agent.protocol import (
+    BLOCK_BYTES,
     Artifact,
     FailureCode,
     PackedFile,
@@ -200,7 +201,7 @@ class _Arrival:
         digest = hashlib.sha256()
         with part.open("r+b" if begun else "wb") as sink:
             if begun:
-                while block := sink.read(BLOCK):
+                while block := sink.read(BLOCK_BYTES):
                     digest.update(block)
             try:
                 for block in _blocks(stream, head.bytes):
@@ -256,7 +257,7 @@ def _head(line: bytes) -> PackedFile:
 def _blocks(stream: BinaryIO, count: int) -> Iterator[bytes]:
     """Exactly `count` bytes. Raises RefusedError (transfer_failed) when there are fewer."""
     while count:
-        block = stream.read(min(BLOCK, count))
+        block = stream.read(min(BLOCK_BYTES, count))
         if not block:
             raise failed(FailureCode.TRANSFER_FAILED, "the stream of files broke off")
         count -= len(block)

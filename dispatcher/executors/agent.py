@@ -14,7 +14,7 @@ from dispatcher.agent_bundle import AgentBundle
 from dispatcher.core.model import Reason
 from dispatcher.errors import AgentBroken, AgentRefusal, HostError, TakenOver, TransportError
 from dispatcher.executors.agent_session import AgentSession
-from dispatcher.transport.base import Completed, Stream, Transport
+from dispatcher.transport.base import BulkTransport, Completed, Feed, Stream
 from worker_agent.protocol import (
     EXIT_FAILED,
     EXIT_OK,
@@ -24,6 +24,7 @@ from worker_agent.protocol import (
     Message,
     ProtocolError,
     Refusal,
+    TransferReport,
 )
 
 AGENT_PYTHON = (3, 11)
@@ -82,7 +83,7 @@ class AgentLink:
     """Calls verbs of the agent on one host; installs the agent before the first."""
 
     def __init__(
-        self, name: str, transport: Transport, python: str, work_dir: str, bundle: AgentBundle
+        self, name: str, transport: BulkTransport, python: str, work_dir: str, bundle: AgentBundle
     ) -> None:
         self.name = name
         self._transport = transport
@@ -194,6 +195,26 @@ class AgentLink:
     async def open(self, verb: str) -> Stream:
         """Start a verb in a process of its own, on the connection for bulk copies."""
         return await self._transport.stream(await self._argv(verb), bulk=True)
+
+    async def feed(self, verb: str, request: Message) -> Feed:
+        """As `open`, for a large file that goes there once the verb has replied. Raises also
+        what `check` raises."""
+        feed = await self._transport.feed(
+            await self._argv(verb), request.to_json().encode() + b"\n"
+        )
+        try:
+            TransferReport.from_json(feed.reply)
+        except ProtocolError:
+            try:
+                done = await feed.finish()
+            finally:
+                await feed.close()
+            self.check(verb, Completed(done.returncode, feed.reply + done.stdout, done.stderr))
+            raise self._broken(verb, f"unexpected reply {feed.reply[:100]!r}") from None
+        return feed
+
+    async def round_trip_s(self) -> float | None:
+        return await self._transport.round_trip_s()
 
     async def session(self) -> AgentSession:
         """The one that stands, else a new one. Raises TransportError, AgentBroken."""

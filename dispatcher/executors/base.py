@@ -20,6 +20,7 @@ from worker_agent.protocol import (
     SelftestReport,
     StartReply,
     TransferReport,
+    TrimReport,
     UnpackReport,
     UnpackRequest,
     WatchRequest,
@@ -135,9 +136,13 @@ class Executor(Protocol):
         *,
         epoch: int,
         verified_by: str | None = None,
-        trim: str = "auto",
         expected_sha256: dict[str, str] | None = None,
     ) -> ReclaimReport: ...
+
+    async def trim(self, mode: str) -> TrimReport:
+        """Give the free blocks of the work directory's file system back to the storage below it;
+        a host where that cannot be done is no error."""
+        ...
 
     async def follow(self) -> Follower: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from dispatcher.executors import relay, small_files, transfer
 from dispatcher.executors.agent import AgentLink
 from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress, Wanted
 from dispatcher.executors.follow import AgentFollower
-from dispatcher.inventory_model import InventoryHost
-from dispatcher.transport.base import Transport
-from dispatcher.transport.ssh import SshTarget, SshTransport
+from dispatcher.executors.pace import Pace
+from dispatcher.executors.push import Pusher
+from dispatcher.inventory_model import Hypervisor, InventoryHost
+from dispatcher.transport.base import BulkTransport
+from dispatcher.transport.ssh import SshTransport
+from dispatcher.transport.target import SshTarget
 from worker_agent.protocol import (
     EXIT_FAILED,
     EXIT_OK,
@@ -34,16 +38,19 @@ from worker_agent.protocol import (
     StartReply,
     StatusRequest,
     TransferReport,
+    TrimReport,
+    TrimRequest,
     UnpackReport,
     UnpackRequest,
 )
 
 FETCH_TIMEOUT_S = 6 * 3600.0
 SELFTEST_TIMEOUT_S = 300.0  # imports torch and pycolmap on a slow disk
-RECLAIM_TIMEOUT_S = 1800.0  # hashes every frame, then fstrim
+RECLAIM_TIMEOUT_S = 1800.0  # hashes every frame
+TRIM_TIMEOUT_S = 900.0  # longer than its tries take together
 
 
-def ssh_target(host: InventoryHost) -> SshTarget:
+def ssh_target(host: InventoryHost | Hypervisor) -> SshTarget:
     return SshTarget(
         name=host.name,
         address=host.address,
@@ -61,10 +68,11 @@ class SshExecutor:
     `bundle` is the agent to run there, from dispatcher.agent_bundle.build.
     """
 
-    def __init__(self, host: InventoryHost, transport: Transport, bundle: AgentBundle) -> None:
+    def __init__(self, host: InventoryHost, transport: BulkTransport, bundle: AgentBundle) -> None:
         self.host = host
         self._transport = transport
         self._agent = AgentLink(host.name, transport, host.python, host.work_dir, bundle)
+        self._pusher = Pusher(self._agent, Pace(host.transfer.bytes_s), host.transfer.streams)
 
     @classmethod
     def connect_to(cls, host: InventoryHost, bundle: AgentBundle) -> SshExecutor:
@@ -141,7 +149,15 @@ class SshExecutor:
         sha256: str | None = None,
         progress: Progress | None = None,
     ) -> TransferReport:
-        return await transfer.push(
+        try:
+            small = (await asyncio.to_thread(local.stat)).st_size <= transfer.SMALL
+            if not small:
+                return await self._pusher.push(
+                    local, run_dir, path, sha256=sha256, progress=progress
+                )
+        except OSError as error:
+            raise transfer.local_error(self.host.name, local, error) from None
+        return await transfer.push_small(
             self._agent, local, run_dir, path, sha256=sha256, progress=progress
         )
 
@@ -182,7 +198,6 @@ class SshExecutor:
         *,
         epoch: int,
         verified_by: str | None = None,
-        trim: str = "auto",
         expected_sha256: dict[str, str] | None = None,
     ) -> ReclaimReport:
         request = ReclaimRequest(
@@ -190,11 +205,16 @@ class SshExecutor:
             run_dir=run_dir,
             paths=tuple(paths),
             verified_by=verified_by,
-            trim=trim,
             expected_sha256=expected_sha256 or {},
         )
         return await self._agent.call_one(
             "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S, slow=True
+        )
+
+    async def trim(self, mode: str) -> TrimReport:
+        request = TrimRequest(work_dir=await self.work_dir(), mode=mode)
+        return await self._agent.call_one(
+            "trim", request, TrimReport, timeout_s=TRIM_TIMEOUT_S, slow=True
         )
 
     async def follow(self) -> AgentFollower:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dispatcher.core.model import Reason
 from dispatcher.errors import AgentRefusal, TransferError
@@ -24,9 +24,10 @@ BLOCK = 1 << 20
 SMALL = 256 << 10  # bytes; so much of a file may go before an event that waits
 BUSY_TRIES = 20
 BUSY_DELAY_S = 0.5
+T = TypeVar("T")
 
 
-async def push(
+async def push_small(
     agent: AgentLink,
     local: Path,
     run_dir: str,
@@ -35,42 +36,34 @@ async def push(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> TransferReport:
-    """`local` to `run_dir`/`path` on the agent's host.
+    """`local`, of at most SMALL bytes, to `run_dir`/`path` in one call.
 
-    `sha256` spares one reading of the file when the caller knows it. Raises TransferError when
-    `local` cannot be read or what arrived is not the same, TransportError when the link is lost:
-    then the next push goes on from there.
+    Raises TransferError when `local` cannot be read or is not `sha256`, HostError.
     """
     began = time.monotonic()
     try:
-        size = _size(local)
-        digest = await asyncio.to_thread(file_sha256, local) if sha256 is None else sha256
+        content = await asyncio.to_thread(local.read_bytes)
     except OSError as error:
         raise local_error(agent.name, local, error) from None
-    request = ReceiveRequest(run_dir=run_dir, path=path, bytes=size, sha256=digest)
-    if size <= SMALL:
-        there = await _unless_busy(partial(_push_whole, agent, local, request))
-    else:
-        there = await agent.call_one("receive", request, TransferReport)
-    for _ in range(2):
-        if there.complete:
-            break
-        offset = min(there.bytes, size)
-        there = await _unless_busy(partial(_push_from, agent, local, request, offset, progress))
-    if not there.complete or there.sha256 != digest:
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, found):
         raise TransferError(
             Reason.TRANSFER_CORRUPT,
-            f"{local} did not arrive whole",
+            f"{local} cannot be sent",
             where=agent.name,
-            why=f"{there.bytes} of {size} bytes verified",
-            fix="Check that the file is not being written, and the disk of the host",
+            why=f"its SHA-256 is {found}, not {sha256}",
+            fix="Check the disk it lies on",
         )
+    request = ReceiveRequest(run_dir=run_dir, path=path, bytes=len(content), sha256=found)
+    there = await unless_busy(
+        partial(agent.call_one, "receive", request, TransferReport, body=content)
+    )
     if progress:
-        progress(size, size)
+        progress(len(content), len(content))
     return _timed(there, began)
 
 
-async def _unless_busy(once: Callable[[], Awaitable[TransferReport]]) -> TransferReport:
+async def unless_busy(once: Callable[[], Awaitable[T]]) -> T:
     """A transfer that lost its link may still hold the file there until sshd ends it."""
     for _ in range(BUSY_TRIES):
         try:
@@ -80,63 +73,6 @@ async def _unless_busy(once: Callable[[], Awaitable[TransferReport]]) -> Transfe
                 raise
         await asyncio.sleep(BUSY_DELAY_S)
     return await once()
-
-
-async def _push_whole(agent: AgentLink, local: Path, request: ReceiveRequest) -> TransferReport:
-    """In one call; a file that is there already stays as it is."""
-    try:
-        content = await asyncio.to_thread(local.read_bytes)
-    except OSError as error:
-        raise local_error(agent.name, local, error) from None
-    try:
-        return await agent.call_one(
-            "receive", replace(request, offset=0), TransferReport, body=content
-        )
-    except AgentRefusal as refusal:
-        return _begin_again(refusal, request)
-
-
-def _begin_again(refusal: AgentRefusal, request: ReceiveRequest) -> TransferReport:
-    """What lay there was of another file, or this one changes: the agent has dropped it."""
-    if refusal.reason is not Reason.TRANSFER_CORRUPT:
-        raise refusal
-    return TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
-
-
-async def _push_from(
-    agent: AgentLink, local: Path, request: ReceiveRequest, offset: int, progress: Progress | None
-) -> TransferReport:
-    stream = await agent.open("receive")
-    try:
-        reading = await stream.write(replace(request, offset=offset).to_json().encode() + b"\n")
-        if reading:
-            await _write_file(stream, agent.name, local, offset, request.bytes, progress)
-        await stream.write_eof()
-        done = await stream.finish()
-    finally:
-        await stream.close()
-    try:
-        agent.check("receive", done)
-    except AgentRefusal as refusal:
-        return _begin_again(refusal, request)
-    return agent.decode("receive", done.stdout.strip(), TransferReport)
-
-
-async def _write_file(
-    stream: Stream, host: str, local: Path, offset: int, size: int, progress: Progress | None
-) -> None:
-    try:
-        with local.open("rb") as source:
-            source.seek(offset)
-            while offset < size:
-                block = await asyncio.to_thread(source.read, min(BLOCK, size - offset))
-                if not block or not await stream.write(block):
-                    return
-                offset += len(block)
-                if progress:
-                    progress(offset, size)
-    except OSError as error:
-        raise local_error(host, local, error) from None
 
 
 async def collect(

@@ -48,6 +48,25 @@ class Stream(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """A command that reads what is written into a pipe of this process, by the gigabyte."""
+
+    pipe: int  # its descriptor; writing blocks, and raises BrokenPipeError once the command ended
+    reply: bytes  # its first line; b"" when it ended without one
+
+    async def finish(self) -> Completed:
+        """Close the pipe and wait for the end. Raises TransportError when the link was lost."""
+        ...
+
+    def kill(self) -> None:
+        """End it, so that writing to the pipe fails; idempotent."""
+        ...
+
+    async def close(self) -> None:
+        """End it, and close the pipe that nobody writes to any more; idempotent."""
+        ...
+
+
 class Transport(Protocol):
     """One host. Connects when first used, and again after a loss."""
 
@@ -70,3 +89,14 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class BulkTransport(Transport, Protocol):
+    async def feed(self, argv: Sequence[str], request: bytes) -> Feed:
+        """Run a command over a connection of its own, for a large file, until it has answered
+        `request` with a line. Raises TransportError."""
+        ...
+
+    async def round_trip_s(self) -> float | None:
+        """To the host and back; None where that cannot be told. Raises TransportError."""
+        ...

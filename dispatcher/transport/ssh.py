@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import random
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from socket import IPPROTO_TCP, TCP_INFO
 from typing import Any
 
 import asyncssh
@@ -20,6 +21,9 @@ from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.transport.base import Completed
 from dispatcher.transport.connect_gate import gate
+from dispatcher.transport.openssh import SshFeed
+from dispatcher.transport.pinned import PinnedHost, pinned_fingerprint
+from dispatcher.transport.target import CIPHERS, SshTarget
 
 CONNECT_TIMEOUT_S = 15.0
 # An idle connection costs one exchange an interval; a link that stalls for one is not dead yet, and
@@ -32,49 +36,7 @@ FIRST_DELAY_S = 0.25
 # OpenSSH refuses the eleventh session of a connection by default (MaxSessions 10).
 COMMAND_SESSIONS = 8
 BULK_SESSIONS = 4
-# AES-GCM costs half the CPU of chacha20-poly1305, which asyncssh would choose first.
-CIPHERS = (
-    "aes128-gcm@openssh.com",
-    "aes256-gcm@openssh.com",
-    "aes128-ctr",
-    "aes256-ctr",
-    "chacha20-poly1305@openssh.com",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SshTarget:
-    """Where and as whom to connect. None: what ~/.ssh/config says, else SSH's own default."""
-
-    name: str  # of the host, as operators know it
-    address: str
-    port: int | None = None
-    user: str | None = None
-    identity_file: Path | None = None
-    host_key: str | None = None  # pinned; None: only a key in ~/.ssh/known_hosts is accepted
-    proxy_jump: str | None = None
-
-
-class _PinnedHost(asyncssh.SSHClient):
-    """Accepts the pinned host key and no other."""
-
-    def __init__(self, pinned: str | None) -> None:
-        self._pinned = pinned
-        self.seen: str | None = None
-
-    def validate_host_public_key(
-        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
-    ) -> bool:
-        del host, addr, port  # whatever the name or address, the key alone decides
-        self.seen = key.get_fingerprint("sha256")
-        return self._pinned is not None and self.seen == self._pinned
-
-
-def pinned_fingerprint(host_key: str) -> str:
-    """`SHA256:...` of a pinned public key or fingerprint. Raises ValueError."""
-    if host_key.startswith("SHA256:"):
-        return host_key.rstrip("=")
-    return asyncssh.import_public_key(host_key).get_fingerprint("sha256")
+_TCP_INFO_RTT = slice(68, 72)  # of struct tcp_info: tcpi_rtt, microseconds
 
 
 class SshTransport:
@@ -111,6 +73,14 @@ class SshTransport:
     async def stream(self, argv: Sequence[str], *, bulk: bool = False) -> SshStream:
         """See Transport.stream."""
         return await (self._bulk if bulk else self._command).open(argv)
+
+    async def feed(self, argv: Sequence[str], request: bytes) -> SshFeed:
+        """See BulkTransport.feed."""
+        return await self._command.feed(argv, request)
+
+    async def round_trip_s(self) -> float | None:
+        """See BulkTransport.round_trip_s."""
+        return await self._command.round_trip_s()
 
     async def close(self) -> None:
         await self._command.close()
@@ -171,6 +141,31 @@ class _Link:
                 raise self.unreachable(_text(error)) from None
         raise self.unreachable(f"the SSH server opens no session: {why}")
 
+    async def feed(self, argv: Sequence[str], request: bytes) -> SshFeed:
+        """It trusts the very key that this connection was made with, however that is pinned."""
+        key = None
+        if self.target.host_key is not None:
+            shown = (await self._connected()).get_server_host_key()
+            if shown is None:
+                raise self.unreachable("the connection has no host key any more")
+            key = shown.export_public_key("openssh").decode().strip()
+        async with gate(self.target.proxy_jump or self._address()):
+            feed = await SshFeed.start(self.target, key, argv, self.unreachable)
+            try:
+                await feed.begin(request)
+            except BaseException:
+                await feed.close()
+                raise
+        return feed
+
+    async def round_trip_s(self) -> float | None:
+        """As the kernel measures it; None where the connection goes by way of another host."""
+        socket = (await self._connected()).get_extra_info("socket")
+        if self.target.proxy_jump is not None or socket is None:
+            return None
+        facts = socket.getsockopt(IPPROTO_TCP, TCP_INFO, _TCP_INFO_RTT.stop)
+        return int.from_bytes(facts[_TCP_INFO_RTT], sys.byteorder) / 1e6
+
     async def close(self) -> None:
         async with self.lock:
             connection, self.connection = self.connection, None
@@ -222,7 +217,7 @@ class _Link:
         """Raises TransportError for what no second try can mend."""
         target = self.target
         pinned = self._pinned()
-        owner = _PinnedHost(pinned)
+        owner = PinnedHost(pinned)
         try:
             connection, _ = await asyncssh.create_connection(
                 lambda: owner, target.address, **self._options()
@@ -257,7 +252,7 @@ class _Link:
         if target.proxy_jump is not None:
             options["tunnel"] = target.proxy_jump
         if target.host_key is not None:
-            # Nothing is trusted but what _PinnedHost lets through.
+            # Nothing is trusted but what PinnedHost lets through.
             options["known_hosts"] = ([], [], [])
             if not target.host_key.startswith("SHA256:"):
                 key = asyncssh.import_public_key(target.host_key)

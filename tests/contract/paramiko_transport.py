@@ -12,7 +12,7 @@ import paramiko
 from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.transport.base import Completed
-from dispatcher.transport.ssh import SshTarget
+from dispatcher.transport.target import SshTarget
 
 
 def _lost(name: str, error: Exception) -> TransportError:

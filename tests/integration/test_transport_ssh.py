@@ -12,7 +12,8 @@ import pytest
 
 from dispatcher.core.model import Reason
 from dispatcher.errors import ExitCode, TransportError
-from dispatcher.transport.ssh import SshTarget, SshTransport, pinned_fingerprint
+from dispatcher.transport.ssh import SshTransport, pinned_fingerprint
+from dispatcher.transport.target import SshTarget
 from tests.sshd import Farm, farm, free_port, make_key
 
 __all__ = ["farm"]

@@ -1,0 +1,204 @@
+"""The verbs `arrived` and `take`: a file that comes in blocks, over one stream or several.
+
+Every block is checked before it is written, and the file as a whole before it gets its name. What
+lies here proves itself: a transfer that was cut off goes on by comparing digests, not by a record
+of what was done.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from worker_agent.digests import Digest, available, digest_by
+from worker_agent.partial import Partial, disk_full, opened, part_path
+from worker_agent.paths import inside, run_directory
+from worker_agent.protocol import (
+    BLOCK_BYTES,
+    ArrivedReport,
+    ArrivedRequest,
+    Block,
+    FailureCode,
+    ProtocolError,
+    TakeRequest,
+    TransferReport,
+)
+from worker_agent.refusal import RefusedError, failed, is_disk_full
+
+_WRITE_OUT_BYTES = 64 << 20
+
+
+def arrived(request: ArrivedRequest) -> ArrivedReport:
+    """What is here of a file of `bytes` bytes: the file itself, else its .part."""
+    target = inside(run_directory(request.run_dir), request.path)
+    published = target.is_file() and target.stat().st_size == request.bytes
+    path = target if published else part_path(target)
+    algorithm = next(name for name in available() if name in request.algorithms)
+    try:
+        with path.open("rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digests = blocks_of(stream, request.bytes, digest_by(algorithm))
+            known = tuple(digest.hex() for digest in digests) if request.compare else ()
+    except FileNotFoundError:
+        size, known = 0, ()
+    return ArrivedReport(
+        path=request.path, published=published, bytes=size, algorithm=algorithm, digests=known
+    )
+
+
+def blocks_of(stream: BinaryIO, size: int, digest: Digest) -> Iterator[bytes]:
+    """Digests of the blocks of a file of `size` bytes, as far as `stream` has them whole."""
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    for offset in range(0, size, BLOCK_BYTES):
+        wanted = buffer[: min(BLOCK_BYTES, size - offset)]
+        if _fill(stream, wanted) < len(wanted):
+            return
+        yield digest(wanted)
+
+
+def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport]:
+    """Say that blocks may come, then how many bytes of them were right and are here.
+
+    The last one makes a file of them (see protocol.Block). The stream may end before it: what was
+    taken stays. Raises RefusedError: transfer_corrupt, disk_full with the bytes missing, busy,
+    bad_request.
+    """
+    began = time.monotonic()
+    target = inside(run_directory(request.run_dir), request.path)
+    with opened(target, shared=request.shared) as part:
+        part.require_space(request.bytes)
+        yield TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
+        arrival = Arrival(part, request.bytes, request.algorithm, alone=not request.shared)
+        complete = arrival.read(source)
+        if complete:
+            part.settle()
+    yield TransferReport(
+        path=request.path,
+        bytes=arrival.taken,
+        sha256=None,
+        complete=complete,
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+@dataclass(slots=True)
+class Arrival:
+    """Blocks that come for `part`. Only who is `alone` may trust what it wrote itself to be there
+    still, and may say that the file is whole."""
+
+    part: Partial
+    size: int
+    algorithm: str
+    alone: bool
+    taken: int = 0  # bytes
+    _seen: dict[int, bytes] = field(default_factory=dict)  # offset -> digest
+    _unwritten: int = 0
+    _writing_out: threading.Thread | None = None
+
+    def read(self, source: BinaryIO) -> bool:
+        """True when the last block came and all that lies here is as it says; False when the
+        stream ended before. Raises RefusedError as `take`."""
+        digest = digest_by(self.algorithm)
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        try:
+            while (line := source.readline()).endswith(b"\n"):
+                head = _head(line)
+                if head.bytes == 0:
+                    self._prove(digest, head)
+                    return True
+                if not (0 < head.bytes <= BLOCK_BYTES and self._fits(head)):
+                    raise RefusedError("bad_request", f"no block of this file: {head.to_json()}")
+                block = buffer[: head.bytes]
+                if _fill(source, block) < len(block):
+                    return False
+                found = digest(block)
+                if found.hex() != head.digest:
+                    raise failed(
+                        FailureCode.TRANSFER_CORRUPT,
+                        f"{self.part.target}: the block at byte {head.offset} is not what was "
+                        "sent: send it again",
+                    )
+                self._write(block, head.offset)
+                self._seen[head.offset] = found
+                self.taken += len(block)
+            return False
+        finally:
+            if self._writing_out is not None:
+                self._writing_out.join()
+
+    def _fits(self, head: Block) -> bool:
+        end = head.offset + head.bytes
+        whole = head.bytes == BLOCK_BYTES or end == self.size
+        return whole and head.offset >= 0 and head.offset % BLOCK_BYTES == 0 and end <= self.size
+
+    def _write(self, block: memoryview, offset: int) -> None:
+        while block:
+            try:
+                written = os.pwrite(self.part.descriptor, block, offset)
+            except OSError as error:
+                if is_disk_full(error):
+                    missing = self.size - min(self.size, self.part.size())
+                    raise disk_full(self.part.target, max(missing, len(block))) from None
+                raise
+            block, offset = block[written:], offset + written
+            self._unwritten += written
+        self._write_out()
+
+    def _write_out(self) -> None:
+        """Now and then, beside the transfer: the last fsync must not wait for gigabytes."""
+        busy = self._writing_out is not None and self._writing_out.is_alive()
+        if self._unwritten < _WRITE_OUT_BYTES or busy:
+            return
+        self._unwritten = 0
+        # What is wrong with the disk shows at the last fsync again.
+        self._writing_out = threading.Thread(target=_quietly_sync, args=(self.part.descriptor,))
+        self._writing_out.start()
+
+    def _prove(self, digest: Digest, last: Block) -> None:
+        """Raises RefusedError (transfer_corrupt) unless all blocks are here and right."""
+        if not self.alone:
+            raise RefusedError("bad_request", "a stream beside others cannot complete the file")
+        os.ftruncate(self.part.descriptor, self.size)
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        found = bytearray()
+        for offset in range(0, self.size, BLOCK_BYTES):
+            known = self._seen.get(offset)
+            if known is None:
+                block = buffer[: min(BLOCK_BYTES, self.size - offset)]
+                os.preadv(self.part.descriptor, [block], offset)
+                known = digest(block)
+            found += known
+        if digest(found).hex() != last.digest:
+            raise failed(
+                FailureCode.TRANSFER_CORRUPT,
+                f"{self.part.target}: what lies here is not what was sent: send it again",
+            )
+
+
+def _head(line: bytes) -> Block:
+    try:
+        return Block.from_json(line)
+    except ProtocolError as error:
+        raise RefusedError("bad_request", str(error)) from None
+
+
+def _fill(source: BinaryIO, block: memoryview) -> int:
+    """Bytes read; fewer than asked for only at the end of the stream."""
+    at = 0
+    while at < len(block):
+        count: int = source.readinto(block[at:])  # type: ignore[attr-defined]
+        if not count:
+            break
+        at += count
+    return at
+
+
+def _quietly_sync(descriptor: int) -> None:
+    try:
+        os.fdatasync(descriptor)
+    except OSError:
+        return
