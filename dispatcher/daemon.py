@@ -20,6 +20,7 @@ from dispatcher.effects import Effects
 from dispatcher.executors.base import Executor
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.fleet import Fleet
+from dispatcher.giving_back import GivingBack
 from dispatcher.handoff import Handoff
 from dispatcher.heartbeat import heartbeat_path
 from dispatcher.inventory import find_inventory
@@ -29,10 +30,12 @@ from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
 from dispatcher.loop import Dispatcher, Pace
 from dispatcher.quarantine import Quarantines
+from dispatcher.reclaim import Reclaimer
 from dispatcher.settings import DispatcherSettings
 from dispatcher.stitching import Stitching
 from dispatcher.store.lock import DispatcherLock
 from dispatcher.store.sqlite import SqliteStore
+from dispatcher.trims import Trims
 
 log = logging.getLogger("cosma")
 
@@ -79,6 +82,8 @@ async def _run(
     epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
     specs = JobSpecs(store, lambda host: _stage_python(fleet, host))
     learning = await Learning.from_store(store)
+    trims = Trims(fleet, store, clock)
+    await trims.take_up()
     dispatcher = Dispatcher(
         store=store,
         fleet=fleet,
@@ -94,6 +99,14 @@ async def _run(
                 clock=clock,
                 epoch=epoch,
                 needs=lambda: learning.needs,
+            ),
+            reclaimer=Reclaimer(
+                fleet=fleet,
+                specs=specs,
+                giving_back=GivingBack(fleet, specs, clock),
+                trims=trims,
+                clock=clock,
+                epoch=epoch,
             ),
             clock=clock,
             epoch=epoch,

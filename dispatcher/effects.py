@@ -24,6 +24,7 @@ from dispatcher.core.events import (
 )
 from dispatcher.core.lease import lease_s, may_requeue_at
 from dispatcher.core.model import Job, JobKind, Reason
+from dispatcher.core.reclaiming import Kind
 from dispatcher.errors import HostError, TransportError
 from dispatcher.executors.base import Executor, Wanted
 from dispatcher.executors.transfer import SMALL
@@ -55,6 +56,7 @@ class Effects:
     artifacts: ArtifactStore
     specs: JobSpecs
     handoff: Handoff
+    reclaimer: Reclaimer
     clock: Clock
     epoch: int
     lease_scale: float = 1.0
@@ -210,13 +212,15 @@ class Effects:
             delay = min(RETRY_MOST_S, delay * 2)
 
     async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
-        return await self._reclaimer().reclaim(job, host, stimulus)
+        return await self.reclaimer.reclaim(job, host, stimulus)
 
     async def reclaim_leftovers(self, job: Job, host: str, stimulus: str) -> Event:
-        return await self._reclaimer().leftovers(job, host, stimulus)
+        return await self.reclaimer.leftovers(job, host, stimulus)
 
-    def _reclaimer(self) -> Reclaimer:
-        return Reclaimer(fleet=self.fleet, specs=self.specs, clock=self.clock, epoch=self.epoch)
+    async def reclaim_made(
+        self, job: Job, host: str, kinds: tuple[str, ...], stimulus: str
+    ) -> Event:
+        return await self.reclaimer.made(job, host, [Kind(kind) for kind in kinds], stimulus)
 
     async def collect_results(self, job: Job, host: str, stimulus: str) -> Event:
         """Copy the small and the final results here, verified by hash."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dispatcher.artifact_store import COLLECTED_KINDS
 from dispatcher.clock import SystemClock
-from dispatcher.core.events import ReclaimFailed
+from dispatcher.core.events import InputsKept, ReclaimFailed
 from dispatcher.core.machine import LIVE_STEPS, step
 from dispatcher.core.model import TERMINAL, Job, Reservation
 from dispatcher.core.place import SLOT_OF
@@ -18,11 +18,13 @@ from dispatcher.core.reconcile import DIFFERENCES, Kind, reconcile
 from dispatcher.errors import HostError, TakenOver
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
+from dispatcher.giving_back import GivingBack
 from dispatcher.jobspec import JobSpecs
 from dispatcher.reclaim import Reclaimer
 from dispatcher.reconcile import seen_of
 from dispatcher.store.base import Store
 from dispatcher.store.rows import ArtifactRow, Lease
+from dispatcher.trims import Trims
 from worker_agent.protocol import AttemptRef, AttemptState
 
 ANSWER_S = 60.0  # for a host to list its attempts
@@ -225,11 +227,21 @@ async def _reclaim(
     store: Store, fleet: Fleet, job: Job, epoch: int, item: Difference
 ) -> Difference:
     specs = JobSpecs(store, lambda _: None)
-    reclaimer = Reclaimer(fleet=fleet, specs=specs, clock=SystemClock(), epoch=epoch)
+    clock = SystemClock()
+    reclaimer = Reclaimer(
+        fleet=fleet,
+        specs=specs,
+        giving_back=GivingBack(fleet, specs, clock),
+        trims=Trims(fleet, store, clock),  # the next dispatcher takes it up
+        clock=clock,
+        epoch=epoch,
+    )
     try:
         event = await reclaimer.reclaim(job, item.where, STIMULUS, tries=1)
     except TakenOver as error:
         return replace(item, advice=error.line)
+    if isinstance(event, InputsKept):
+        return replace(item, advice=f"they stay by its rule for source_videos: {event.rule}")
     if isinstance(event, ReclaimFailed):
         return replace(item, advice=event.message)
     after, _ = step(job, event)

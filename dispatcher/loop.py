@@ -48,6 +48,8 @@ from dispatcher.tasks import Tasks
 log = logging.getLogger("cosma")
 # What the last decision led to: nothing becomes free by it.
 DECIDED = (ev.HostAssigned, ev.StagePlaced, ev.AttemptStarted)
+FREED = (ev.InputsReclaimed, ev.MadeReclaimed, ev.LeftoversReclaimed)
+RULES = "rules"  # the stimulus of what the rules for files on hosts remove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,9 @@ class Dispatcher:
             await self._reload_inventory()
             await self._look_at_quarantines()
             self._take_up_needs()
+            await self._give_back(self.effects.reclaimer.giving_back.overdue())
+        for host in self.effects.reclaimer.trims.due():
+            self._tasks.serve(self.effects.reclaimer.trims.trim(host))
         if now >= self._timers.probe_at:
             self._timers.probe_at = now + self.pace.probe_s
             for state in self.fleet.states:
@@ -337,6 +342,8 @@ class Dispatcher:
         tell(before, applied.job, event)
         if isinstance(event, ev.AttemptSucceeded | ev.AttemptFailed):
             self._tasks.serve(self.learning.learn(after.id, event.attempt))
+        if isinstance(event, FREED) and event.freed_bytes:
+            self._tasks.serve(self._probe(event.host, anew=True))
         for effect in effects:
             self._performing.perform(applied.job, effect, stimulus=applied.event)
 
@@ -345,8 +352,15 @@ class Dispatcher:
         try:
             await self.stitching.plan(acquisition)
             await self._load(restart=False)
+            await self._give_back({acquisition})
         finally:
             self._plans -= 1
+
+    async def _give_back(self, acquisitions: Set[str]) -> None:
+        """What of these is of no more use on the hosts goes."""
+        known = [job for job in self._jobs.values() if job.acquisition in acquisitions]
+        for job, effect in await self.effects.reclaimer.giving_back.effects(known):
+            self._performing.perform(self._jobs[job.id], effect, stimulus=RULES)
 
     # --- decisions ---
 
@@ -406,4 +420,5 @@ class Dispatcher:
             and not self._tasks.busy
             and not self._plans
             and all(job.state in SETTLED for job in self._jobs.values())
+            and not self.effects.reclaimer.trims.hurry()
         )

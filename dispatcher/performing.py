@@ -52,6 +52,9 @@ class Performing:
             case fx.ReclaimLeftovers():
                 clear = partial(effects.reclaim_leftovers, job, effect.host, stimulus)
                 self._clear(job, effect.host, clear)
+            case fx.ReclaimMade():
+                clear = partial(effects.reclaim_made, job, effect.host, effect.kinds, stimulus)
+                self._clear(job, effect.host, clear)
             case fx.CollectResults():
                 self._copy(job, effects.collect_results(job, effect.host, stimulus))
             case fx.PlanStitches():

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dispatcher.artifact_store import COLLECTED_KINDS
 from dispatcher.clock import Clock
-from dispatcher.core.events import InputsReclaimed, LeftoversReclaimed, ReclaimFailed
+from dispatcher.core.events import (
+    InputsKept,
+    InputsReclaimed,
+    LeftoversReclaimed,
+    MadeReclaimed,
+    ReclaimFailed,
+)
 from dispatcher.core.model import Job, JobKind, JobState, Reason, Stage
+from dispatcher.core.reclaiming import MADE, Kind, Until
 from dispatcher.errors import AgentRefusal, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.giving_back import GivingBack
+from dispatcher.store.rows import ArtifactRow, Removal
+from dispatcher.trims import Trims
 from worker_agent.protocol import ReclaimReport
 
 log = logging.getLogger("cosma")
@@ -24,23 +35,32 @@ RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
 TRIES = 10  # about two minutes; then again at the next start
 FRAMES_PROOF = "frames/frames.json"
-MADE = ("train", "sfm", "output", "frames")
+COPY = "copy"
+NOTHING = (0, 0)
 
-Removing = Callable[[Job, Executor, str], Awaitable[ReclaimReport]]
+Removing = Callable[[Job, Executor, str], Awaitable[tuple[int, int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaimer:
+    """Sizes are (length of the files, blocks that they took), in bytes."""
+
     fleet: Fleet
     specs: JobSpecs
+    giving_back: GivingBack
+    trims: Trims
     clock: Clock
     epoch: int
 
     async def reclaim(
         self, job: Job, host: str, stimulus: str, *, tries: int = TRIES
-    ) -> InputsReclaimed | ReclaimFailed:
-        """Source videos go once every frame is verified on the host; a cancelled job's and a
-        stitch's inputs are copies of what lies elsewhere. Raises TakenOver."""
+    ) -> InputsReclaimed | InputsKept | ReclaimFailed:
+        """Source videos go once every frame is verified on the host, and the policy for them lets
+        them; a cancelled job's and a stitch's inputs are copies of what lies elsewhere. Raises
+        TakenOver."""
+        rule = await self._kept_by(job, host)
+        if rule:
+            return InputsKept(at=self.clock.now(), stimulus=stimulus, host=host, rule=rule)
         done = await self._repeat(self._inputs, job, host, tries)
         if isinstance(done, str):
             return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
@@ -48,9 +68,29 @@ class Reclaimer:
             at=self.clock.now(),
             stimulus=stimulus,
             host=host,
-            removed_bytes=done.removed_bytes,
-            trimmed_bytes=done.trimmed_bytes,
-            note=f"{done.trim_note}; {done.remaining_input_bytes} bytes of input left",
+            removed_bytes=done[0],
+            freed_bytes=done[1],
+        )
+
+    async def made(
+        self, job: Job, host: str, kinds: Sequence[Kind], stimulus: str
+    ) -> MadeReclaimed | ReclaimFailed:
+        """What a job that is done made, once its results lie verified in the artifact store. Raises
+        TakenOver."""
+
+        async def remove(job: Job, executor: Executor, host: str) -> tuple[int, int]:
+            return await self._made(job, executor, host, kinds)
+
+        done = await self._repeat(remove, job, host, TRIES)
+        if isinstance(done, str):
+            return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
+        return MadeReclaimed(
+            at=self.clock.now(),
+            stimulus=stimulus,
+            host=host,
+            kinds=tuple(map(str, kinds)),
+            removed_bytes=done[0],
+            freed_bytes=done[1],
         )
 
     async def leftovers(
@@ -66,20 +106,19 @@ class Reclaimer:
             at=self.clock.now(),
             stimulus=stimulus,
             host=host,
-            removed_bytes=done.removed_bytes,
-            trimmed_bytes=done.trimmed_bytes,
-            note=done.trim_note,
+            removed_bytes=done[0],
+            freed_bytes=done[1],
         )
 
     async def _repeat(
         self, removing: Removing, job: Job, host: str, tries: int
-    ) -> ReclaimReport | str:
-        """The report, or why nothing was removed."""
+    ) -> tuple[int, int] | str:
+        """What was removed, or why nothing was."""
         delay = RETRY_FIRST_S
         why = ""
         for left in reversed(range(tries)):
             try:
-                return await removing(job, self.fleet.executor(host), host)
+                done = await removing(job, self.fleet.executor(host), host)
             except HostError as error:
                 why = error.line
                 busy = isinstance(error, AgentRefusal) and error.refusal.error == "busy"
@@ -87,61 +126,72 @@ class Reclaimer:
                     break
                 await asyncio.sleep(delay)
                 delay = min(RETRY_MOST_S, delay * 2)
+            else:
+                mode = await self.giving_back.trim_mode(job, host)
+                if done[1] and mode != "off":
+                    self.trims.want(host, mode)
+                return done
         return why
 
-    async def _inputs(self, job: Job, executor: Executor, host: str) -> ReclaimReport:
-        run_dir = await self.specs.run_dir(job, executor)
+    async def _remove(
+        self,
+        job: Job,
+        executor: Executor,
+        host: str,
+        what: str,
+        paths: Sequence[str],
+        *,
+        verified_by: str | None = None,
+        expected_sha256: dict[str, str] | None = None,
+    ) -> tuple[int, int]:
+        """And write it down. Raises HostError."""
+        report: ReclaimReport = await executor.reclaim(
+            await self.specs.run_dir(job, executor),
+            paths,
+            epoch=self.epoch,
+            verified_by=verified_by,
+            expected_sha256=expected_sha256,
+        )
+        if report.removed:
+            await self.specs.store.add_removal(
+                Removal(
+                    at=self.clock.now(),
+                    host=host,
+                    job=job.id,
+                    what=what,
+                    removed_bytes=report.removed_bytes,
+                    freed_bytes=report.freed_bytes,
+                    free_before=report.free_before,
+                    free_after=report.free_after,
+                )
+            )
+        return report.removed_bytes, report.freed_bytes
+
+    # --- inputs ---
+
+    async def _kept_by(self, job: Job, host: str) -> str:
+        """The rule by which its source videos stay on its host for now; "": they go."""
+        if job.kind is not JobKind.RECONSTRUCT or host != job.host:
+            return ""
+        if job.state is JobState.CANCELLED:
+            return ""
+        rule = (await self.giving_back.policy(job, host))[Kind.SOURCE_VIDEOS]
+        if rule is Until.VERIFIED or Kind.SOURCE_VIDEOS in await self.giving_back.due(job):
+            return ""
+        return rule if isinstance(rule, str) else f"days: {rule:g}"
+
+    async def _inputs(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:
         inputs = await self.specs.inputs(job)
         proven = job.kind is JobKind.RECONSTRUCT and await self.specs.frames_done(job, host)
-        return await executor.reclaim(
-            run_dir,
+        return await self._remove(
+            job,
+            executor,
+            host,
+            Kind.SOURCE_VIDEOS,
             [item.path for item in inputs],
-            epoch=self.epoch,
             verified_by=FRAMES_PROOF if proven else None,
-            trim=await self._trim(job, host),
             expected_sha256={} if proven else await self._proofs(inputs),
         )
-
-    async def _leftovers(self, job: Job, executor: Executor, host: str) -> ReclaimReport:
-        now = await self.specs.store.job(job.id)
-        if now is None or host in (now.host, now.origin):
-            raise HostError(Reason.AGENT_FAILED, "the job has come back", where=host)
-        state = self.fleet.state(host)
-        if state is not None and state.facts is not None and not state.reachable:
-            raise HostError(Reason.HOST_UNREACHABLE, state.message, where=host)
-        videos = 0
-        if now.state is JobState.DONE or await self.specs.frames_done(job, host):
-            # Before the frames that prove them useless.
-            videos = (await self._inputs(job, executor, host)).removed_bytes
-        made = await executor.reclaim(
-            await self.specs.run_dir(job, executor),
-            MADE,
-            epoch=self.epoch,
-            trim=await self._trim(job, host),
-            expected_sha256={} if now.state is JobState.DONE else await self._brought(job, host),
-        )
-        return replace(made, removed_bytes=made.removed_bytes + videos)
-
-    async def _brought(self, job: Job, host: str) -> dict[str, str]:
-        """What the new host verified when it got it from `host`: the same must lie there still."""
-        for event in reversed(await self.specs.store.events(job=job.id, kind="handed_over")):
-            if event.payload["source"] == host:
-                then = replace(job, stage=Stage(event.payload["stage"]))
-                return {
-                    row.path: row.sha256
-                    for rows in (await self.specs.made(then)).values()
-                    for row in rows
-                    if (row.attempt or 0) <= (event.attempt or 0)
-                }
-        return {}  # only a part had come there, from a host that still has all
-
-    async def _trim(self, job: Job, host: str) -> str:
-        """What the inventory says of the host's disk goes before what the job was given."""
-        state = self.fleet.state(host)
-        of_host = state.host.disk.fstrim if state else "auto"
-        if of_host != "auto":
-            return of_host
-        return str((await self.specs.config(job))["reclaim"]["fstrim"])
 
     async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
         """What shows that a copy lies here too: the hash of the original, read again now. An
@@ -158,3 +208,69 @@ class Reclaimer:
                 except OSError as error:
                     log.warning("%s: its copy on the host is kept: %s", item.local, error)
         return proofs
+
+    # --- what jobs make ---
+
+    async def _made(
+        self, job: Job, executor: Executor, host: str, kinds: Sequence[Kind]
+    ) -> tuple[int, int]:
+        now = await self.specs.store.job(job.id)
+        if now is None or now.state is not JobState.DONE or now.host != host:
+            raise HostError(Reason.AGENT_FAILED, "the job has been taken up again", where=host)
+        for row in await self.specs.store.artifacts(job=job.id):
+            if row.kind in COLLECTED_KINDS:
+                await asyncio.to_thread(_require_copy, row)
+        # One after the other: the books tell what each kind took.
+        done = [await self._remove(job, executor, host, kind, [MADE[kind]]) for kind in kinds]
+        return sum(length for length, _ in done), sum(blocks for _, blocks in done)
+
+    async def _leftovers(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:
+        now = await self.specs.store.job(job.id)
+        if now is None or host in (now.host, now.origin):
+            raise HostError(Reason.AGENT_FAILED, "the job has come back", where=host)
+        state = self.fleet.state(host)
+        if state is not None and state.facts is not None and not state.reachable:
+            raise HostError(Reason.HOST_UNREACHABLE, state.message, where=host)
+        # Before the frames that prove them useless.
+        inputs = await self._inputs(job, executor, host)
+        proofs: Mapping[str, str] = {}
+        if now.state is not JobState.DONE:
+            proofs = await self._brought(job, host)
+        made = await self._remove(
+            job, executor, host, COPY, list(MADE.values()), expected_sha256=dict(proofs)
+        )
+        return inputs[0] + made[0], inputs[1] + made[1]
+
+    async def _brought(self, job: Job, host: str) -> dict[str, str]:
+        """What the new host verified when it got it from `host`: the same must lie there still."""
+        for event in reversed(await self.specs.store.events(job=job.id, kind="handed_over")):
+            if event.payload["source"] == host:
+                then = replace(job, stage=Stage(event.payload["stage"]))
+                return {
+                    row.path: row.sha256
+                    for rows in (await self.specs.made(then)).values()
+                    for row in rows
+                    if (row.attempt or 0) <= (event.attempt or 0)
+                }
+        return {}  # only a part had come there, from a host that still has all
+
+
+def _require_copy(row: ArtifactRow) -> None:
+    """Raises HostError unless the artifact store has the very file."""
+    if row.local_path is None:
+        if row.remote_url is not None:
+            return
+        found = "is not there"
+    else:
+        try:
+            if file_sha256(Path(row.local_path)) == row.sha256:
+                return
+            found = "is not what was collected"
+        except OSError as error:
+            found = f"cannot be read ({error.strerror})"
+    raise HostError(
+        Reason.TRANSFER_CORRUPT,
+        f"the collected {row.kind} {found}: what the host has stays there",
+        where=row.local_path or row.path,
+        fix="cosma fsck --fix",
+    )

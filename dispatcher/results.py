@@ -26,7 +26,7 @@ class SegmentResult:
     sfm: Mapping[str, Any]
     training: Mapping[str, Any]
     seconds: float  # wall time of all its attempts
-    trimmed_bytes: int | None  # given back by fstrim after its videos were removed
+    trimmed_bytes: int | None  # given back by fstrim after its files were removed
     files: Mapping[str, Path]  # artifact kind -> local copy
 
 
@@ -90,16 +90,13 @@ async def load_results(store: Store, acquisition: str) -> Results:
 async def _segment_result(
     store: Store, segment: Segment, job: Job, files: Mapping[str, Path]
 ) -> SegmentResult:
-    events = await store.events(job=job.id)
-    trimmed = [event.payload.get("trimmed_bytes") for event in events]
-    known = [count for count in trimmed if count is not None]
     return SegmentResult(
         job=job,
         segment=segment,
         sfm=_json(files.get("sfm_report")),
         training=_json(files.get("training_report")),
         seconds=sum(metrics.wall_s for metrics in await store.stage_metrics(job.id)),
-        trimmed_bytes=sum(known) if known else None,
+        trimmed_bytes=await store.given_back(job.id),
         files=files,
     )
 

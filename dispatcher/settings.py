@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dispatcher.errors import SettingsError
+from dispatcher.reclaim_policy import DEFAULTS, Kept, ReclaimRules
 from dispatcher.stage_settings import Frozen, FramesConfig, SfmConfig, TrainConfig
 
 
@@ -21,8 +22,14 @@ class StitchConfig(Frozen):
     min_hull_share: float = Field(default=0.1, ge=0, le=1)
 
 
-class ReclaimConfig(Frozen):
-    source_videos: bool = True
+class ReclaimConfig(ReclaimRules):
+    """Until when files stay on a host; the inventory may say otherwise of a host."""
+
+    source_videos: Kept = DEFAULTS.source_videos
+    frames: Kept = DEFAULTS.frames
+    features: Kept = DEFAULTS.features
+    training: Kept = DEFAULTS.training
+    results: Kept = DEFAULTS.results
     fstrim: Literal["auto", "off", "sudo"] = "auto"
 
     @model_validator(mode="before")

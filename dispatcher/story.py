@@ -10,8 +10,10 @@ from dispatcher.core.events import (
     HandedOver,
     HandoffAbandoned,
     HostAssigned,
+    InputsKept,
     InputsReclaimed,
     LeftoversReclaimed,
+    MadeReclaimed,
     PlanReduced,
     ReclaimFailed,
     StagePlaced,
@@ -63,12 +65,12 @@ def _line(before: Job, after: Job, event: Event) -> str:
         case PlanReduced():
             return f"{smaller_words(after)}, so that it fits: {event.message}"
         case InputsReclaimed():
-            trimmed = (
-                f"{event.trimmed_bytes} bytes trimmed"
-                if event.trimmed_bytes is not None
-                else "nothing trimmed"
-            )
-            return f"{event.removed_bytes} bytes of source removed, {trimmed} ({event.note})"
+            return f"{event.removed_bytes} bytes of source removed from {event.host}"
+        case InputsKept():
+            return f"its source stays on {event.host} (source_videos: {event.rule})"
+        case MadeReclaimed():
+            kinds = ", ".join(event.kinds)
+            return f"{event.removed_bytes} bytes of {kinds} removed from {event.host}"
         case LeftoversReclaimed():
             return f"{event.removed_bytes} bytes removed from {event.host}, which it has left"
         case ReclaimFailed():

@@ -51,6 +51,14 @@ class ReclaimInputs(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimMade(Effect):
+    """The job is done, and these kinds of what it made are of no more use on `host`."""
+
+    host: str
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectResults(Effect):
     host: str
 

@@ -51,8 +51,7 @@ class HandoffAbandoned(Event):
 class LeftoversReclaimed(Event):
     host: str
     removed_bytes: int
-    trimmed_bytes: int | None
-    note: str = ""
+    freed_bytes: int  # blocks that they took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +97,25 @@ class TransferFailed(Event):
 class InputsReclaimed(Event):
     host: str
     removed_bytes: int
-    trimmed_bytes: int | None
-    note: str = ""
+    freed_bytes: int  # blocks that they took
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeReclaimed(Event):
+    """These kinds of what the job made no longer lie on `host`."""
+
+    host: str
+    kinds: tuple[str, ...]
+    removed_bytes: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputsKept(Event):
+    """Source videos stay on `host`, by the policy for them."""
+
+    host: str
+    rule: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
 
-_REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "trimmed_bytes": None}  # nobody reads it
+_REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "freed_bytes": 0}  # nobody reads it
 
 
 Seconds = Callable[[Job, GpuView | None, Need], float]

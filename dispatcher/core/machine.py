@@ -27,6 +27,7 @@ from dispatcher.core.moving import (
     leftovers_reclaimed,
     needs_inputs,
 )
+from dispatcher.core.reclaiming import gone
 from dispatcher.core.retry import decide
 from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, measured, reduced
 from dispatcher.core.transition import NO_REASON, IllegalTransition, Outcome, StaleEvent, story
@@ -103,7 +104,9 @@ def _inputs_useless(job: Job) -> bool:
 
 
 def _inputs_ready(job: Job, _event: Any) -> Outcome:
-    ready = dataclasses.replace(job, inputs_on_host=True, not_before=0.0, **NO_REASON)
+    ready = dataclasses.replace(
+        job, inputs_on_host=True, reclaimed=(), not_before=0.0, **NO_REASON
+    )
     return dataclasses.replace(ready, step=Step.PLACE), ()
 
 
@@ -177,11 +180,18 @@ def _attempt_failed(job: Job, event: Any) -> Outcome:
 
 def _inputs_reclaimed(job: Job, event: Any) -> Outcome:
     # A late reply of a host the job has left says nothing about its present one.
-    gone = event.host == job.host
-    return dataclasses.replace(job, inputs_on_host=job.inputs_on_host and not gone), ()
+    here = event.host == job.host
+    return dataclasses.replace(job, inputs_on_host=job.inputs_on_host and not here), ()
 
 
-def _reclaim_failed(job: Job, _event: Any) -> Outcome:
+def _made_reclaimed(job: Job, event: Any) -> Outcome:
+    if event.host != job.host:
+        return job, ()
+    kinds = dict.fromkeys((*job.reclaimed, *event.kinds))
+    return dataclasses.replace(job, reclaimed=tuple(kinds)), ()
+
+
+def _nothing_removed(job: Job, _event: Any) -> Outcome:
     return job, ()
 
 
@@ -254,6 +264,8 @@ def _released(job: Job, event: Any) -> Outcome:
     wanted = event.stage or (job.stage if job.stage is not Stage.COMPLETED else stages[0])
     if wanted not in stages:
         raise IllegalTransition(job, event, f"a {job.kind} job has no stage {wanted}")
+    if gone(job, wanted):
+        wanted = stages[0]
     fresh = dataclasses.replace(
         job, state=JobState.CLAIMED, retries={}, not_before=0.0, avoid_hosts=(), **NO_REASON
     )
@@ -312,7 +324,9 @@ TRANSITIONS: Final[dict[tuple[Step, type[Event]], Transition]] = {
     (Step.REST, ev.ReleaseRequested): _released,
     **{(at, ev.InputsReclaimed): _inputs_reclaimed for at in Step},
     **{(at, ev.LeftoversReclaimed): leftovers_reclaimed for at in Step},
-    **{(at, ev.ReclaimFailed): _reclaim_failed for at in Step},
+    **{(at, ev.MadeReclaimed): _made_reclaimed for at in Step},
+    **{(at, ev.InputsKept): _nothing_removed for at in Step},
+    **{(at, ev.ReclaimFailed): _nothing_removed for at in Step},
     **{(at, ev.PriorityChanged): _priority_changed for at in Step},
 }
 

@@ -24,12 +24,14 @@ from dispatcher.store.rows import (
     Offsets,
     Progress,
     Request,
+    Removal,
     Run,
     Segment,
     Silence,
     StageMetrics,
     Stitch,
 )
+    Trim,
 from worker_agent.protocol import ExitRecord
 
 
@@ -338,5 +340,23 @@ class Store(Protocol):
     async def pending_requests(self) -> list[Request]: ...
 
     async def finish_request(self, request: int, answer: str, *, ok: bool = True) -> None: ...
+    # --- disks of hosts ---
+
+    async def add_removal(self, row: Removal) -> None: ...
+
+    async def untrimmed(self) -> dict[str, tuple[int, int]]:
+        """By host: its last removal that no trim has followed, and the blocks of all of them."""
+        ...
+
+    async def add_trim(self, row: Trim, last: int) -> None:
+        """One that worked also marks the host's removals up to `last`."""
+        ...
+
+    async def trims(self, host: str | None = None) -> list[Trim]: ...
+
+    async def given_back(self, job: str) -> int | None:
+        """Bytes of the job's removals that trims gave back; None before the first one worked."""
+        ...
+
 
     async def request(self, request: int) -> Request | None: ...

@@ -45,6 +45,7 @@ def job_values(job: Job) -> dict[str, Any]:
     values["retries"] = to_json(job.retries)
     values["avoid_hosts"] = to_json(job.avoid_hosts)
     values["leftovers"] = to_json(job.leftovers)
+    values["reclaimed"] = to_json(job.reclaimed)
     return values
 
 
@@ -65,6 +66,7 @@ def job_of(row: sqlite3.Row) -> Job:
         reason=_reason(values["reason"]),
         avoid_hosts=tuple(json.loads(values["avoid_hosts"])),
         leftovers=tuple(json.loads(values["leftovers"])),
+        reclaimed=tuple(json.loads(values["reclaimed"])),
     )
     return Job(**values, reservation=reservation)
 

@@ -191,6 +191,35 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """Files of a job that were removed on a host, and what its disk had free."""
+
+    at: float
+    host: str
+    job: str
+    what: str  # a kind of core.reclaiming, or "copy": all that a job left on a host
+    removed_bytes: int  # length of the files
+    freed_bytes: int  # blocks that they took
+    free_before: int
+    free_after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trim:
+    """One fstrim of a host's work disk."""
+
+    at: float
+    host: str
+    mount: str
+    method: str  # fstrim | helper | sudo; "": it could not be done
+    trimmed_bytes: int | None  # all free space that the kernel told the device of
+    freed_bytes: int  # blocks of what was removed since the trim before
+    free_before: int
+    free_after: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stitch:
     """A stitch made or to be made. `members` are job ids (per_auv) or stitch ids (cross_auv).
 

@@ -19,6 +19,7 @@ from dispatcher.store import farm, jobs, streams, survival
 from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database, Worker
 from dispatcher.store.rows import (
+from dispatcher.store.disk import DiskBooks
     Acquisition,
     Applied,
     ArtifactRow,
@@ -43,7 +44,7 @@ from worker_agent.protocol import ExitRecord
 PROGRESS_INTERVAL_S = 1.0
 
 
-class SqliteStore:
+class SqliteStore(DiskBooks):
     """See `dispatcher.store.base.Store`. Use within one event loop; `close` when done."""
 
     def __init__(self, path: Path, clock: Clock) -> None:

@@ -436,7 +436,6 @@ async def test_the_host_itself_fetches_and_reclaims(
         run_dir,
         ["input/clip.mp4"],
         epoch=1,
-        trim="off",
         expected_sha256={"input/clip.mp4": file_sha256(source)},
     )
     assert reclaimed.removed == ("input/clip.mp4",)

@@ -27,12 +27,14 @@ from dispatcher.core.need import Needs
 from dispatcher.embedded import EmbeddedHost, EmbeddedHosts
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.fleet import Fleet
+from dispatcher.giving_back import GivingBack
 from dispatcher.handoff import Handoff
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory
 from dispatcher.jobspec import JobSpecs
 from dispatcher.reclaim import Reclaimer
 from dispatcher.store.sqlite import SqliteStore
+from dispatcher.trims import Trims
 from tests.agent_client import script
 from tests.contract.store_builders import JOB, advance, fill
 from worker_agent.exclusive import alone
@@ -146,7 +148,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         job = (await advance(store, job, ev.HostAssigned(at=9.0, host="host-2"))).job
         assert (job.origin, job.stage) == ("host-1", Stage.TRAINING)
         handoff = Handoff(fleet=fleet, specs=specs, clock=clock, epoch=1, needs=Needs)
-        reclaimer = Reclaimer(fleet=fleet, specs=specs, clock=clock, epoch=1)
+        reclaimer = Reclaimer(
+            fleet=fleet,
+            specs=specs,
+            giving_back=GivingBack(fleet, specs, clock),
+            trims=Trims(fleet, store, clock),
+            clock=clock,
+            epoch=1,
+        )
         yield World(hosts, fleet, store, handoff, reclaimer, job)
         await fleet.close()
         await store.close()

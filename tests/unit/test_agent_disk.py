@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from worker_agent.disk import mount_of, reclaim, trim, verify_frames
+from worker_agent.disk import reclaim, verify_frames
 from worker_agent.epoch import check_epoch
-from worker_agent.protocol import ReclaimRequest
+from worker_agent.protocol import ReclaimRequest, TrimReport, TrimRequest
 from worker_agent.refusal import RefusedError
+from worker_agent.trim import mount_of, trim
 
 VIDEO = b"\0" * 1000
 
@@ -32,12 +33,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def request(run_dir: Path, *paths: str, **changes: object) -> ReclaimRequest:
-    values: dict[str, object] = {
-        "epoch": 1,
-        "run_dir": str(run_dir),
-        "paths": paths,
-        "trim": "off",
-    }
+    values: dict[str, object] = {"epoch": 1, "run_dir": str(run_dir), "paths": paths}
     return ReclaimRequest(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -47,8 +43,7 @@ def test_verified_video_is_removed_and_counted(run_dir: Path) -> None:
     assert report.removed == ("input/GX010123.MP4",)
     assert report.removed_bytes == 1000
     assert report.remaining_input_bytes == 0
-    assert report.trimmed_bytes is None
-    assert "off" in report.trim_note
+    assert report.freed_bytes == 4096
     assert not (run_dir / "input" / "GX010123.MP4").exists()
     again = reclaim(asked)
     assert again.removed == ()
@@ -128,6 +123,31 @@ def test_frame_names_cannot_leave_the_run_directory(run_dir: Path) -> None:
         verify_frames(run_dir, "frames/frames.json")
 
 
+def test_what_broke_off_goes_with_what_it_was_to_become(run_dir: Path) -> None:
+    (run_dir / "input" / "GX010123.MP4").rename(run_dir / "input" / "GX010123.MP4.part")
+    (run_dir / ".frames.77").mkdir()
+    (run_dir / ".frames.77" / "f000001.jpg").write_bytes(b"half")
+    (run_dir / ".framesx").mkdir()
+    report = reclaim(request(run_dir, "input/GX010123.MP4", "frames"))
+    assert report.removed == ("input/GX010123.MP4", "frames")
+    assert sorted(path.name for path in run_dir.iterdir()) == [".framesx", "input"]
+    assert not list((run_dir / "input").iterdir())
+
+
+def programs(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """In place of all that there are on PATH and beside it."""
+    for name, text in scripts.items():
+        program = folder / name
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr("worker_agent.trim._SBIN", ())
+
+
+def trimmed(path: Path, mode: str = "sudo") -> TrimReport:
+    return trim(TrimRequest(work_dir=str(path), mode=mode))
+
+
 @pytest.mark.parametrize(
     ("says", "code", "expected"),
     [
@@ -139,23 +159,44 @@ def test_frame_names_cannot_leave_the_run_directory(run_dir: Path) -> None:
 def test_fstrim_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, code: int, expected: int | None
 ) -> None:
-    for name, text in (("fstrim", f"echo '{says}'; exit {code}"), ("sudo", 'shift; exec "$@"')):
-        program = tmp_path / name
-        program.write_text(f"#!/bin/sh\n{text}\n")
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    trimmed, note = trim(tmp_path, "sudo")
-    assert trimmed == expected
-    assert note.startswith(mount_of(tmp_path)[0])
-    if expected is None:
-        assert "not supported" in note
+    fstrim = f'[ "$1 $2" = "-v {mount_of(tmp_path)[0]}" ] && echo "{says}"; exit {code}'
+    programs(tmp_path, monkeypatch, fstrim=fstrim, sudo='shift; exec "$@"')
+    report = trimmed(tmp_path)
+    assert (report.trimmed_bytes, report.mount) == (expected, mount_of(tmp_path)[0])
+    assert report.method == ("" if expected is None else "sudo")
+    assert (expected is None) == ("not supported" in report.note)
 
 
-def test_host_without_fstrim_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_helper_comes_before_fstrim_by_sudo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = mount_of(tmp_path)[0]
+    helper = tmp_path / "cosma-fstrim"
+    monkeypatch.setattr("worker_agent.trim.HELPER", str(helper))
+    says = 'echo "$1: 7 B (7 bytes) trimmed"'
+    programs(
+        tmp_path,
+        monkeypatch,
+        sudo='shift; exec "$@"',
+        fstrim='echo "$2: 9 B (9 bytes) trimmed"',
+        **{"cosma-fstrim": says},
+    )
+    assert (trimmed(tmp_path).trimmed_bytes, trimmed(tmp_path).method) == (7, "helper")
+    helper.write_text(f"#!/bin/sh\necho 'cosma-fstrim: {mount} is not listed' >&2; exit 3\n")
+    assert (trimmed(tmp_path).trimmed_bytes, trimmed(tmp_path).method) == (9, "sudo")
+    (tmp_path / "sudo").write_text("#!/bin/sh\necho 'sudo: a password is required'; exit 1\n")
+    refused = trimmed(tmp_path)
+    assert (refused.trimmed_bytes, refused.method) == (None, "")
+    assert refused.note.count("a password is required") == 2
+
+
+def test_host_without_sudo_and_root_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs(tmp_path, monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
-    trimmed, note = trim(tmp_path, "auto")
-    assert trimmed is None
-    assert "fstrim is not installed" in note
+    report = trimmed(tmp_path)
+    assert report.trimmed_bytes is None and "there is no sudo" in report.note
 
 
 def test_mount_of_the_proc_file_system() -> None:

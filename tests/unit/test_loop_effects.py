@@ -38,7 +38,7 @@ class Files:
     async def reclaim_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         await self.removed.wait()
         self.told.append(f"removed from {host}")
-        return ev.InputsReclaimed(at=0.0, host=host, removed_bytes=1, trimmed_bytes=None)
+        return ev.InputsReclaimed(at=0.0, host=host, removed_bytes=1, freed_bytes=0)
 
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         self.told.append(f"brought to {host}")

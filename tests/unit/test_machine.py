@@ -143,9 +143,9 @@ class Shell(RuleBasedStateMachine):
             case fx.CancelAttempt():
                 self.feed(ev.CancelConfirmed(at=at))
             case fx.ReclaimInputs(host=host) if good:
-                self.feed(ev.InputsReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None))
+                self.feed(ev.InputsReclaimed(at=at, host=host, removed_bytes=1, freed_bytes=0))
             case fx.ReclaimLeftovers(host=host) if good:
-                gone = ev.LeftoversReclaimed(at=at, host=host, removed_bytes=1, trimmed_bytes=None)
+                gone = ev.LeftoversReclaimed(at=at, host=host, removed_bytes=1, freed_bytes=0)
                 self.feed(gone)
             case fx.ReclaimInputs(host=host) | fx.ReclaimLeftovers(host=host):
                 self.feed(ev.ReclaimFailed(at=at, host=host, message="x"))
@@ -223,7 +223,7 @@ def test_the_straight_way_to_done(kind: JobKind) -> None:
         job, effects = step(job, ev.AttemptSucceeded(at=0.0, attempt=number))
         if any(isinstance(e, fx.ReclaimInputs) for e in effects):
             seen.append(stage)
-            done = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=9)
+            done = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, freed_bytes=9)
             job, _ = step(job, done)
     assert effects[0] == fx.CollectResults(job=job.id, host="h")
     job, effects = step(job, ev.ResultsCollected(at=0.0))
@@ -442,7 +442,7 @@ def test_a_moved_job_takes_along_what_its_stages_made() -> None:
     assert (there.step, there.stage, there.origin) == (Step.PLACE, Stage.TRAINING, None)
     removing = fx.ReclaimLeftovers(job=job.id, host="h")
     assert effects == (removing,) and recover(there) == (removing,)
-    gone = ev.LeftoversReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
+    gone = ev.LeftoversReclaimed(at=0.0, host="h", removed_bytes=9, freed_bytes=0)
     assert recover(drive(there, [gone])) == ()
 
 
@@ -532,5 +532,5 @@ def test_a_late_reply_of_the_host_it_left_says_nothing_about_the_new_one() -> No
     job, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
     assert effects == (fx.ReclaimInputs(job=job.id, host="h"),)
     job = drive(job, [ev.HostAssigned(at=0.0, host="new"), ev.InputsReady(at=0.0)])
-    late = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, trimmed_bytes=None)
+    late = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, freed_bytes=0)
     assert drive(job, [late]).inputs_on_host

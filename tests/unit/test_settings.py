@@ -34,7 +34,14 @@ DEFAULTS = {
         "cuda": {"width": 960, "steps": 7000, "cap": 1000000, "sh_degree": 3},
     },
     "stitch": {"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
-    "reclaim": {"source_videos": True, "fstrim": "auto"},
+    "reclaim": {
+        "source_videos": "when_verified",
+        "frames": "when_verified",
+        "features": "when_verified",
+        "training": "when_verified",
+        "results": "until_stitched",
+        "fstrim": "auto",
+    },
 }
 
 

@@ -27,12 +27,12 @@ INSERT INTO jobs (
     id, kind, acquisition, name, auv, created_at, state, step, stage, priority, host, attempt,
     inputs_on_host, need_mib, input_bytes, retries, not_before, reason, message, advice,
     avoid_hosts, shrink, frames, pixels, cap, train_steps, stride, need_ram_mib, origin, leftovers,
-    assigned_at, revision
+    reclaimed, assigned_at, revision
 ) VALUES (
     :id, :kind, :acquisition, :name, :auv, :created_at, :state, :step, :stage, :priority, :host,
     :attempt, :inputs_on_host, :need_mib, :input_bytes, :retries, :not_before, :reason, :message,
     :advice, :avoid_hosts, :shrink, :frames, :pixels, :cap, :train_steps, :stride,
-    :need_ram_mib, :origin, :leftovers, :assigned_at, :revision
+    :need_ram_mib, :origin, :leftovers, :reclaimed, :assigned_at, :revision
 ) ON CONFLICT DO NOTHING;
 
 -- name: select_jobs
@@ -54,7 +54,8 @@ UPDATE jobs SET
     message = :message, advice = :advice, avoid_hosts = :avoid_hosts, shrink = :shrink,
     frames = :frames, pixels = :pixels, cap = :cap, train_steps = :train_steps, stride = :stride,
     need_ram_mib = :need_ram_mib,
-    origin = :origin, leftovers = :leftovers, assigned_at = :assigned_at, revision = revision + 1
+    origin = :origin, leftovers = :leftovers, reclaimed = :reclaimed, assigned_at = :assigned_at,
+    revision = revision + 1
 WHERE id = :id AND revision = :revision;
 
 -- name: upsert_progress

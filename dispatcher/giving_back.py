@@ -1,0 +1,93 @@
+"""Until when a job's files stay on its host: asks the rules, and says what is due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dispatcher.clock import Clock
+from dispatcher.core.effects import Effect, ReclaimInputs, ReclaimMade
+from dispatcher.core.model import SETTLED, Job, JobState
+from dispatcher.core.reclaiming import Facts, Kind, Policy, due, next_due
+from dispatcher.fleet import Fleet
+from dispatcher.jobspec import JobSpecs
+from dispatcher.reclaim_policy import ReclaimRules, policy_of
+
+
+@dataclass(slots=True)
+class GivingBack:
+    fleet: Fleet
+    specs: JobSpecs
+    clock: Clock
+    _asked: set[tuple[str, int, Kind]] = field(default_factory=set)  # job, attempt, kind
+    _later: dict[str, float] = field(default_factory=dict)  # acquisition -> when to look again
+
+    async def policy(self, job: Job, host: str) -> Policy:
+        """What the inventory says of the host goes before what the job was given."""
+        state = self.fleet.state(host)
+        of_host = state.host.reclaim if state is not None else ReclaimRules()
+        return policy_of((await self.specs.config(job)).get("reclaim", {}), of_host)
+
+    async def trim_mode(self, job: Job, host: str) -> str:
+        state = self.fleet.state(host)
+        of_host = state.host.disk.fstrim if state is not None else "auto"
+        if of_host != "auto":
+            return of_host
+        return str((await self.specs.config(job)).get("reclaim", {}).get("fstrim", "auto"))
+
+    async def due(self, job: Job) -> tuple[Kind, ...]:
+        """What of a job's files is of no more use on its host."""
+        if job.state is not JobState.DONE or job.host is None:
+            return ()
+        jobs = await self.specs.store.load_jobs(acquisition=job.acquisition)
+        facts = await self._facts(job, all(one.state in SETTLED for one in jobs))
+        return due(job, await self.policy(job, job.host), facts, self.clock.now())
+
+    async def effects(self, jobs: Iterable[Job]) -> list[tuple[Job, Effect]]:
+        """What is to be removed now; each is told once. `jobs`: all of some acquisitions."""
+        by_acquisition: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_acquisition.setdefault(job.acquisition, []).append(job)
+        found: list[tuple[Job, Effect]] = []
+        for members in by_acquisition.values():
+            stitched = all(one.state in SETTLED for one in members)
+            for job in members:
+                if job.state is JobState.DONE and job.host is not None:
+                    found += await self._of(job, job.host, stitched)
+        return found
+
+    def overdue(self) -> set[str]:
+        """Acquisitions of whose jobs something became due by the time alone."""
+        now = self.clock.now()
+        ready = {acquisition for acquisition, at in self._later.items() if at <= now}
+        for acquisition in ready:
+            del self._later[acquisition]
+        return ready
+
+    async def _of(self, job: Job, host: str, stitched: bool) -> list[tuple[Job, Effect]]:
+        if len(job.reclaimed) == len(Kind) - 1 and not job.inputs_on_host:
+            return []
+        policy, facts = await self.policy(job, host), await self._facts(job, stitched)
+        now = self.clock.now()
+        later = next_due(job, policy, facts, now)
+        if later is not None:
+            known = self._later.get(job.acquisition, later)
+            self._later[job.acquisition] = min(known, later)
+        kinds = [
+            kind
+            for kind in due(job, policy, facts, now)
+            if (job.id, job.attempt, kind) not in self._asked
+        ]
+        self._asked.update((job.id, job.attempt, kind) for kind in kinds)
+        effects: list[Effect] = []
+        if Kind.SOURCE_VIDEOS in kinds:
+            # By the frames, as long as these are there.
+            effects.append(ReclaimInputs(job=job.id, host=host))
+        if made := tuple(str(kind) for kind in kinds if kind is not Kind.SOURCE_VIDEOS):
+            effects.append(ReclaimMade(job=job.id, host=host, kinds=made))
+        return [(job, effect) for effect in effects]
+
+    async def _facts(self, job: Job, stitched: bool) -> Facts:
+        ends = await self.specs.store.events(job=job.id, kind="results_collected")
+        done_at = ends[-1].at if ends else job.created_at
+        return Facts(done_at=done_at, stitched=stitched)
