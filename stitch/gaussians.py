@@ -23,7 +23,8 @@ REST_OF_DEGREE = (0, 3, 8, 15)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussians:
-    """N gaussians, all arrays float32; other dtypes are converted, other shapes refused.
+    """N gaussians, all arrays float32; other dtypes are converted, other shapes refused. Arrays may
+    be views of a table that a file was read into.
 
     means (N,3) positions; scales (N,3) natural logarithm of the standard deviations, same unit;
     quats (N,4) wxyz, rotation of the principal axes, not necessarily of unit length;
@@ -42,7 +43,7 @@ class Gaussians:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            array = np.ascontiguousarray(getattr(self, item.name), dtype=np.float32)
+            array = np.asarray(getattr(self, item.name), dtype=np.float32)
             object.__setattr__(self, item.name, array)
         count = len(self.means)
         rest = self.shN.shape[1] if self.shN.ndim == 3 else -1

@@ -1,75 +1,88 @@
-"""One scene from members that overlap: who keeps which gaussians, and the scene's own sidecar."""
+"""One scene from members that overlap: its PLY, and its own sidecar."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from stitch.cover import Cover
+from stitch.ply import BLOCK, PlyFile, writing_ply
+from stitch.register import footprint_axes
+from stitch.seams import CELL_DEPTHS, Seam, Tally, seams
 from stitch.sidecar import Sidecar, spread
-from stitch.sim3 import F64, Sim3
+from stitch.sim3 import F64, transform_gaussians
+from stitch.territory import Member, Territory
 
 MAX_SCENE_POINTS = 12_000
 """Points kept of a merged scene: 1.8 MB, and a pair still registers in seconds."""
 
-_FAVOUR = 1.02  # distances this near count as equal: reconstructions of one track differ by 1 %
-_COVER_DEPTHS = 0.2  # a member has seen a place when it has a 3D point this near, in its depths
+_FAINT = -2.2  # logit of an opacity of 0.1: such gaussians cover no ground
 _SAME_PLACE_DEPTHS = 0.01
 _SAME_LOOK = 0.8  # cosine of two descriptors; unrelated ones stay below 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """`pose` takes the member's own frame to the scene's."""
+class Merged:
+    """What became of the members' gaussians; all lists by member."""
 
-    name: str
-    pose: Sim3
-    sidecar: Sidecar
+    before: tuple[int, ...]
+    masks: tuple[npt.NDArray[np.uint8], ...]  # kept gaussians, eight to a byte (np.packbits)
+    kept: tuple[int, ...]
+    seams: tuple[Seam, ...]
 
 
-class Territory:
-    """Which member keeps a place that several have seen: the one whose camera came nearest.
+def merge_gaussians(
+    members: Sequence[Member],
+    plys: Sequence[Path],
+    path: Path,
+    on_member: Callable[[int], None] = lambda _: None,
+) -> Merged:
+    """The scene's PLY at `path` from the members' own, streamed in bounded memory.
 
-    Measured against the density of single captures, this keeps 0.98 of it; concatenation keeps
-    1.75 of it. When two came equally near (one track in two clips) the first member keeps the
-    place whole. A gaussian reaches over the border it is centred beside, so no seam opens. Only
-    members that have seen the place compete, so that no hole is cut where a camera passed close
-    by and looked elsewhere.
+    Of overlaps, each place comes from one member. `on_member` is told how many are done. Raises
+    FileUnreadable, OSError when the disk is full.
     """
-
-    def __init__(self, members: Sequence[Member]) -> None:
-        self._cameras = [cKDTree(m.pose.apply(m.sidecar.centres())) for m in members]
-        self._points = [cKDTree(m.pose.apply(m.sidecar.points)) for m in members]
-        self._reach = [_COVER_DEPTHS * m.pose.scale * m.sidecar.median_depth for m in members]
-
-    def keeps(self, own: int, means: F64) -> npt.NDArray[np.bool_]:
-        """Mask (N,) of the gaussians at `means` (N,3, scene's frame) that member `own` keeps.
-        Those that are not finite are nobody's."""
-        kept = np.asarray(np.isfinite(means).all(axis=1))
-        places = means[kept]
-        distance, _ = self._cameras[own].query(places)
-        stays = np.ones(len(places), np.bool_)
-        for other, (cameras, points) in enumerate(zip(self._cameras, self._points, strict=True)):
-            if other == own:
-                continue
-            theirs, _ = cameras.query(places)
-            loses = theirs <= _FAVOUR * distance if other < own else _FAVOUR * theirs < distance
-            rivals = np.flatnonzero(stays & loses)
-            seen, _ = points.query(places[rivals], distance_upper_bound=self._reach[other])
-            stays[rivals[np.isfinite(seen)]] = False
-        kept[kept] = stays
-        return kept
+    files = [PlyFile.open(ply) for ply in plys]
+    axes = ground_axes(members)
+    land = Territory(
+        members, [_cover(m, file, axes) for m, file in zip(members, files, strict=True)]
+    )
+    scene = _scene_depth(members)
+    tallies = [Tally(CELL_DEPTHS * scene) for _ in members]
+    masks, kept = [], []
+    with writing_ply(path, max(file.sh_degree for file in files)) as writer:
+        for own, (member, file) in enumerate(zip(members, files, strict=True)):
+            parcel, before = land.parcel(own), writer.count
+            mask = np.zeros(file.count, np.bool_)
+            for start, block in zip(itertools.count(step=BLOCK), file.blocks(), strict=False):
+                places = member.pose.apply(block.means)
+                stays = parcel.keeps(places)
+                tallies[own].add(places, block.sh0, stays)
+                writer.write(transform_gaussians(block.select(stays), member.pose))
+                mask[start : start + len(block)] = stays
+            masks.append(np.packbits(mask))
+            kept.append(writer.count - before)
+            on_member(own + 1)
+    return Merged(
+        before=tuple(file.count for file in files),
+        masks=tuple(masks),
+        kept=tuple(kept),
+        seams=tuple(seams(tallies, axes[2])),
+    )
 
 
 def merge_sidecars(members: Sequence[Member]) -> Sidecar:
     """The scene's sidecar: all keyframes, named "member/keyframe", and at most MAX_SCENE_POINTS
     points. Of a place that several members hold, one point stays, else the ratio test of a later
     registration would refuse exactly the best confirmed points."""
-    depth = float(np.median([m.pose.scale * m.sidecar.median_depth for m in members]))
+    depth = _scene_depth(members)
     points = np.concatenate([m.pose.apply(m.sidecar.points) for m in members])
     owner = np.concatenate([np.full(len(m.sidecar.points), i) for i, m in enumerate(members)])
     descriptors = np.concatenate([m.sidecar.descriptors for m in members])
@@ -94,6 +107,26 @@ def merge_sidecars(members: Sequence[Member]) -> Sidecar:
         gps=np.concatenate([m.sidecar.gps for m in members]),
         quality={"median_depth": depth, "members": len(members)},
     )
+
+
+def ground_axes(members: Sequence[Member]) -> F64:
+    """(3,3) unit rows in the scene's frame: across, along and up the ground."""
+    points = np.concatenate([m.pose.apply(m.sidecar.points) for m in members])
+    _, axes = footprint_axes(points)
+    return np.stack([*axes, np.cross(axes[0], axes[1])])
+
+
+def _cover(member: Member, file: PlyFile, axes: F64) -> Cover:
+    cover = Cover(axes, member.pose.scale * member.sidecar.median_depth)
+    for block in file.blocks():
+        solid = block.means[block.opacities > _FAINT]
+        cover.add(member.pose.apply(solid))
+    cover.close()
+    return cover
+
+
+def _scene_depth(members: Sequence[Member]) -> float:
+    return float(np.median([m.pose.scale * m.sidecar.median_depth for m in members]))
 
 
 def _poses(member: Member) -> tuple[F64, F64]:

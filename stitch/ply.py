@@ -7,9 +7,11 @@ red, then of green, then of blue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,12 @@ from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 from stitch.gaussians import REST_OF_DEGREE, Gaussians
 
-_CHUNK = 1 << 16  # rows converted at a time: bounds memory at a few MB
+BLOCK = 1 << 15
+"""Gaussians read at a time when a file is streamed: 8 MB of degree 3."""
+
+_ROWS = 1 << 11  # rows put together at a time: what fits a core's cache
 _MAX_HEADER = 1 << 16
+_COUNT_DIGITS = 20
 _TYPES = {
     "char": "<i1", "int8": "<i1", "uchar": "<u1", "uint8": "<u1",
     "short": "<i2", "int16": "<i2", "ushort": "<u2", "uint16": "<u2",
@@ -30,50 +36,134 @@ _TYPES = {
 
 def write_ply(path: Path, gaussians: Gaussians) -> None:
     """Atomic and durable. Raises OSError when the disk is full."""
-    write_ply_parts(path, len(gaussians), gaussians.sh_degree, [gaussians])
+    with writing_ply(path, gaussians.sh_degree) as writer:
+        writer.write(gaussians)
 
 
-def write_ply_parts(path: Path, count: int, sh_degree: int, parts: Iterable[Gaussians]) -> None:
-    """One PLY from parts that are never all in memory; they must add up to `count`.
+@contextmanager
+def writing_ply(path: Path, sh_degree: int) -> Iterator[PlyWriter]:
+    """A PLY of parts that are never all in memory, nor counted before.
 
-    Atomic and durable. Raises OSError when the disk is full, ValueError when the parts do not add
-    up or have a higher degree than `sh_degree`.
+    Atomic and durable: the file is there at the end of the block, after an error it is not.
+    Raises OSError when the disk is full.
     """
-    rest = REST_OF_DEGREE[sh_degree] * 3
-    names = _columns(rest)
-    header = "".join(
-        [
-            "ply\nformat binary_little_endian 1.0\n",
-            f"element vertex {count}\n",
-            *(f"property float {name}\n" for name in names),
-            "end_header\n",
-        ]
-    )
     with replacing(path) as stream:
-        stream.write(header.encode("ascii"))
-        written = sum(_write_rows(stream, part, sh_degree, len(names)) for part in parts)
-        if written != count:
-            raise ValueError(f"{path}: {written} gaussians came, {count} were announced")
+        writer = PlyWriter(stream, sh_degree)
+        yield writer
+        writer.finish()
 
 
-def _write_rows(stream: BinaryIO, part: Gaussians, sh_degree: int, columns: int) -> int:
-    if part.sh_degree > sh_degree:
-        raise ValueError(f"gaussians of degree {part.sh_degree} in a PLY of degree {sh_degree}")
-    each, rest = REST_OF_DEGREE[sh_degree], REST_OF_DEGREE[sh_degree] * 3
-    for start in range(0, len(part), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        count = len(part.means[rows])
-        block = np.zeros((count, columns), "<f4")
-        higher = np.zeros((count, 3, each), "<f4")
-        higher[:, :, : part.shN.shape[1]] = part.shN[rows].transpose(0, 2, 1)
-        block[:, 0:3] = part.means[rows]
-        block[:, 6:9] = part.sh0[rows]
-        block[:, 9 : 9 + rest] = higher.reshape(count, rest)
-        block[:, 9 + rest] = part.opacities[rows]
-        block[:, 10 + rest : 13 + rest] = part.scales[rows]
-        block[:, 13 + rest :] = part.quats[rows]
-        stream.write(block.data)
-    return len(part)
+class PlyWriter:
+    """Made by `writing_ply`."""
+
+    def __init__(self, stream: BinaryIO, sh_degree: int) -> None:
+        self.count = 0
+        self._stream = stream
+        self._each = REST_OF_DEGREE[sh_degree]
+        self._columns = _columns(3 * self._each)
+        self._block = np.zeros((_ROWS, len(self._columns)), "<f4")
+        stream.write(self._header())
+
+    def write(self, part: Gaussians) -> None:
+        """Appends; missing bands become zeros. Raises ValueError for a higher degree."""
+        given = part.shN.shape[1]
+        if given > self._each:
+            raise ValueError(f"{given} coefficients above band 0 in a PLY of {self._each}")
+        rest = 3 * self._each
+        for start in range(0, len(part), _ROWS):
+            rows = slice(start, start + _ROWS)
+            block = self._block[: len(part.means[rows])]
+            block[:, 0:3] = part.means[rows]
+            block[:, 6:9] = part.sh0[rows]
+            for channel in range(3 if given else 0):
+                first = 9 + channel * self._each
+                block[:, first : first + given] = part.shN[rows, :, channel]
+            block[:, 9 + rest] = part.opacities[rows]
+            block[:, 10 + rest : 13 + rest] = part.scales[rows]
+            block[:, 13 + rest :] = part.quats[rows]
+            self._stream.write(block.data)
+        self.count += len(part)
+
+    def finish(self) -> None:
+        """Puts the number of gaussians into the header."""
+        self._stream.seek(0)
+        self._stream.write(self._header())
+
+    def _header(self) -> bytes:
+        """Of the same length whatever the count."""
+        lines = [
+            "ply",
+            "format binary_little_endian 1.0",
+            f"comment {'-' * (_COUNT_DIGITS - len(str(self.count)))}",
+            f"element vertex {self.count}",
+            *(f"property float {name}" for name in self._columns),
+            "end_header",
+        ]
+        return "".join(f"{line}\n" for line in lines).encode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class PlyFile:
+    """A PLY of gaussians by its header. `open` raises FileUnreadable when the file is not a
+    binary PLY of gaussians, or is cut short; so do the readers when it changed since."""
+
+    path: Path
+    count: int
+    sh_degree: int
+    _row: np.dtype[np.void]
+    _offset: int
+
+    @classmethod
+    def open(cls, path: Path) -> PlyFile:
+        try:
+            with path.open("rb") as stream:
+                head = stream.read(_MAX_HEADER)
+                row, count = _header(path, head)
+                offset = head.index(b"\n", head.index(b"end_header")) + 1
+                missing = offset + count * row.itemsize - path.stat().st_size
+        except OSError as error:
+            raise FileUnreadable(f"{path}: {error.strerror}") from None
+        if missing > 0:
+            raise FileUnreadable(
+                f"{path}: cut short, {missing} bytes are missing of {count} vertices"
+            )
+        names = row.names or ()
+        rest = sum(name.startswith("f_rest_") for name in names)
+        absent = [name for name in _columns(rest) if name not in names and name[0] != "n"]
+        if absent:
+            raise FileUnreadable(f"{path}: not a PLY of gaussians, property {absent[0]} is missing")
+        if rest % 3 or rest // 3 not in REST_OF_DEGREE:
+            raise FileUnreadable(f"{path}: {rest} f_rest properties, expected 0, 9, 24 or 45")
+        return cls(path, count, REST_OF_DEGREE.index(rest // 3), row, offset)
+
+    def blocks(self, rows: int = BLOCK) -> Iterator[Gaussians]:
+        """All gaussians, `rows` at a time. A block's arrays are overwritten by the next one."""
+        table = np.empty(min(rows, self.count), self._row)
+        with self.path.open("rb") as stream:
+            stream.seek(self._offset)
+            for start in range(0, self.count, rows):
+                block = table[: min(rows, self.count - start)]
+                if stream.readinto(block.view(np.uint8).data) < block.nbytes:
+                    raise FileUnreadable(f"{self.path}: was cut short while it was read")
+                yield self._gaussians(block)
+
+    def read(self) -> Gaussians:
+        """All of them at once."""
+        for block in self.blocks(max(self.count, 1)):
+            return block
+        return self._gaussians(np.empty(0, self._row))
+
+    def _gaussians(self, table: npt.NDArray[np.void]) -> Gaussians:
+        each = REST_OF_DEGREE[self.sh_degree]
+        rest = _pick(table, [f"f_rest_{i}" for i in range(3 * each)])
+        return Gaussians(
+            means=_pick(table, ["x", "y", "z"]),
+            scales=_pick(table, [f"scale_{i}" for i in range(3)]),
+            quats=_pick(table, [f"rot_{i}" for i in range(4)]),
+            opacities=_pick(table, ["opacity"])[:, 0],
+            sh0=_pick(table, [f"f_dc_{i}" for i in range(3)]),
+            shN=rest.reshape(len(table), 3, each).transpose(0, 2, 1),
+        )
 
 
 def read_ply(path: Path) -> Gaussians:
@@ -81,36 +171,7 @@ def read_ply(path: Path) -> Gaussians:
 
     Raises FileUnreadable when it is not a binary PLY of gaussians, or is cut short.
     """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_MAX_HEADER)
-            dtype, count = _header(path, head)
-            offset = head.index(b"\n", head.index(b"end_header")) + 1
-            missing = offset + count * dtype.itemsize - path.stat().st_size
-    except OSError as error:
-        raise FileUnreadable(f"{path}: {error.strerror}") from None
-    if missing > 0:
-        raise FileUnreadable(f"{path}: cut short, {missing} bytes are missing of {count} vertices")
-    rest = sum(name.startswith("f_rest_") for name in dtype.names or ())
-    absent = [n for n in _columns(rest) if n not in (dtype.names or ()) and n[0] != "n"]
-    if absent:
-        raise FileUnreadable(f"{path}: not a PLY of gaussians, property {absent[0]} is missing")
-    if rest % 3 or rest // 3 not in REST_OF_DEGREE:
-        raise FileUnreadable(f"{path}: {rest} f_rest properties, expected 0, 9, 24 or 45")
-    if count == 0:
-        table = np.empty(0, dtype)
-    else:
-        table = np.memmap(path, dtype, mode="r", offset=offset, shape=(count,))
-    return Gaussians(
-        means=_stack(table, ["x", "y", "z"]),
-        scales=_stack(table, [f"scale_{i}" for i in range(3)]),
-        quats=_stack(table, [f"rot_{i}" for i in range(4)]),
-        opacities=_stack(table, ["opacity"])[:, 0],
-        sh0=_stack(table, [f"f_dc_{i}" for i in range(3)]),
-        shN=_stack(table, [f"f_rest_{i}" for i in range(rest)])
-        .reshape(count, 3, rest // 3)
-        .transpose(0, 2, 1),
-    )
+    return PlyFile.open(path).read()
 
 
 def _columns(rest: int) -> list[str]:
@@ -124,10 +185,19 @@ def _columns(rest: int) -> list[str]:
     ]
 
 
-def _stack(table: npt.NDArray[np.void], names: list[str]) -> npt.NDArray[np.float32]:
+def _pick(table: npt.NDArray[np.void], names: list[str]) -> npt.NDArray[np.float32]:
+    """Columns (N, len(names)): a view when they lie side by side as float32, else a copy."""
+    fields: Mapping[str, Any] = table.dtype.fields or {}
+    offsets = [fields[name][1] for name in names]
+    floats = all(fields[name][0].str == "<f4" for name in names)
+    aligned = not names or (offsets[0] % 4 == 0 and table.dtype.itemsize % 4 == 0)
+    if floats and aligned and all(np.diff(offsets) == 4):
+        first = offsets[0] // 4 if names else 0
+        matrix = table.view("<f4").reshape(len(table), table.dtype.itemsize // 4)
+        return matrix[:, first : first + len(names)]
     columns = np.empty((len(table), len(names)), np.float32)
-    for start in range(0, len(table), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    for start in range(0, len(table), _ROWS):
+        rows = slice(start, start + _ROWS)
         for index, name in enumerate(names):
             columns[rows, index] = table[name][rows]
     return columns

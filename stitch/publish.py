@@ -7,7 +7,9 @@ from typing import Any
 
 from stitch.register import Edge
 from stitch.score import Verdict
+from stitch.seams import Seam
 from stitch.sim3 import Sim3
+from stitch.territory import Member
 
 REPORT_VERSION = 1
 
@@ -43,6 +45,18 @@ def edge_entry(
     }
 
 
+def seam_entry(seam: Seam, members: Sequence[Member]) -> dict[str, Any]:
+    """Where two members meet; `offset` is in the scene's unit."""
+    return {
+        "first": members[seam.first].name,
+        "second": members[seam.second].name,
+        "cells": seam.cells,
+        "density": round(seam.density, 4),
+        "offset": seam.offset,
+        "colour_step": round(seam.colour_step, 4),
+    }
+
+
 def stitch_report(
     *,
     level: str,
@@ -50,6 +64,7 @@ def stitch_report(
     members: Sequence[dict[str, Any]],
     edges: Sequence[dict[str, Any]],
     left_out: Sequence[dict[str, Any]],
+    seams: Sequence[dict[str, Any]],
     gaussians: int,
 ) -> dict[str, Any]:
     """The whole report. The scene's frame is that of the first member."""
@@ -61,5 +76,6 @@ def stitch_report(
         "members": list(members),
         "edges": list(edges),
         "left_out": list(left_out),
+        "seams": list(seams),
         "gaussians": gaussians,
     }

@@ -6,6 +6,7 @@ Image evidence only: on flat ground geometry alone gives confident wrong answers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +100,7 @@ def match(source: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8], ratio: f
     return np.stack([index, best[index]], axis=1)
 
 
-def footprint_axes(points: npt.NDArray[np.float32]) -> tuple[F64, F64]:
+def footprint_axes(points: npt.NDArray[np.floating[Any]]) -> tuple[F64, F64]:
     """Centre (3,) and the two axes (2,3) in which the points spread most: for a survey, the
     ground. Distant outliers are left out."""
     centre = np.median(points, axis=0).astype(np.float64)

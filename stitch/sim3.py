@@ -102,10 +102,17 @@ def transform_gaussians(gaussians: Gaussians, sim3: Sim3) -> Gaussians:
     Exact for every field: means by the Sim3, log-scales by + ln(scale), quaternions by
     multiplication from the left, each spherical harmonic band by its own rotation.
     """
-    rest = gaussians.shN.copy()
+    each = gaussians.shN.shape[1]
+    turn = np.zeros((each, each), np.float32)
     for band in range(1, gaussians.sh_degree + 1):
         rows = slice(REST_OF_DEGREE[band - 1], REST_OF_DEGREE[band])
-        rest[:, rows] = sh_rotation(sim3.rotation, band).astype(np.float32) @ rest[:, rows]
+        turn[rows, rows] = sh_rotation(sim3.rotation, band)
+    by_channel = gaussians.shN.transpose(0, 2, 1)
+    rest = (
+        (by_channel.reshape(3 * len(gaussians), each) @ turn.T)
+        .reshape(by_channel.shape)
+        .transpose(0, 2, 1)
+    )
     return Gaussians(
         means=sim3.apply(gaussians.means).astype(np.float32),
         scales=gaussians.scales + np.float32(np.log(sim3.scale)),
@@ -145,10 +152,8 @@ def sh_rotation(rotation: F64, band: int) -> F64:
     From Y(rotation^T p) = Y(p) D at more directions p than the band has coefficients, solved by
     the pseudo-inverse; exact because a rotation maps each band onto itself.
     """
-    columns = slice(band * band, (band + 1) ** 2)
-    basis = sh_basis(_DIRECTIONS, band)[:, columns]
-    turned = sh_basis(_DIRECTIONS @ rotation, band)[:, columns]
-    solved: F64 = np.linalg.pinv(basis) @ turned
+    turned = sh_basis(_DIRECTIONS @ rotation, band)[:, band * band :]
+    solved: F64 = _INVERSE[band] @ turned
     return solved
 
 
@@ -176,3 +181,4 @@ def _sphere(count: int) -> F64:
 
 
 _DIRECTIONS = _sphere(64)
+_INVERSE = tuple(np.linalg.pinv(sh_basis(_DIRECTIONS, b)[:, b * b :]) for b in range(4))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stitch.errors import FileUnreadable
 from stitch.gaussians import Gaussians
-from stitch.ply import read_ply, write_ply, write_ply_parts
+from stitch.ply import PlyFile, read_ply, write_ply, writing_ply
 from stitch.splat import write_splat
 from tests.stitch_world import random_gaussians
 
@@ -84,7 +84,9 @@ def test_ply_columns_are_those_of_the_inria_code(tmp_path: Path) -> None:
 def test_parts_of_lower_degree_are_padded_with_zero_bands(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     parts = [random_gaussians(rng, 4, 1), random_gaussians(rng, 3, 2)]
-    write_ply_parts(tmp_path / "g.ply", 7, 2, parts)
+    with writing_ply(tmp_path / "g.ply", 2) as writer:
+        for part in parts:
+            writer.write(part)
     merged = read_ply(tmp_path / "g.ply")
     assert merged.sh_degree == 2
     assert np.array_equal(merged.shN[:4, :3], parts[0].shN)
@@ -92,12 +94,38 @@ def test_parts_of_lower_degree_are_padded_with_zero_bands(tmp_path: Path) -> Non
     assert np.array_equal(merged.shN[4:], parts[1].shN)
 
 
-def test_parts_that_do_not_add_up_leave_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="4 gaussians came, 5"):
-        write_ply_parts(
-            tmp_path / "g.ply", 5, 0, [random_gaussians(np.random.default_rng(4), 4, 0)]
-        )
+def test_an_error_between_the_parts_leaves_no_file(tmp_path: Path) -> None:
+    good = random_gaussians(np.random.default_rng(4), 4, 0)
+    with (
+        pytest.raises(ValueError, match="3 coefficients above band 0 in a PLY of 0"),
+        writing_ply(tmp_path / "g.ply", 0) as writer,
+    ):
+        writer.write(good)
+        writer.write(random_gaussians(np.random.default_rng(4), 4, 1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_read_in_blocks_of_any_size(tmp_path: Path) -> None:
+    gaussians = random_gaussians(np.random.default_rng(8), 23, 3)
+    write_ply(tmp_path / "g.ply", gaussians)
+    file = PlyFile.open(tmp_path / "g.ply")
+    assert (file.count, file.sh_degree) == (23, 3)
+    everything = np.arange(23)
+    for rows in (1, 7, 23, 100):
+        start = 0
+        for block in file.blocks(rows):
+            assert same(block, gaussians.select(everything[start : start + rows]))
+            start += len(block)
+        assert start == 23
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "g.ply"
+    write_ply(path, random_gaussians(np.random.default_rng(9), 23, 0))
+    file = PlyFile.open(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(FileUnreadable, match=r"g\.ply: was cut short"):
+        file.read()
 
 
 def test_extra_properties_and_elements_are_skipped(tmp_path: Path) -> None:

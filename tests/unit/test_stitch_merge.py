@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from stitch import merge
-from stitch.merge import Member, Territory, merge_sidecars
+from stitch.cover import Cover
+from stitch.merge import merge_gaussians, merge_sidecars
+from stitch.ply import read_ply, write_ply
 from stitch.register import register
 from stitch.score import Thresholds, judge
+from stitch.seams import Tally, seams
 from stitch.sidecar import Sidecar
-from tests.stitch_world import Seabed, random_sim3
+from stitch.sim3 import transform_gaussians
+from stitch.territory import Member, Territory
+from tests.stitch_world import Seabed, random_gaussians, random_sim3
 
 
 def members(seed: int, spans: list[tuple[float, float]]) -> list[Member]:
@@ -26,45 +32,62 @@ def members(seed: int, spans: list[tuple[float, float]]) -> list[Member]:
     return made
 
 
+def land_of(made: list[Member], spans: list[tuple[float, float]]) -> Territory:
+    """Members whose gaussians lie closely on the ground of their spans, and nowhere else."""
+    covers = []
+    for start, end in spans:
+        covers.append(Cover(np.eye(3), 2.0))
+        covers[-1].add(ground(start, end))
+        covers[-1].close()
+    return Territory(made, covers)
+
+
 def ground(start: float, end: float) -> np.ndarray:
-    x, y = np.meshgrid(np.arange(start, end, 0.05), np.arange(-1.4, 1.4, 0.05))
+    x, y = np.meshgrid(np.arange(start, end, 0.02), np.arange(-1.4, 1.4, 0.02))
     return np.stack([x.ravel(), y.ravel(), np.full(x.size, 0.07)], axis=1)
 
 
 def test_overlap_is_divided_without_holes_or_doubles() -> None:
-    land = Territory(members(0, [(0, 7), (4, 12)]))
+    spans = [(0.0, 7.0), (4.0, 12.0)]
+    land = land_of(members(0, spans), spans)
     both = ground(0, 12)
     first, second = land.keeps(0, both), land.keeps(1, both)
     assert (first | second).all()
-    assert not (first & second)[(both[:, 0] > 4.3) & (both[:, 0] < 6.7)].any()
-    assert np.count_nonzero(first & second) < 0.02 * len(both)
+    inside = (both[:, 0] > 4.3) & (both[:, 0] < 6.7) & (np.abs(both[:, 1]) < 1.2)
+    assert not (first & second)[inside].any()
+    assert np.count_nonzero(first & second) < 0.02 * len(both)  # at the rims
     assert first[both[:, 0] < 3.5].all()
     assert second[both[:, 0] > 7.5].all()
 
 
 def test_place_beside_a_camera_that_looked_elsewhere_is_kept() -> None:
-    """Member 1 passed right over x < 4 but reconstructed only x > 6."""
-    first, second = members(1, [(0, 7), (0, 12)])
-    away = second.pose.apply(second.sidecar.points)[:, 0] > 6.0
-    seen = dataclasses.replace(
-        second.sidecar,
-        **{
-            name: getattr(second.sidecar, name)[away]
-            for name in ("points", "descriptors", "track_length", "error_px", "rgb")
-        },
-    )
-    land = Territory([first, Member("S1", second.pose, seen)])
+    """Member 1 passed right over x < 4 but has gaussians only at x > 6."""
+    land = land_of(members(1, [(0, 7), (0, 12)]), [(0, 7), (6, 12)])
     assert land.keeps(0, ground(0.0, 4.0)).all()
+    assert not land.keeps(1, ground(6.2, 6.8)).any()
+
+
+def test_nobody_gives_way_at_the_rim_of_another() -> None:
+    """Beyond its last gaussians the first member's cameras still came nearest."""
+    spans = [(0.0, 7.0), (4.0, 12.0)]
+    land = land_of(members(0, spans), spans)
+    assert land.keeps(1, ground(7.1, 7.6)).all()  # within a cell of it
 
 
 def test_gaussians_without_a_place_are_dropped() -> None:
     places = np.array([[1.0, 0, 0], [np.nan, 0, 0], [np.inf, 0, 0]])
-    for made in (members(2, [(0, 7)]), members(2, [(0, 7), (4, 12)])):
-        assert Territory(made).keeps(0, places).tolist() == [True, False, False]
+    for spans in ([(0.0, 7.0)], [(0.0, 7.0), (4.0, 12.0)]):
+        assert land_of(members(2, spans), spans).keeps(0, places).tolist() == [True, False, False]
 
 
 def test_no_gaussians_at_all() -> None:
-    assert Territory(members(2, [(0, 7), (4, 12)])).keeps(0, np.empty((0, 3))).tolist() == []
+    spans = [(0.0, 7.0), (4.0, 12.0)]
+    land = land_of(members(2, spans), spans)
+    assert land.keeps(0, np.empty((0, 3))).tolist() == []
+    nothing = Cover(np.eye(3), 2.0)
+    nothing.add(np.empty((0, 3)))
+    nothing.close()
+    assert not nothing.holds(np.zeros((3, 3))).any()
 
 
 def rotation(sidecar: Sidecar) -> Rotation:
@@ -118,3 +141,76 @@ def test_scene_sidecar_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(scene.points) == 500
     cells = {(int(x), y > 0) for x, y, _ in scene.points}
     assert cells >= set(itertools.product(range(1, 11), (False, True)))
+
+
+def files(made: list[Member], tmp_path: Path, degree: int = 1) -> list[Path]:
+    """A PLY for each member: dense ground at 2 cm, in the member's own frame."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for member in made:
+        seen = member.pose.apply(member.sidecar.points)
+        low, high = seen.min(axis=0), seen.max(axis=0)
+        places = rng.uniform([low[0], low[1], 0.06], [high[0], high[1], 0.08], (40_000, 3))
+        any_ = random_gaussians(rng, len(places), degree)
+        own = dataclasses.replace(any_, means=places)
+        paths.append(tmp_path / f"{member.name}.ply")
+        write_ply(paths[-1], transform_gaussians(own, member.pose.inverse()))
+    return paths
+
+
+def test_the_merged_file_holds_what_each_member_keeps(tmp_path: Path) -> None:
+    made = members(7, [(0, 7), (4, 12)])
+    paths = files(made, tmp_path, degree=3)
+    merged = merge_gaussians(made, paths, tmp_path / "scene.ply")
+    scene = read_ply(tmp_path / "scene.ply")
+    assert merged.before == (40_000, 40_000)
+    assert len(scene) == sum(merged.kept)
+    first = 0
+    for own, (member, path) in enumerate(zip(made, paths, strict=True)):
+        source = read_ply(path)
+        mask = np.unpackbits(merged.masks[own], count=len(source)).astype(bool)
+        moved = transform_gaussians(source.select(mask), member.pose)
+        rows = np.arange(first, first + merged.kept[own])
+        for name in ("means", "scales", "quats", "opacities", "sh0", "shN"):
+            assert np.allclose(getattr(scene, name)[rows], getattr(moved, name), atol=1e-6), name
+        first += merged.kept[own]
+
+
+def test_the_seam_has_the_density_of_one_capture(tmp_path: Path) -> None:
+    made = members(8, [(0, 7), (4, 12)])
+    (seam,) = merge_gaussians(made, files(made, tmp_path), tmp_path / "scene.ply").seams
+    assert (seam.first, seam.second) == (0, 1)
+    assert 0.9 < seam.density < 1.1
+    assert seam.offset < 0.005
+    scene = read_ply(tmp_path / "scene.ply").means
+    counts, _, _ = np.histogram2d(
+        scene[:, 0], scene[:, 1], bins=(58, 14), range=((0.2, 11.8), (-1.4, 1.4))
+    )
+    assert counts.min() > 0  # no holes
+
+
+def test_a_seam_tells_how_far_surfaces_and_colours_are_apart() -> None:
+    rng = np.random.default_rng(1)
+    places = rng.uniform([0, 0, 0], [2, 2, 0.01], (20_000, 3))
+    one, other = Tally(0.2), Tally(0.2)
+    everyone = np.ones(len(places), np.bool_)
+    one.add(places + np.array([0, 0, 0.05]), np.zeros((len(places), 3), np.float32), everyone)
+    other.add(places + np.array([0, 0, 0.08]), np.full((len(places), 3), 0.1, np.float32), everyone)
+    (seam,) = seams([one, other], np.array([0.0, 0.0, 1.0]))
+    assert seam.offset == pytest.approx(0.03, abs=0.002)
+    assert seam.colour_step == pytest.approx(0.1 * np.sqrt(3) * 0.2820948, rel=1e-3)
+    assert seam.density == pytest.approx(2.0, abs=0.1)
+
+
+def test_what_lies_far_outside_is_decided_as_the_rest() -> None:
+    spans = [(0.0, 7.0), (4.0, 12.0)]
+    land = land_of(members(9, spans), spans)
+    places = np.concatenate(
+        [ground(0, 12), [[50.0, 0, 0], [np.nan, 0, 0], [1e30, 0, 0], [5.5, 0, 40.0]]]
+    )
+    for own in (0, 1):
+        parcel = land.parcel(own)
+        halves = [parcel.keeps(places[:5000]), parcel.keeps(places[5000:])]
+        kept = np.concatenate(halves)
+        assert kept[-4:].tolist() == [True, False, True, True]
+        assert np.count_nonzero(kept != land.keeps(own, places)) < 0.01 * len(places)

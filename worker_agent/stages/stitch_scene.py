@@ -17,13 +17,13 @@ from typing import Any
 from stitch import merge, posegraph
 from stitch.durable import replacing
 from stitch.errors import FileUnreadable
-from stitch.gaussians import Gaussians
-from stitch.ply import read_ply, write_ply_parts
-from stitch.publish import edge_entry, member_entry, stitch_report
+from stitch.ply import PlyFile
+from stitch.publish import edge_entry, member_entry, seam_entry, stitch_report
 from stitch.register import Edge, register
 from stitch.score import Thresholds, Verdict, judge
 from stitch.sidecar import Sidecar
-from stitch.sim3 import Sim3, transform_gaussians
+from stitch.sim3 import Sim3
+from stitch.territory import Member
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import (
     Artifacts,
@@ -135,13 +135,13 @@ def _invalid(spec: AttemptSpec, why: str) -> StageFailure:
 
 def _pass_through(member: _Input, files: tuple[Path, Path, Path]) -> dict[str, Any]:
     """A single member is the scene, byte for byte."""
-    count = len(read_ply(member.ply))
+    count = PlyFile.open(member.ply).count
     Sidecar.load(member.registration)
     for source, target in ((member.ply, files[0]), (member.registration, files[1])):
         with source.open("rb") as reader, replacing(target) as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
     entry = member_entry(member.name, member.auv, Sim3.identity(), count, count)
-    return {"members": [entry], "edges": [], "left_out": [], "gaussians": count}
+    return {"members": [entry], "edges": [], "left_out": [], "seams": [], "gaussians": count}
 
 
 def _stitch(
@@ -164,38 +164,28 @@ def _stitch(
     for entry in left_out:
         report.warning(f"{entry['name']} is left out: {entry['reason']}")
     members = [
-        merge.Member(names[index], pose, sidecars[index])
+        Member(names[index], pose, sidecars[index])
         for index in delivered
         if (pose := evidence.solution.poses[index]) is not None
     ]
-    land = merge.Territory(members)
-    masks = []
-    degree = 0
-    for own, index in enumerate(delivered):
-        gaussians = read_ply(inputs[index].ply)
-        degree = max(degree, gaussians.sh_degree)
-        masks.append(land.keeps(own, members[own].pose.apply(gaussians.means)))
-        report.progress(0.5 + 0.2 * (own + 1) / len(delivered), f"overlap of {names[index]}")
-    total = sum(int(mask.sum()) for mask in masks)
 
-    def parts() -> Iterator[Gaussians]:
-        for own, index in enumerate(delivered):
-            kept = read_ply(inputs[index].ply).select(masks[own])
-            yield transform_gaussians(kept, members[own].pose)
-            report.progress(0.7 + 0.25 * (own + 1) / len(delivered), f"merged {names[index]}")
+    def told(done: int) -> None:
+        message = f"merged {members[done - 1].name}"
+        report.progress(0.5 + 0.45 * done / len(members), message)
 
-    write_ply_parts(files[0], total, degree, parts())
+    merged = merge.merge_gaussians(members, [inputs[i].ply for i in delivered], files[0], told)
     merge.merge_sidecars(members).save(files[1])
     return {
         "members": [
-            member_entry(
-                inputs[index].name, inputs[index].auv, member.pose, len(mask), int(mask.sum())
+            member_entry(inputs[index].name, inputs[index].auv, member.pose, before, kept)
+            for index, member, before, kept in zip(
+                delivered, members, merged.before, merged.kept, strict=True
             )
-            for index, member, mask in zip(delivered, members, masks, strict=True)
         ],
         "edges": entries,
         "left_out": left_out,
-        "gaussians": total,
+        "seams": [seam_entry(seam, members) for seam in merged.seams],
+        "gaussians": sum(merged.kept),
     }
 
 
