@@ -13,17 +13,19 @@ from dispatcher.clock import SystemClock
 from dispatcher.core.events import InputsKept, ReclaimFailed
 from dispatcher.core.machine import LIVE_STEPS, step
 from dispatcher.core.model import TERMINAL, Job, Reservation
-from dispatcher.core.place import SLOT_OF
+from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy
 from dispatcher.core.reconcile import DIFFERENCES, Kind, reconcile
+from dispatcher.core.views import GpuView
 from dispatcher.errors import HostError, TakenOver
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
 from dispatcher.giving_back import GivingBack
 from dispatcher.jobspec import JobSpecs
+from dispatcher.learning import Learning
 from dispatcher.reclaim import Reclaimer
 from dispatcher.reconcile import seen_of
 from dispatcher.store.base import Store
-from dispatcher.store.rows import ArtifactRow, Lease
+from dispatcher.store.rows import ArtifactRow, Attempt, Lease
 from dispatcher.trims import Trims
 from worker_agent.protocol import AttemptRef, AttemptState
 
@@ -98,6 +100,43 @@ def inputs_left(jobs: Sequence[Job]) -> list[Difference]:
     ]
 
 
+def leftovers(jobs: Sequence[Job]) -> list[Difference]:
+    """Pure: copies on hosts that jobs have left, of what lies verified elsewhere."""
+    return [
+        Difference(
+            kind="leftovers",
+            job=job.id,
+            where=host,
+            message=f"a copy of what the job made lies on {host}, which it has left",
+            advice=_SELF,
+            repairable=True,
+        )
+        for job in jobs
+        for host in job.leftovers
+    ]
+
+
+def promise(attempt: Attempt, job: Job, gpus: Sequence[GpuView], policy: Policy) -> Reservation:
+    """Pure: what a live attempt whose reservation is lost would be promised now. `gpus`: of its
+    host."""
+    devices = [gpu for gpu in gpus if gpu.uuid == attempt.gpu and attempt.stage in GPU_STAGES]
+    gpu = next(iter(devices), None)
+    need = policy.need(job, gpu, attempt.stage)
+    on_ram = gpu is not None and gpu.kind == "cpu"
+    return Reservation(
+        job=job.id,
+        attempt=attempt.attempt,
+        host=attempt.host,
+        slot=SLOT_OF[attempt.stage],
+        gpu=attempt.gpu,
+        mib=need.vram_mib,
+        disk_bytes=need.disk_bytes,
+        cpu_cores=need.cpu_cores,
+        ram_mib=max(need.ram_mib, need.vram_mib) if on_ram else need.ram_mib,
+        decode_sessions=need.decode_sessions,
+    )
+
+
 def _book(kind: str, job: str, message: str) -> Difference:
     return Difference(kind=kind, job=job, where="database", message=message, repairable=True)
 
@@ -105,7 +144,7 @@ def _book(kind: str, job: str, message: str) -> Difference:
 async def check(store: Store, fleet: Fleet) -> Report:
     """Changes nothing, anywhere."""
     jobs = await store.load_jobs()
-    found = [*book_differences(jobs, await store.leases()), *inputs_left(jobs)]
+    found = [*book_differences(jobs, await store.leases()), *inputs_left(jobs), *leftovers(jobs)]
     found += await _artifact_differences(await store.artifacts())
     names = [state.host.name for state in fleet.states]
     answers = await asyncio.gather(*(_host_differences(store, fleet, name) for name in names))
@@ -194,7 +233,7 @@ async def repair(store: Store, fleet: Fleet, report: Report) -> Report:
             done.append(item)
         elif item.kind == "attempt_superseded":
             done.append(await _end(fleet, jobs[item.job], epoch, item))
-        elif item.kind == "inputs_left":
+        elif item.kind in ("inputs_left", "leftovers"):
             done.append(await _reclaim(store, fleet, jobs[item.job], epoch, item))
         elif item.kind == "lease_stray":
             await store.delete_stray_leases()
@@ -236,33 +275,29 @@ async def _reclaim(
         clock=clock,
         epoch=epoch,
     )
+    remove = reclaimer.leftovers if item.kind == "leftovers" else reclaimer.reclaim
     try:
-        event = await reclaimer.reclaim(job, item.where, STIMULUS, tries=1)
+        event = await remove(job, item.where, STIMULUS, tries=1)
     except TakenOver as error:
         return replace(item, advice=error.line)
     if isinstance(event, InputsKept):
         return replace(item, advice=f"they stay by its rule for source_videos: {event.rule}")
     if isinstance(event, ReclaimFailed):
         return replace(item, advice=event.message)
-    after, _ = step(job, event)
-    await store.apply(job, after, event)
+    # Another repair may have changed the job: of one that left two hosts, say.
+    now = await store.job(job.id)
+    if now is not None:
+        after, _ = step(now, event)
+        await store.apply(now, after, event)
     return replace(item, repaired=True)
 
 
 async def _rebuild(store: Store, job: Job) -> None:
-    """From the attempt's own row. What memory it was promised is not known any more; what it
-    takes shows in the probes of its host."""
+    """From the attempt's own row, and what such a stage is taken to need."""
     (attempt,) = [a for a in await store.attempts(job.id) if a.attempt == job.attempt]
-    await store.rebuild_reservation(
-        Reservation(
-            job=job.id,
-            attempt=attempt.attempt,
-            host=attempt.host,
-            slot=SLOT_OF[attempt.stage],
-            gpu=attempt.gpu,
-            mib=job.need_mib or 0,
-        )
-    )
+    gpus = [gpu.device for gpu in await store.gpus(attempt.host)]
+    policy = Policy(needs=(await Learning.from_store(store)).needs)
+    await store.rebuild_reservation(promise(attempt, job, gpus, policy))
 
 
 async def _collect_again(fleet: Fleet, job: Job, row: ArtifactRow, item: Difference) -> Difference:

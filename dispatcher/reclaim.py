@@ -94,12 +94,12 @@ class Reclaimer:
         )
 
     async def leftovers(
-        self, job: Job, host: str, stimulus: str
+        self, job: Job, host: str, stimulus: str, *, tries: int = TRIES
     ) -> LeftoversReclaimed | ReclaimFailed:
         """What the job made on a host it has left, once it lies verified on another, or its
         results lie here; and source videos that are still there. The attempts' own records stay.
         Raises TakenOver."""
-        done = await self._repeat(self._leftovers, job, host, TRIES)
+        done = await self._repeat(self._leftovers, job, host, tries)
         if isinstance(done, str):
             return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
         return LeftoversReclaimed(

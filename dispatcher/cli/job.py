@@ -16,7 +16,6 @@ from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import known_job, with_store
 from dispatcher.core.model import TERMINAL, Job, Stage, stages_of
 from dispatcher.core.need import GPU_STAGES
-from dispatcher.core.views import GpuView
 from dispatcher.errors import UsageError
 from dispatcher.learning import Learning
 from dispatcher.progress import job_row
@@ -94,13 +93,7 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
 def needs_of(job: Job, learning: Learning, gpus: Sequence[Gpu]) -> list[dict[str, Any]]:
     """What each stage of the job is taken to need, on each model of device that hosts have, and
     from how many runs that is known (0: a first guess)."""
-    models = {
-        gpu.name: GpuView(
-            uuid=gpu.uuid, name=gpu.name, kind=gpu.kind, total_mib=gpu.total_mib,
-            free_mib=gpu.free_mib,
-        )
-        for gpu in gpus
-    }  # fmt: skip
+    models = {gpu.name: gpu.device for gpu in gpus}
     rows = []
     for stage in stages_of(job.kind):
         at = dataclasses.replace(job, stage=stage)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dispatcher.core.model import Job, JobState, Reason, Stage
 from dispatcher.core.plan import StitchLevel
+from dispatcher.core.views import GpuView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +189,17 @@ class Gpu:
     free_mib: int
     processes: tuple[dict[str, Any], ...]
     updated_at: float
+
+    @property
+    def device(self) -> GpuView:
+        """All of it that needs go by."""
+        return GpuView(
+            uuid=self.uuid,
+            name=self.name,
+            kind=self.kind,
+            total_mib=self.total_mib,
+            free_mib=self.free_mib,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

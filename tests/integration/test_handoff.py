@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from dispatcher import agent_bundle
+from dispatcher import agent_bundle, fsck
 from dispatcher.clock import SystemClock
 from dispatcher.core import effects as fx
 from dispatcher.core import events as ev
@@ -218,6 +218,20 @@ async def test_the_old_copy_goes_with_proof_and_keeps_its_records(world: World) 
     assert (world.new / "frames" / "frames.json").exists()
     again = await world.reclaimer.leftovers(world.job, "host-1", "8")
     assert isinstance(again, ev.LeftoversReclaimed) and again.removed_bytes == 0
+
+
+async def test_fsck_tells_of_the_old_copy_and_removes_it_as_a_dispatcher_would(
+    world: World,
+) -> None:
+    await world.commit(await world.hand_over())
+    report = await fsck.check(world.store, world.fleet)
+    (left,) = [item for item in report.differences if item.kind == "leftovers"]
+    assert (left.job, left.where, left.repairable) == (world.job.id, "host-1", True)
+    mended = await fsck.repair(world.store, world.fleet, report)
+    assert [item.repaired for item in mended.differences if item.kind == "leftovers"] == [True]
+    assert not (world.old / "frames").exists() and (world.new / "frames").exists()
+    again = await fsck.check(world.store, world.fleet)
+    assert "leftovers" not in [item.kind for item in again.differences]
 
 
 async def test_what_is_not_what_was_brought_is_kept(world: World) -> None:

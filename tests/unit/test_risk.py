@@ -6,7 +6,6 @@ import time
 
 from dispatcher.core.lease import KILL_GRACE_S, MARGIN_S
 from dispatcher.core.model import Job, JobKind, JobState, Stage, Step
-from dispatcher.fsck import book_differences, inputs_left
 from dispatcher.risk import risks
 from dispatcher.store.rows import Attempt, Lease, Progress, Silence
 
@@ -57,19 +56,3 @@ def test_only_live_attempts_of_silent_hosts_are_at_risk() -> None:
     assert risks([SILENCE], [resting], [], {}, {}) == []
     other = Silence(host="other", since=1.0, message="")
     assert risks([other], [JOB], [lease(1.0)], {"j": ATTEMPT}, {}) == []
-
-
-def test_books_that_contradict_themselves() -> None:
-    # JOB is live, without a reservation; its lease is of an attempt that is over.
-    old = Lease(job="j", attempt=5, host="h", lease_s=1.0, renewed_at=0.0)
-    kinds = [item.kind for item in book_differences([JOB], [old])]
-    assert kinds == ["reservation_missing", "lease_missing", "lease_stray"]
-    assert book_differences([], []) == []
-
-
-def test_inputs_of_ended_jobs_are_told() -> None:
-    done = Job(
-        id="k", kind=JobKind.RECONSTRUCT, acquisition="dive", name="s", auv="x", created_at=0.0,
-        state=JobState.DONE, step=Step.REST, host="h", inputs_on_host=True,
-    )  # fmt: skip
-    assert [item.job for item in inputs_left([JOB, done])] == ["k"]
