@@ -194,7 +194,7 @@ class Assigner:
             refusal = ledger.unfit(job) or ledger.suspect(job)
             if refusal is not None and ledger.host.gpus:
                 return refusal
-        return ledger.full_disk(self._missing(label, ledger))
+        return ledger.full_disk(self._missing(label, ledger), assigning=True)
 
     def _missing(self, label: Label, ledger: Ledger) -> int:
         there = ledger.host.cached_bytes.get(label.cached[0], 0) if label.cached else 0
@@ -243,9 +243,8 @@ class Assigner:
                 refusal = self._refuse(job, label, ledger, avoid)
                 if refusal is None or refusal[0] is not Reason.DISK_LOW or rank[-1] in self._kept:
                     continue
-                theirs = sum(one.input_bytes for one in ledger.residents.values())
-                if ledger.free_disk() + theirs >= self._missing(label, ledger):
-                    roomy.append((ledger.free_disk(), rank[-1]))
+                if ledger.idle_disk() >= self._missing(label, ledger):
+                    roomy.append((ledger.open_disk(), rank[-1]))
         if roomy:
             self._kept[max(roomy)[1]] = job.id
 

@@ -143,7 +143,7 @@ class Board:
     def _enqueue(self, job: Job, leaves: str | None) -> None:
         cached = tuple(sorted(self._cached.get(job.id, ())))
         fit, device_ms = self._yard.fit(job), self._yard.device_ms(job)
-        self._queue.put(job, fit, device_ms, leaves, cached)
+        self._queue.put(job, fit, device_ms, leaves, cached, self._policy.disk_need(job))
 
     def _take_off(self, job: str) -> None:
         before = self._jobs.get(job)

@@ -36,13 +36,14 @@ class Ledger:
         self.kept: dict[str, str] = {}  # GPU UUID, "RAM", "cores", "disk" -> job it is kept for
         self._ahead: dict[str, Ahead] = {}  # of the jobs whose main stage is still ahead here
         self._wait_s: float | None = None  # known until a job comes or goes
+        self._spoken_for: int | None = None
 
     # --- jobs and promises ---
 
     def show(self, host: HostView) -> None:
         """What a newer probe says."""
         known, self.host = self.host, host
-        self._wait_s = None
+        self._wait_s = self._spoken_for = None
         if [*map(model_of, known.gpus)] != [*map(model_of, host.gpus)]:
             for job in (*self.residents.values(), *self.coming.values()):
                 self._reckon(job)
@@ -75,7 +76,7 @@ class Ledger:
 
     def _forget(self, job: str) -> None:
         self._ahead.pop(job, None)
-        self._wait_s = None
+        self._wait_s = self._spoken_for = None
 
     def promise(self, reservation: Reservation) -> None:
         self.promises[reservation.job, reservation.attempt] = reservation
@@ -181,6 +182,21 @@ class Ledger:
         promised = sum(one.disk_bytes for one in self.promises.values())
         left = self.host.disk_free_bytes - promised - self.arriving_bytes
         return left - self.host.disk_reserve_bytes
+
+    def open_disk(self) -> int:
+        """Bytes for jobs that are not here yet: all that those which are here will still write, at
+        most, taken off. So each of these can end, whatever the order of their stages."""
+        if self._spoken_for is None:
+            mine = (*self.residents.values(), *self.coming.values())
+            growth = sum(self.policy.disk_ahead(job) for job in mine)
+            self._spoken_for = growth + self.arriving_bytes
+        return self.host.disk_free_bytes - self._spoken_for - self.host.disk_reserve_bytes
+
+    def idle_disk(self) -> int:
+        """Bytes for a job that would be here alone: what the others have here, about as much as was
+        brought for them, is gone by then."""
+        brought = sum(job.input_bytes for job in self.residents.values())
+        return self.host.disk_free_bytes + brought - self.host.disk_reserve_bytes
 
     @property
     def roomiest_mib(self) -> int:
@@ -296,14 +312,16 @@ class Ledger:
         needs = [self.ram_need(self.policy.need(job, gpu, stage), gpu) for gpu in on]
         return min(needs) if needs else self.policy.need(job, None, stage).ram_mib
 
-    def full_disk(self, need: int) -> Refusal | None:
-        free = self.free_disk()
+    def full_disk(self, need: int, *, assigning: bool = False) -> Refusal | None:
+        free = self.open_disk() if assigning else self.free_disk()
         if free >= need:
             return None
         reserve = self.host.disk_reserve_bytes
+        whose = ", ".join(sorted((self.residents | self.coming).keys())[:4]) if assigning else ""
+        kept = f" beside what {whose} will still take" if whose else ""
         return Reason.DISK_LOW, (
             f"needs {need / _GIB:.2f} GiB and {reserve / _GIB:.2f} GiB in reserve, has "
-            f"{(free + reserve) / _GIB:.2f} GiB of disk left"
+            f"{(free + reserve) / _GIB:.2f} GiB of disk left{kept}: {need - free} bytes are missing"
         )
 
     def low_ram(self, need: int) -> Refusal | None:
@@ -366,7 +384,7 @@ class Ledger:
             self.shut(assigning=True)
             or (None if helper else self.unfit(job) or self.suspect(job))
             or self.small_ram(job)
-            or self.full_disk(missing)
+            or self.full_disk(missing, assigning=True)
             or self.room()
         )
 

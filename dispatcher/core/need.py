@@ -8,7 +8,7 @@ on the same model of GPU say by which factor it is wrong there. For device memor
     need    = trust * learned + (1 - trust) * max(learned, first guess)
 
 never below what a recent run (one of the newest RECENT_RUNS) of no larger work took, and never
-below expected(shape) * (what a recent run had when it ran out of memory / expected) * OOM_MARGIN.
+below expected(shape) * (what a recent run had when it ran out of it / expected) * OOM_MARGIN.
 A run that went wrong in its figures is therefore forgotten after RECENT_RUNS newer ones. It never
 rules a device out either: where larger work has ended well on a model of GPU, or where memory ran
 out, a need is at most WHOLE_DEVICE of it. What really does not fit is made smaller (core.retry).
@@ -84,7 +84,7 @@ class Observation:
     peak_vram_mib: float | None
     peak_disk_bytes: int | None
     train_steps: int = 0
-    died_of: Reason | None = None  # out of memory: it needed more than it took
+    died_of: Reason | None = None  # out of memory or disk: it needed more than it took
 
     @property
     def shape(self) -> Shape:
@@ -201,6 +201,31 @@ class Needs:
             default=0,
         )
 
+    def most_disk_bytes(self, job: Job) -> int:
+        """By how much the job's files will at most grow on its host from its next stage on, until
+        it is done. Source videos that lie there go once their frames are verified."""
+        stages = stages_of(job.kind)
+        held = most = 0
+        for stage in stages[stages.index(job.stage) :] if job.stage in stages else ():
+            held += self._disk_bytes(job, stage)
+            most = max(most, held)
+            if stage is Stage.FRAME_EXTRACTION:
+                held -= job.input_bytes
+        return most
+
+    def _disk_bytes(self, job: Job, stage: Stage) -> int:
+        """On the model of GPU that is known to take the most: this one is not chosen yet."""
+        devices = [device for known, device in self.runs if known is stage] or [""]
+        return max(
+            self._disk(job, stage, self._of_runs(stage, device, False)) for device in devices
+        )
+
+    def _disk(self, job: Job, stage: Stage, known: _Learned) -> int:
+        cost = expected(stage, shape_of(job, stage)).disk_mib
+        # The frames of a video take no more than the video.
+        guess = max(cost, job.input_bytes / _MIB) if stage is Stage.FRAME_EXTRACTION else cost
+        return math.ceil(known.disk.need(cost, guess, known.runs) * _MIB)
+
     def _need(self, job: Job, stage: Stage, gpu: GpuView | None) -> Need:
         device = None if gpu is None else (gpu.name, gpu.kind, gpu.total_mib)
         key = (
@@ -243,14 +268,12 @@ class Needs:
         if job.need_ram_mib is not None and (stage in STACK_STAGES or stage is Stage.STITCH):
             ram = max(ram, job.need_ram_mib)
             vram = ram if on_cpu else vram
-        # The frames of a video take less than the video; nothing else is as large.
-        disk = job.input_bytes / _MIB if stage is Stage.FRAME_EXTRACTION else 0.0
         low, likely, high = (cost.seconds * factor for factor in known.span)
         return Need(
             vram_mib=math.ceil(vram),
             cpu_cores=known.cores or (0.5 if stage in _LIGHT else 1.0),
             ram_mib=math.ceil(ram),
-            disk_bytes=math.ceil(known.disk.need(cost.disk_mib, disk, known.runs) * _MIB),
+            disk_bytes=self._disk(job, stage, known),
             decode_sessions=0,
             seconds=Span(low=low, likely=likely, high=high),
             runs=known.runs,
@@ -292,7 +315,12 @@ def _learn(stage: Stage, runs: tuple[Observation, ...], *, on_cpu: bool) -> _Lea
             ],
         ),
         disk=amount(
-            [(cost.disk_mib, _count(one.peak_disk_bytes or 0) / _MIB) for one, cost in done], []
+            [(cost.disk_mib, _count(one.peak_disk_bytes or 0) / _MIB) for one, cost in done],
+            [
+                (cost.disk_mib, _count(one.peak_disk_bytes or 0) / _MIB)
+                for one, cost in recent
+                if one.died_of is Reason.DISK_FULL
+            ],
         ),
         cores=_cores([one for one, _ in done[-TIMED_RUNS:]]),
         span=_span(

@@ -88,6 +88,19 @@ class Policy:
             self._known[key] = known
         return known
 
+    def disk_ahead(self, job: Job) -> int:
+        """By how much its files will at most grow from now on, inputs that are not there yet left
+        out; equal for jobs of equal `work`."""
+        key = ("disk", self.work(job), job.stage)
+        known: int | None = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self.needs.most_disk_bytes(_rounded(job))
+        return known
+
+    def disk_need(self, job: Job) -> int:
+        """What a disk must have left for a job that has nothing there yet."""
+        return _rounded(job).input_bytes + self.disk_ahead(job)
+
     def ahead(self, job: Job, gpus: tuple[GpuView, ...]) -> Ahead:
         """On a host with these devices; on the fastest of them where they differ."""
         key = (self.work(job), job.stage, tuple(map(model_of, gpus)))
@@ -138,12 +151,6 @@ def device_stage(job: Job) -> Stage | None:
 def share_key(job: Job) -> tuple[str, str]:
     """What gets a fair share: an acquisition's segments, and its stitches."""
     return job.acquisition, job.kind.value
-
-
-def coarse_bytes(job: Job) -> int:
-    """What a disk must have left for a job to be given the host: at most a quarter more than its
-    inputs, so that jobs can be looked for by size."""
-    return rounded_up(job.input_bytes, 3)
 
 
 def _work(job: Job) -> Hashable:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.core.model import Job
-from dispatcher.core.policy import coarse_bytes, share_key
+from dispatcher.core.policy import share_key
 from dispatcher.core.yard import Device, Fit
 
 Age = tuple[float, str]
@@ -70,6 +70,7 @@ class Queue:
         device_ms: Mapping[Device, int],
         leaves: str | None,
         cached: tuple[str, ...],
+        disk_bytes: int,
     ) -> None:
         self.drop(job.id)
         self._work[job.id] = device_ms
@@ -79,7 +80,7 @@ class Queue:
         label = Label(
             priority=job.priority,
             fit=fit,
-            bytes=coarse_bytes(job),
+            bytes=disk_bytes,
             avoid=frozenset(job.avoid_hosts),
             leaves=leaves,
             cached=(job.id, *cached) if cached else (),

@@ -472,7 +472,7 @@ def test_an_old_job_that_lacks_disk_keeps_it_from_younger_ones() -> None:
         at(f"there-{n}", Stage.TRAINING, step=Step.RUN, input_bytes=10 * GIB) for n in range(2)
     ]
     view = host(disk_free_bytes=9 * GIB, cached_bytes={one.id: 10 * GIB for one in theirs})
-    large = job("large", input_bytes=24 * GIB)
+    large = job("large", input_bytes=12 * GIB)
     small = job("small", input_bytes=GIB, created_at=5.0)
     assert place([large, small, *theirs], [view], Policy(), 100.0).assignments == (
         ("small", "gpu-a"),

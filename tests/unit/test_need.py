@@ -183,7 +183,9 @@ def test_without_runs_the_first_guess_holds() -> None:
     assert huge > 15_000, "more gaussians than the guess is for"
     on_cpu = needs.of(job(), gpu(kind="cpu"))
     assert on_cpu.vram_mib == on_cpu.ram_mib >= 1500, "the same memory"
-    assert needs.of(job(Stage.FRAME_EXTRACTION, input_bytes=777), None).disk_bytes == 777
+    large = job(Stage.FRAME_EXTRACTION, input_bytes=7000 * MIB)
+    assert needs.of(large, None).disk_bytes == 7000 * MIB, "frames take no more than the video"
+    assert needs.of(job(Stage.TRAINING), None).disk_bytes >= 1000 * MIB, "three checkpoints"
     assert needs.of(job(), gpu()).runs == 0
 
 

@@ -359,7 +359,7 @@ def test_order_is_priority_then_fair_share_then_age() -> None:
         ({"cordoned": True}, Reason.HOST_CORDONED, "cosma worker resume gpu-a"),
         ({"ready": False, "not_ready_message": "lacks torch"}, Reason.HOST_NOT_READY, "torch"),
         ({"probe_age_s": 500.0}, Reason.PROBE_STALE, "500 s ago (limit 120 s)"),
-        ({"disk_free_bytes": 3 * GIB}, Reason.DISK_LOW, "needs 4.00 GiB and 0.00 GiB in reserve"),
+        ({"disk_free_bytes": 3 * GIB}, Reason.DISK_LOW, "needs 8.00 GiB and 0.00 GiB in reserve"),
         ({"gpus": (gpu(total=4000),)}, Reason.NO_GPU_FITS, "needs 6000 MiB, has 4000 total"),
     ],
 )  # fmt: skip
@@ -384,7 +384,7 @@ def test_a_cordoned_host_finishes_what_it_has() -> None:
 
 def test_bytes_on_their_way_count_against_the_disk() -> None:
     coming = job("c", host="gpu-a", state=JobState.CLAIMED, step=Step.TRANSFER, input_bytes=6 * GIB)
-    view = host(disk_free_bytes=10 * GIB)
+    view = host(disk_free_bytes=20 * GIB)  # each needs its bytes once more for its frames
     jobs = [coming, job("j", input_bytes=5 * GIB)]
     assert only_waiting(jobs, [view]).reason is Reason.DISK_LOW
     arrived = dataclasses.replace(view, cached_bytes={"c": 6 * GIB})

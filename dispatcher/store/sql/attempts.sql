@@ -37,14 +37,14 @@ SELECT name FROM gpus WHERE host = :host AND uuid = :gpu;
 
 -- name: select_observations
 -- The newest of each stage and device, oldest first. What was resumed did no work, and what failed
--- otherwise than for memory says nothing about how much is needed.
+-- otherwise than for memory or disk says nothing about how much is needed.
 SELECT * FROM (
     SELECT m.*, a.reason AS died_of, a.ended_at AS at, ROW_NUMBER() OVER (
         PARTITION BY m.stage, m.device ORDER BY a.ended_at DESC, m.job DESC, m.attempt DESC
     ) AS age
     FROM stage_metrics AS m JOIN attempts AS a ON a.job = m.job AND a.attempt = m.attempt
     WHERE (a.state = 'succeeded' AND NOT a.resumed)
-       OR (a.state = 'failed' AND a.reason IN ('gpu_out_of_memory', 'out_of_memory'))
+       OR (a.state = 'failed' AND a.reason IN ('gpu_out_of_memory', 'out_of_memory', 'disk_full'))
 ) WHERE age <= :newest ORDER BY at, job, attempt;
 
 -- name: select_observation
@@ -52,7 +52,7 @@ SELECT m.*, a.reason AS died_of
 FROM stage_metrics AS m JOIN attempts AS a ON a.job = m.job AND a.attempt = m.attempt
 WHERE m.job = :job AND m.attempt = :attempt
   AND ((a.state = 'succeeded' AND NOT a.resumed)
-       OR (a.state = 'failed' AND a.reason IN ('gpu_out_of_memory', 'out_of_memory')));
+       OR (a.state = 'failed' AND a.reason IN ('gpu_out_of_memory', 'out_of_memory', 'disk_full')));
 
 -- name: insert_reservation
 INSERT INTO reservations (
