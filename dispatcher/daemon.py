@@ -35,6 +35,7 @@ from dispatcher.settings import DispatcherSettings
 from dispatcher.stitching import Stitching
 from dispatcher.store.lock import DispatcherLock
 from dispatcher.store.sqlite import SqliteStore
+from dispatcher.thin_pool import PoolWatch
 from dispatcher.trims import Trims
 
 log = logging.getLogger("cosma")
@@ -84,6 +85,13 @@ async def _run(
     learning = await Learning.from_store(store)
     trims = Trims(fleet, store, clock)
     await trims.take_up()
+    pools = PoolWatch(
+        store,
+        fleet,
+        clock,
+        want_trim=lambda host, mode: trims.want(host, mode, now=True),
+        every_s=settings.probe_s,
+    )
     dispatcher = Dispatcher(
         store=store,
         fleet=fleet,
@@ -126,6 +134,7 @@ async def _run(
         inventory_watch=InventoryWatch(inventory_file),
         connect=connect,
         quarantines=Quarantines(store, fleet, clock),
+        services=(pools.run,),
     )
     interrupted = False
 

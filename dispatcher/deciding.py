@@ -35,7 +35,7 @@ class Deciding:
     _turn: deque[str] = field(default_factory=deque)  # hosts to look at next
     _to_tell: deque[str] = field(default_factory=deque)
     _placed: set[str] = field(default_factory=set)  # told to wait, and do not any more
-    _shut: object = None  # cordons and breakers that the board knows of
+    _shut: object = None  # cordons, breakers and thin pools that the board knows of
     _new_policy_at: float = 0.0
 
     def job(self, before: Job | None, after: Job) -> None:
@@ -64,7 +64,8 @@ class Deciding:
         states = {state.host.name: state for state in self.fleet.states}
         for gone in self.board.hosts - states.keys():
             self.board.drop_host(gone)
-        shut = (dict(self.fleet.cordons), dict(self.fleet.breakers))
+        pools = {key: (pool.shut, pool.figures is None) for key, pool in self.fleet.pools.items()}
+        shut = (dict(self.fleet.cordons), dict(self.fleet.breakers), pools)
         if shut != self._shut or len(states) <= LOOKED_AT:
             self._shut = shut
             due = set(states)

@@ -9,10 +9,18 @@ from dataclasses import replace
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Reason
+from dispatcher.core.pool import PoolState
 from dispatcher.core.views import HostView
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
-from dispatcher.fleet_view import HostState, held_against, host_view, reached
+from dispatcher.fleet_view import (
+    HostState,
+    held_against,
+    host_view,
+    over_pool,
+    pools_of,
+    reached,
+)
 from dispatcher.inventory_model import Inventory, InventoryDiff, InventoryHost, diff
 from worker_agent.protocol import HostFacts
 
@@ -35,12 +43,14 @@ class Fleet:
         self._clock: Clock = clock or SystemClock()
         self._executors = dict(executors)
         self.inventory = inventory
+        self._in_pools = pools_of(inventory)
         self._states = {h.name: self._new(h) for h in inventory.hosts if h.name in self._executors}
         self._probing: dict[str, asyncio.Event] = {}  # set when that probe has ended
         # What the database says: hosts the operator cordoned (True: to be drained), and breakers
         # by host name or GPU UUID. Kept by dispatcher.quarantine.
         self.cordons: Mapping[str, bool] = {}
         self.breakers: Mapping[str, Breaker] = {}
+        self.pools: Mapping[str, PoolState] = {}  # by key; kept by dispatcher.thin_pool
 
     def _new(self, host: InventoryHost) -> HostState:
         return HostState(host=host, since=self._clock.monotonic())
@@ -143,8 +153,9 @@ class Fleet:
         return [self.view(s, at, cached.get(s.host.name, {})) for s in self._states.values()]
 
     def view(self, state: HostState, now: float, cached: Mapping[str, int]) -> HostView:
-        """`host_view` with what operator and breakers hold against the host and its GPUs."""
-        return held_against(host_view(state, now, cached), self.cordons, self.breakers)
+        """`host_view` with what operator, breakers and thin pools hold against the host."""
+        seen = held_against(host_view(state, now, cached), self.cordons, self.breakers)
+        return over_pool(seen, state.host, self._in_pools, self.pools, now)
 
     async def reload(self, inventory: Inventory, make: MakeExecutor) -> InventoryDiff:
         """Apply a changed inventory. A host whose connection data changed gets a new executor;
@@ -166,7 +177,7 @@ class Fleet:
                     self._states[host.name] = self._new(host)
                 else:
                     self._states[host.name] = replace(old, host=host)
-        self.inventory = inventory
+        self.inventory, self._in_pools = inventory, pools_of(inventory)
         await asyncio.gather(*(executor.close() for executor in dropped))
         return changes
 

@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 
 from dispatcher.core.breaker import Breaker, quarantine
 from dispatcher.core.model import Reason
+from dispatcher.core.pool import Pool, PoolState, pool_key, pools, refusal
 from dispatcher.core.views import GpuView, HostView, Quarantine, released
-from dispatcher.inventory_model import InventoryHost
+from dispatcher.inventory_model import Inventory, InventoryHost
 from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts
 
 GIB = 1 << 30
@@ -117,6 +118,31 @@ def held_against(
             for gpu in view.gpus
         ),
     )
+
+
+def pools_of(inventory: Inventory) -> dict[str, Pool]:
+    """The thin pools that hosts' disks lie in, by key."""
+    return pools(
+        (host.name, pool.host, pool.vg, pool.pool, pool.high_watermark)
+        for host in inventory.hosts
+        if (pool := host.disk.thin_pool) is not None
+    )
+
+
+def over_pool(
+    view: HostView,
+    host: InventoryHost,
+    known: Mapping[str, Pool],
+    states: Mapping[str, PoolState],
+    now: float,
+) -> HostView:
+    """With what the thin pool below the host's disk holds against new work there. `known`: of
+    `pools_of`; `now` is on the clock of the states."""
+    named = host.disk.thin_pool
+    if named is None:
+        return view
+    key = pool_key(named.host, named.vg, named.pool)
+    return replace(view, storage=refusal(known[key], states.get(key), now))
 
 
 def _age(probed_at: float | None, now: float) -> float:

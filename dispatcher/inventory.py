@@ -7,10 +7,10 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,7 @@ from dispatcher.errors import InventoryError
 from dispatcher.inventory_model import (
     Disk,
     HostOptions,
+    Hypervisor,
     Inventory,
     InventoryDiff,
     InventoryHost,
@@ -45,6 +46,7 @@ ENV_WORKERS = "COSMA_QC_WORKERS"
 DEFAULT_PATH = Path("inventory.yaml")
 
 KeyPath = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -166,38 +168,61 @@ def _expand(value: Any, path: KeyPath, source: _Source, environment: Mapping[str
 def _validate(data: Any, source: _Source) -> Inventory:
     if not isinstance(data, dict):
         raise source.error((), "expected `hosts:` at the top", "See the example inventory.yaml")
-    _known(data, ("defaults", "hosts"), (), source)
-    defaults, hosts = data.get("defaults") or {}, data.get("hosts") or []
+    _known(data, ("defaults", "hosts", "hypervisors"), (), source)
+    defaults = data.get("defaults") or {}
     if not isinstance(defaults, dict):
         raise source.error(("defaults",), "expected keys", "Write one `key: value` a line")
-    if not isinstance(hosts, list):
-        raise source.error(("hosts",), "expected a list", "Begin each host with `- name: ...`")
     _known_keys(HostOptions, defaults, ("defaults",), source)
-    parsed: list[InventoryHost] = []
-    for index, entry in enumerate(hosts):
-        path: KeyPath = ("hosts", index)
-        if not isinstance(entry, dict):
-            raise source.error(path, "expected keys", "Write `- name: ...`, then `address: ...`")
-        _known_keys(InventoryHost, entry, path, source)
-        host = _host(_merge(defaults, entry), path, source)
-        for other in parsed:
-            if other.name == host.name:
-                why = f"{host.name!r} names two hosts"
-                raise source.error((*path, "name"), why, "Give each host its own name")
+    hosts: list[InventoryHost] = []
+    for path, entry in _entries(InventoryHost, data, "hosts", source):
+        host = _checked(InventoryHost, _merge(defaults, entry), path, source)
+        _named_once(host, hosts, path, source)
+        for other in hosts:
             if _place(other) == _place(host):
                 why = f"{host.name!r} and {other.name!r} are the same directory of the same host"
                 raise source.error((*path, "address"), why, "Remove one of them")
-        parsed.append(host)
-    return Inventory(hosts=tuple(parsed))
+        hosts.append(host)
+    hypervisors: list[Hypervisor] = []
+    for path, entry in _entries(Hypervisor, data, "hypervisors", source):
+        hypervisor = _checked(Hypervisor, entry, path, source)
+        _named_once(hypervisor, [*hosts, *hypervisors], path, source)
+        hypervisors.append(hypervisor)
+    return Inventory(hosts=tuple(hosts), hypervisors=tuple(hypervisors))
+
+
+def _entries(
+    model: type[BaseModel], data: dict[str, Any], key: str, source: _Source
+) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Of one list, with where each stands."""
+    entries = data.get(key) or []
+    if not isinstance(entries, list):
+        raise source.error((key,), "expected a list", "Begin each host with `- name: ...`")
+    for index, entry in enumerate(entries):
+        path: KeyPath = (key, index)
+        if not isinstance(entry, dict):
+            raise source.error(path, "expected keys", "Write `- name: ...`, then `address: ...`")
+        _known_keys(model, entry, path, source)
+        yield path, entry
+
+
+def _named_once(
+    one: InventoryHost | Hypervisor,
+    others: Iterable[InventoryHost | Hypervisor],
+    path: KeyPath,
+    source: _Source,
+) -> None:
+    if any(other.name == one.name for other in others):
+        why = f"{one.name!r} names two hosts"
+        raise source.error((*path, "name"), why, "Give each host its own name")
 
 
 def _place(host: InventoryHost) -> tuple[object, ...]:
     return host.address, host.port or 22, host.user, host.work_dir, host.proxy_jump
 
 
-def _host(values: dict[str, Any], path: KeyPath, source: _Source) -> InventoryHost:
+def _checked(model: type[M], values: dict[str, Any], path: KeyPath, source: _Source) -> M:
     try:
-        return InventoryHost.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     location: KeyPath = first["loc"]

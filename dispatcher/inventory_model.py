@@ -141,8 +141,10 @@ class Inventory(_Frozen):
 
     def hypervisor(self, name: str) -> InventoryHost | Hypervisor:
         """Of a thin pool; one that is named nowhere is what ~/.ssh says of that name."""
-        known = (one for one in (*self.hypervisors, *self.hosts) if one.name == name)
-        return next(known, None) or Hypervisor(name=name, address=name)
+        for one in self.hypervisors:
+            if one.name == name:
+                return one
+        return self.host(name) or Hypervisor(name=name, address=name)
 
 
 class InventoryDiff(_Frozen):

@@ -11,9 +11,10 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Coroutine, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.core import events as ev
@@ -87,6 +88,9 @@ class Dispatcher:
     connect: MakeExecutor
     quarantines: Quarantines
     once: bool = False
+    # Each goes on as long as the dispatcher does, and calls what it is given when it changed what
+    # decisions go by.
+    services: Sequence[Callable[[Callable[[], None]], Coroutine[Any, Any, None]]] = ()
     pace: Pace = field(default_factory=Pace)
     _sessions: dict[str, HostSession] = field(default_factory=dict)
     _reconciler: Reconciler = field(init=False)
@@ -136,6 +140,8 @@ class Dispatcher:
         try:
             self._settled_at = self.clock.monotonic() + self.pace.settle_s
             self._open_sessions()
+            for service in self.services:
+                self._tasks.serve(service(self._look_again))
             await self._load(restart=True)
             while not self._stopping:
                 await self._turn()
@@ -294,6 +300,10 @@ class Dispatcher:
         if not await self._reconciler.host(host):
             self._reconciled.pop(host, None)
 
+    def _look_again(self) -> None:
+        self._undecided = True
+        self._wake.set()
+
     async def _probe(self, host: str, *, anew: bool = False) -> None:
         limit_s = self.pace.probe_timeout_s
         state = await probed(self.fleet, self.store, self.clock, host, limit_s, anew=anew)
@@ -301,8 +311,7 @@ class Dispatcher:
             return
         self._probes[host] += 1
         self._deciding.probed(host)
-        self._undecided = True
-        self._wake.set()
+        self._look_again()
         if state.reachable:
             await self._reconcile(host)
 

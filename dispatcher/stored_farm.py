@@ -15,7 +15,7 @@ from dispatcher.core.place import Policy
 from dispatcher.core.plan import SegmentView, StitchView
 from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.errors import InventoryError
-from dispatcher.fleet_view import HostState, held_against, host_view
+from dispatcher.fleet_view import HostState, held_against, host_view, over_pool, pools_of
 from dispatcher.heartbeat import dispatcher_runs
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
@@ -65,16 +65,16 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
         notes.append("without an inventory: limits of hosts are taken to be the defaults")
     jobs = _as_asked(await store.load_jobs(), await store.pending_requests(), now)
     cordons, breakers = await store.cordons(), await store.breakers()
+    pools, pool_states = pools_of(known), await store.thin_pools()
     cached = _cached(jobs)
     rows = {row.name: row for row in hosts}
-    views = [
-        held_against(
-            host_view(_state(host, rows.get(host.name), as_of), as_of, cached.get(host.name, {})),
-            cordons,
-            breakers,
+    views = []
+    for host in known.hosts:
+        state = _state(host, rows.get(host.name), as_of)
+        view = host_view(state, as_of, cached.get(host.name, {}))
+        views.append(
+            over_pool(held_against(view, cordons, breakers), host, pools, pool_states, as_of)
         )
-        for host in known.hosts
-    ]
     segments, stitches = await _survey(store, jobs)
     return StoredFarm(
         snapshot=Snapshot(

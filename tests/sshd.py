@@ -37,7 +37,7 @@ KbdInteractiveAuthentication no
 MaxStartups {max_startups}
 LogLevel ERROR
 Subsystem sftp internal-sftp
-SetEnv SHLVL=1
+SetEnv SHLVL=1{more}
 """
 
 
@@ -143,9 +143,15 @@ class Farm:
         self.client_key = make_key(directory / "client_key")
 
     def start(
-        self, name: str = "alpha", *, port: int | None = None, max_startups: str = "100"
+        self,
+        name: str = "alpha",
+        *,
+        port: int | None = None,
+        max_startups: str = "100",
+        programs: Path | None = None,
     ) -> Sshd:
-        """Raises RuntimeError with sshd's own words when it does not answer."""
+        """What lies in `programs` comes first in PATH there. Raises RuntimeError with sshd's own
+        words when it does not answer."""
         home = self.directory / name
         home.mkdir(exist_ok=True)
         if not (home / "host_key").exists():
@@ -158,6 +164,7 @@ class Farm:
                 key=home / "host_key",
                 authorized=home / "authorized_keys",
                 max_startups=max_startups,
+                more=f" PATH={programs}:{os.environ['PATH']}" if programs else "",
             )
         )
         if os.geteuid() == 0:

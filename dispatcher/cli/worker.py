@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,7 @@ from dispatcher.cli import cordon, options, render, worker_view
 from dispatcher.cli.stored import with_store
 from dispatcher.core.breaker import Breaker
 from dispatcher.core.model import Reason
+from dispatcher.core.pool import PoolState
 from dispatcher.core.views import HostView
 from dispatcher.errors import ExitCode, InventoryError, TransportError, UsageError
 from dispatcher.executors.ssh import SshExecutor, ssh_target
@@ -140,8 +143,7 @@ def probe(
 def _report(
     inventory: Inventory, db: Path | None, as_json: bool, timeout_s: float, *, devices: bool = False
 ) -> None:
-    cordons, breakers = _held_against(db)
-    found = asyncio.run(_probe(inventory, timeout_s, cordons, breakers))
+    found = asyncio.run(_probe(inventory, timeout_s, _held_against(db)))
     states = [state for state, _ in found]
     if as_json:
         render.print_json([worker_view.document(state, view) for state, view in found])
@@ -158,13 +160,25 @@ def _report(
         raise typer.Exit(ExitCode.NO_HOST if len(lost) == len(states) else ExitCode.PARTIAL)
 
 
-def _held_against(db: Path | None) -> tuple[dict[str, bool], dict[str, Breaker]]:
-    """Cordons and breakers as the database has them; none where there is no database yet."""
-    if not DispatcherSettings.load(database=db).database.exists():
-        return {}, {}
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Held:
+    cordons: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    breakers: Mapping[str, Breaker] = dataclasses.field(default_factory=dict)
+    pools: Mapping[str, PoolState] = dataclasses.field(default_factory=dict)
 
-    async def work(store: Store) -> tuple[dict[str, bool], dict[str, Breaker]]:
-        return await store.cordons(), await store.breakers()
+
+def _held_against(db: Path | None) -> _Held:
+    """What the database has against hosts; nothing where there is no database yet."""
+    if not DispatcherSettings.load(database=db).database.exists():
+        return _Held()
+
+    async def work(store: Store) -> _Held:
+        began = time.time() - time.monotonic()  # the fleet's clock is the monotonic one
+        pools = {
+            key: dataclasses.replace(pool, read_at=pool.read_at and pool.read_at - began)
+            for key, pool in (await store.thin_pools()).items()
+        }
+        return _Held(await store.cordons(), await store.breakers(), pools)
 
     return with_store(db, work)
 
@@ -172,12 +186,11 @@ def _held_against(db: Path | None) -> tuple[dict[str, bool], dict[str, Breaker]]
 async def _probe(
     inventory: Inventory,
     timeout_s: float,
-    cordons: Mapping[str, bool],
-    breakers: Mapping[str, Breaker],
+    held: _Held,
 ) -> Sequence[tuple[HostState, HostView]]:
     bundle = agent_bundle.build()
     fleet = Fleet.of(inventory, lambda host: SshExecutor.connect_to(host, bundle))
-    fleet.cordons, fleet.breakers = cordons, breakers
+    fleet.cordons, fleet.breakers, fleet.pools = held.cordons, held.breakers, held.pools
     try:
         states = await fleet.probe_all(timeout_s)
         return list(zip(states, fleet.host_views(), strict=True))

@@ -53,6 +53,7 @@ def host_row(state: HostState, view: HostView) -> dict[str, Any]:
         "reason": state.reason
         or (view.quarantine.line if view.quarantine else None)
         or (not_ready(host, facts) if facts else None)
+        or (view.storage[1] if view.storage else None)
         or view.gpu_error
         or "; ".join(suspects)
         or None,

@@ -10,6 +10,7 @@ from dispatcher.core.breaker import Breaker
 from dispatcher.core.events import Event
 from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
+from dispatcher.core.pool import PoolState
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (
     Acquisition,
@@ -23,15 +24,15 @@ from dispatcher.store.rows import (
     Lease,
     Offsets,
     Progress,
-    Request,
     Removal,
+    Request,
     Run,
     Segment,
     Silence,
     StageMetrics,
     Stitch,
-)
     Trim,
+)
 from worker_agent.protocol import ExitRecord
 
 
@@ -327,19 +328,18 @@ class Store(Protocol):
         """Forget those of a host and of its GPUs; how many there were."""
         ...
 
+    async def save_thin_pool(self, state: PoolState) -> None:
+        """Its `read_at` is wall clock here."""
+        ...
+
+    async def thin_pools(self) -> dict[str, PoolState]:
+        """By key."""
+        ...
+
     async def hosts(self) -> list[Host]: ...
 
     async def gpus(self, host: str | None = None) -> list[Gpu]: ...
 
-    # --- requests of other processes ---
-
-    async def add_request(
-        self, kind: str, *, job: str | None = None, args: dict[str, Any] | None = None
-    ) -> int: ...
-
-    async def pending_requests(self) -> list[Request]: ...
-
-    async def finish_request(self, request: int, answer: str, *, ok: bool = True) -> None: ...
     # --- disks of hosts ---
 
     async def add_removal(self, row: Removal) -> None: ...
@@ -358,5 +358,14 @@ class Store(Protocol):
         """Bytes of the job's removals that trims gave back; None before the first one worked."""
         ...
 
+    # --- requests of other processes ---
+
+    async def add_request(
+        self, kind: str, *, job: str | None = None, args: dict[str, Any] | None = None
+    ) -> int: ...
+
+    async def pending_requests(self) -> list[Request]: ...
+
+    async def finish_request(self, request: int, answer: str, *, ok: bool = True) -> None: ...
 
     async def request(self, request: int) -> Request | None: ...

@@ -15,11 +15,12 @@ from dispatcher.core.breaker import Breaker
 from dispatcher.core.events import AttemptStarted, AttemptSucceeded, Event
 from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
-from dispatcher.store import farm, jobs, streams, survival
+from dispatcher.core.pool import PoolState
+from dispatcher.store import farm, jobs, pools, streams, survival
 from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database, Worker
-from dispatcher.store.rows import (
 from dispatcher.store.disk import DiskBooks
+from dispatcher.store.rows import (
     Acquisition,
     Applied,
     ArtifactRow,
@@ -359,6 +360,12 @@ class SqliteStore(DiskBooks):
 
     async def reset_breakers(self, host: str) -> int:
         return await self._writer.write(True, farm.reset_breakers, host)
+
+    async def save_thin_pool(self, state: PoolState) -> None:
+        await self._writer.write(False, pools.save_thin_pool, state)
+
+    async def thin_pools(self) -> dict[str, PoolState]:
+        return await self._reader.read(pools.thin_pools)
 
     async def hosts(self) -> list[Host]:
         return await self._reader.read(farm.hosts)

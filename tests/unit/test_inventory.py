@@ -233,3 +233,33 @@ def test_a_reload_is_a_difference() -> None:
     changes = diff(old, new)
     assert (changes.added, changes.removed, changes.changed) == (("c",), ("a",), ("b",))
     assert diff(new, new).changed == ()
+
+
+HYPERVISOR = "hypervisors:\n  - name: hv1\n    address: 10.0.0.2\n"
+
+
+def test_a_pool_is_asked_where_the_inventory_says() -> None:
+    known = parse(f"{HOST}{HYPERVISOR}    user: watch\n")
+    assert known.hypervisor("hv1").user == "watch"
+    assert known.hypervisor("a").address == "b"  # a host of the farm
+    assert known.hypervisor("hv2").address == "hv2"  # as ~/.ssh/config knows it
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{HOST}hypervisors: hv1\n", "inventory.yaml:4: hypervisors: expected a list"),
+        (f"{HOST}{HYPERVISOR}    usr: x\n",
+         "inventory.yaml:7: hypervisors[0].usr: unknown key. Did you mean `user`?"),
+        (f"{HOST}{HYPERVISOR}    host_key: abc\n",
+         "inventory.yaml:7: hypervisors[0].host_key: expected"),
+        (f"{HOST}hypervisors:\n  - {{name: a, address: c}}\n",
+         "inventory.yaml:5: hypervisors[0].name: 'a' names two hosts"),
+        (f"{HOST}    disk: {{thin_pool: {{host: h, vg: v, pool: --config}}}}\n",
+         "inventory.yaml:4: hosts[0].disk.thin_pool.pool: "),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_hypervisor_is_one_line(text: str, line: str) -> None:
+    with pytest.raises(InventoryError) as error:
+        parse(text)
+    assert error.value.line.startswith(line)
