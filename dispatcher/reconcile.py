@@ -50,7 +50,8 @@ class Reconciler:
     epoch: int
 
     async def host(self, name: str) -> bool:
-        """Compare once; False when the host could not be asked. Raises TakenOver."""
+        """Compare once; False when that is to be done again soon: the host could not be asked, or
+        something that is over still runs there. Raises TakenOver."""
         before = dict(self.jobs())
         try:
             executor = self.fleet.executor(name)
@@ -60,13 +61,14 @@ class Reconciler:
             return False
         findings = reconcile(name, before, seen_of(statuses), dict(self.jobs()))
         await self._record(name, findings)
+        ended = True
         for finding in findings:
             if finding.kind is Kind.ABSENT:
                 rebooted = await self._rebooted(name, finding)
                 await self.session(name).absent(finding.job, finding.attempt, rebooted=rebooted)
             elif finding.kind is Kind.SUPERSEDED:
-                await self._cancel(name, executor, finding)
-        return True
+                ended = await self._cancel(name, executor, finding) and ended
+        return ended
 
     async def _record(self, host: str, findings: Sequence[Finding]) -> None:
         now = self.clock.now()
@@ -114,17 +116,21 @@ class Reconciler:
             if (lease.job, lease.attempt) == (finding.job, finding.attempt)
         )
 
-    async def _cancel(self, host: str, executor: Executor, finding: Finding) -> None:
+    async def _cancel(self, host: str, executor: Executor, finding: Finding) -> bool:
         run_dir = f"{await executor.work_dir()}/{finding.acquisition}/{finding.job}"
         try:
-            await executor.cancel(
+            status = await executor.cancel(
                 AttemptRef(run_dir=run_dir, attempt=finding.attempt), epoch=self.epoch
             )
         except HostError as error:
-            log.warning("%s: %s was not cancelled: %s", host, finding.message, error.line)
-            return
+            log.warning("%s: %s was not cancelled: %s", host, finding.job, error.line)
+            return False
+        if status.state is AttemptState.RUNNING:
+            log.warning("%s: attempt %d of %s does not end", host, finding.attempt, finding.job)
+            return False
         await self.store.record_event(
             "attempt_cancelled",
             host=host,
             payload={"job": finding.job, "attempt": finding.attempt, "why": "superseded"},
         )
+        return True
