@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dispatcher.core.lease import STAGE_LEASE_S
 from dispatcher.core.model import PROGRESS, RECONSTRUCT_STAGES, STITCH_STAGES, Reason
+from dispatcher.core.reconcile import Shown
 from dispatcher.core.retry import RULES
-from worker_agent.protocol import FailureCode
+from worker_agent.protocol import AttemptState, FailureCode
 from worker_agent.stages.registry import ORDER, STAGES
 
 
 def test_every_failure_code_of_the_agent_is_a_reason() -> None:
-    assert {code.value for code in FailureCode} <= {reason.value for reason in Reason}
+    reasons = {(reason.name, reason.value) for reason in Reason}
+    assert {(code.name, code.value) for code in FailureCode} <= reasons
+
+
+def test_what_an_attempt_that_began_shows_is_spelled_alike() -> None:
+    began = {state.value for state in AttemptState} - {AttemptState.NEVER_STARTED.value}
+    assert {shown.value for shown in Shown} == began
 
 
 def test_every_reason_has_a_rule() -> None:
