@@ -38,10 +38,11 @@ def at_work_on(*hosts: str) -> Callable[[sqlite3.Connection], bool]:
     return seen
 
 
-def live_on(farm: Rehearsal, host: str) -> list[str]:
-    """Processes of any attempt that live there: state and command."""
+def live(farm: Rehearsal, job: str, host: str) -> list[str]:
+    """Processes of the job's first attempt that live there: state and command. A stitch may be at
+    work there, too, by then."""
     work_dir = next(item.work_dir for item in farm.hosts.hosts if item.name == host)
-    cookie = f"COSMA_ATTEMPT={work_dir}/".encode()
+    cookie = f"COSMA_ATTEMPT={work_dir}/reef/{job}#1\0".encode()
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -142,7 +143,7 @@ def test_only_the_operator_gives_up_what_a_silent_host_may_still_do(farm: Rehear
     )
 
     # Both hosts are back, with their attempts at work.
-    assert live_on(farm, "host-1") and live_on(farm, "host-2")
+    assert live(farm, kept, "host-1") and live(farm, moved, "host-2")
     farm.hosts.start_host("host-1")
     farm.hosts.start_host("host-2")
     for job, host in ((kept, "host-1"), (moved, "host-2")):
@@ -153,7 +154,7 @@ def test_only_the_operator_gives_up_what_a_silent_host_may_still_do(farm: Rehear
                 " AND json_extract(payload, '$.job') = ?", host, job,
             ),
         )  # fmt: skip
-        assert live_on(farm, host) == []
+        assert live(farm, job, host) == []
     for job in (kept, moved):
         cosma.wait_until("it is done", is_so("state = 'done' FROM jobs WHERE id = ?", job))
     kill(second, signal.SIGTERM)
