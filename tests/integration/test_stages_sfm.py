@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from stitch.sidecar import Sidecar
 from worker_agent.protocol import AttemptSpec, FailureCode
-from worker_agent.stages import frames, manifest, metadata, sfm, validate
+from worker_agent.stages import frames, manifest, metadata, sfm, sfm_mapping, validate
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
+from worker_agent.stages.masks import prepare
 from worker_agent.stages.sfm_mapping import Request
 from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
 
@@ -36,10 +38,8 @@ SFM: dict[str, Any] = {
 }
 
 
-def reconstruct(run_dir: Path, fps: float = 5.0, **settings: Any) -> Artifacts:
-    """All stages up to SfM on whatever lies in `input/`."""
-    names = sorted(path.name for path in (run_dir / "input").iterdir())
-    spec = AttemptSpec(
+def spec_for(run_dir: Path, config: dict[str, Any], clips: list[str]) -> AttemptSpec:
+    return AttemptSpec(
         protocol=1,
         epoch=1,
         acquisition="survey",
@@ -47,12 +47,19 @@ def reconstruct(run_dir: Path, fps: float = 5.0, **settings: Any) -> Artifacts:
         attempt=1,
         stage="",
         run_dir=str(run_dir),
-        config={
-            "frames": {"fps": fps, "width": 640, "height": None, "min_frames": 8},
-            "sfm": SFM | settings,
-        },
-        inputs={"clips": [{"name": n, "order": i} for i, n in enumerate(names)], "segment": "a1"},
+        config=config,
+        inputs={"clips": [{"name": n, "order": i} for i, n in enumerate(clips)], "segment": "a1"},
     )
+
+
+def reconstruct(run_dir: Path, fps: float = 5.0, **settings: Any) -> Artifacts:
+    """All stages up to SfM on whatever lies in `input/`."""
+    names = sorted(path.name for path in (run_dir / "input").iterdir())
+    config = {
+        "frames": {"fps": fps, "width": 640, "height": None, "min_frames": 8},
+        "sfm": SFM | settings,
+    }
+    spec = spec_for(run_dir, config, names)
     events = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         for stage in (validate, frames, metadata, manifest, sfm):
@@ -230,6 +237,92 @@ def test_frames_without_features_are_unusable(tmp_path: Path) -> None:
     assert refused(tmp_path).reason is FailureCode.FRAMES_UNUSABLE
 
 
+def test_what_a_mask_hides_has_no_features(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def only_extract(step: str, ordered: Request, tick: Any) -> dict[str, Any]:
+        if step != "extract":
+            raise Enough
+        return run_step(step, ordered, tick)
+
+    for name in ("frames", "output"):
+        (tmp_path / name).symlink_to(done[0] / name)
+    monkeypatch.setattr(sfm, "run_step", only_extract)
+    lower_half = [[[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]]
+    spec = spec_for(tmp_path, {"sfm": SFM | {"mask": lower_half}}, [])
+    with (tmp_path / "events.jsonl").open("ab") as events, pytest.raises(Enough):
+        sfm.main(spec, Reporter(events.fileno(), 1))
+    with pycolmap.Database.open(str(tmp_path / "sfm" / "database.db")) as link:
+        images = link.read_all_images()
+        found = [link.read_keypoints(i.image_id)[:, 1] for i in images]
+    assert len(found) == 14
+    assert all(len(heights) > 100 and heights.max() < 0.51 * HEIGHT for heights in found)
+
+
+def test_a_frame_may_have_a_mask_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "masks"
+    own.mkdir()
+    Image.fromarray(np.array([[255, 0]], np.uint8)).save(own / "f000002.jpg.png")
+    names = ["f000001.jpg", "f000002.jpg"]
+    assert prepare(tmp_path, ["f000001.jpg"], (40, 20), []) is None
+    prepare(tmp_path, names, (40, 20), [[[0, 0.5], [1, 0.5], [1, 1], [0, 1]]])
+    one, two = (np.asarray(Image.open(tmp_path / "sfm" / "masks" / f"{n}.png")) for n in names)
+    assert (one[2] == 255).all() and (one[-3] == 0).all()
+    assert (two[2, :19] == 255).all() and (two[2, 21:] == 0).all() and (two[-3] == 0).all()
+
+
+@pytest.mark.parametrize("mask", [[[[0, 0], [1, 1]]], [[[0, 0], [1, 0], [1, 1], [0, 1]]]])
+def test_a_mask_that_cannot_be_is_refused(
+    mask: Any, done: tuple[Path, Artifacts, np.ndarray[Any, Any]]
+) -> None:
+    with pytest.raises(StageFailure, match=r"sfm\.mask") as caught:
+        prepare(done[0], ["f000001.jpg"], (WIDTH, HEIGHT), mask)
+    assert caught.value.reason is FailureCode.CONFIG_INVALID
+
+
+def test_rungs_are_climbed_until_one_holds(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mappers make nothing until they get strong features of all pairs."""
+    climbed: list[str] = []
+    candidates: list[dict[str, Any]] = []
+
+    def played(step: str, ordered: Request, tick: Any) -> dict[str, Any]:
+        climbed.append(f"{'strong ' * ordered.strong}{ordered.pairs} {step}")
+        if step == "match":
+            return {
+                "images": 14, "keypoints_median": 30 if not ordered.strong else 500,
+                "verified_pairs": 40, "motion_share": 0.2, "planar_share": 0.5,
+            }  # fmt: skip
+        if step == "finish":
+            return {"points": 1, "reprojection_px": 1.0, "world": {}}
+        if ordered.strong and ordered.pairs == "exhaustive" and step == "map_global":
+            return {"candidate": candidates[0]}
+        return {"candidate": None}
+
+    model = pycolmap.Reconstruction(str(done[0] / "sfm" / "model"))
+    candidates.append(
+        sfm_mapping._largest(request(done, tmp_path), {0: model}, "global", tmp_path)["candidate"]
+    )
+    for name in ("frames", "output"):
+        (tmp_path / name).symlink_to(done[0] / name)
+    monkeypatch.setattr(sfm, "run_step", played)
+    monkeypatch.setattr(sfm._Ladder, "publish", lambda _, found: found.mapper)
+    with (tmp_path / "events.jsonl").open("ab") as events:
+        made: Any = sfm.main(spec_for(tmp_path, {"sfm": SFM}, []), Reporter(events.fileno(), 1))
+    assert made == "global"
+    # All pairs of too few features are no better than some of them.
+    assert climbed == [
+        "sequential extract", "sequential match",
+        "strong sequential extract", "strong sequential match",
+        "strong sequential map_global", "strong sequential map_incremental",
+        "strong exhaustive match", "strong exhaustive map_global",
+    ]  # fmt: skip
+
+
 def request(done: Done, tmp_path: Path, **changes: Any) -> Request:
     run_dir = done[0]
     facts = json.loads((run_dir / "output" / "manifest.json").read_text())
@@ -254,6 +347,17 @@ def no_tick(_: int) -> None:
     pass
 
 
+def test_stronger_features_are_more_of_them(done: Done, tmp_path: Path) -> None:
+    found = []
+    for strong in (False, True):
+        database = tmp_path / f"{strong}.db"
+        few = request(done, tmp_path, database=str(database), strong=strong, max_features=4000)
+        run_step("extract", replace(few, names=few.names[:1]), no_tick)
+        with pycolmap.Database.open(str(database)) as link:
+            found.append(len(link.read_keypoints(link.read_all_images()[0].image_id)))
+    assert found[1] > 1.5 * found[0]
+
+
 def test_images_that_do_not_count_are_taken_out_of_the_model(done: Done, tmp_path: Path) -> None:
     whole = done[0] / "sfm" / "model"
     ordered = request(
@@ -272,6 +376,36 @@ def test_images_that_do_not_count_are_taken_out_of_the_model(done: Done, tmp_pat
     assert sorted(i.name for i in model.images.values() if not i.has_pose) in ([], ["f000003.jpg"])
     assert model.num_reg_images() == 13
     assert "f000003.jpg" not in Sidecar.load(tmp_path / "registration.npz").keyframe_names
+
+
+def test_a_model_with_positions_and_gravity_is_published_in_metres(
+    done: Done, tmp_path: Path
+) -> None:
+    """The camera looks level along +y of the world and moves east, 10 m a unit of the truth."""
+    facts = json.loads((done[0] / "output" / "manifest.json").read_text())
+    east, up = 10.0 * done[2][:, 0], -10.0 * done[2][:, 1]
+    north = 10.0 * done[2][:, 2]
+    for row, e, n, u in zip(facts["frames"], east, north, up, strict=True):
+        row["gravity"] = [0.0, 1.0, 0.0]
+        row["gps"] = [n / 110574.3, e / 111319.5, u]  # at the equator
+    manifest_path = tmp_path / "manifest.json"
+    manifest_path.write_text(json.dumps(facts))
+    ordered = request(
+        done,
+        tmp_path,
+        database=str(done[0] / "sfm" / "database.db"),
+        accepted=str(done[0] / "sfm" / "model"),
+        manifest=str(manifest_path),
+        model=str(tmp_path / "model"),
+        registration=str(tmp_path / "registration.npz"),
+    )
+    world = run_step("finish", ordered, no_tick)["world"]
+    assert world["upright"] and world["metric"]
+    assert world["drift_m"] < 0.3
+    sidecar = Sidecar.load(tmp_path / "registration.npz")
+    centres = sidecar.centres()
+    truth = np.column_stack([east, north, up])
+    assert centres - centres.mean(0) == pytest.approx(truth - truth.mean(0), abs=0.8)
 
 
 def test_a_native_abort_ends_in_one_line_and_not_the_stage(done: Done, tmp_path: Path) -> None:

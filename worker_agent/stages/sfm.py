@@ -1,8 +1,8 @@
 """ColmapReconstruction: camera poses and sparse points from the frames.
 
 The ladder: sequential matches, global mapping, then incremental; when neither is good enough, all
-pairs, and both again. The first model that passes `sfm_acceptance.judge` is published; otherwise
-the stage fails with what the best one lacked.
+pairs, and both again; then the same with stronger features. The first model that passes
+`sfm_acceptance.judge` is published; otherwise the stage fails with what the best one lacked.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.masks import PER_FRAME, prepare
 from worker_agent.stages.sfm_acceptance import (
     Candidate,
     Limits,
@@ -41,16 +42,30 @@ MAX_EXHAUSTIVE_FRAMES = 200  # 20k pairs: minutes; 1000 frames would be hours
 
 Pairs = Literal["sequential", "exhaustive"]
 MAPPERS = ("global", "incremental")
+# (strong features, pairs)
+RUNGS: tuple[tuple[bool, Pairs], ...] = (
+    (False, "sequential"),
+    (False, "exhaustive"),
+    (True, "sequential"),
+    (True, "exhaustive"),
+)
 
 # Where each step begins and ends within the stage, for progress.
 _SHARES = {
     "extract": (0.0, 0.3),
     "sequential match": (0.3, 0.55),
     "sequential map_global": (0.55, 0.7),
-    "sequential map_incremental": (0.7, 0.8),
-    "exhaustive match": (0.8, 0.85),
-    "exhaustive map_global": (0.85, 0.9),
-    "exhaustive map_incremental": (0.9, 0.95),
+    "sequential map_incremental": (0.7, 0.75),
+    "exhaustive match": (0.75, 0.78),
+    "exhaustive map_global": (0.78, 0.81),
+    "exhaustive map_incremental": (0.81, 0.84),
+    "strong extract": (0.84, 0.87),
+    "strong sequential match": (0.87, 0.89),
+    "strong sequential map_global": (0.89, 0.9),
+    "strong sequential map_incremental": (0.9, 0.91),
+    "strong exhaustive match": (0.91, 0.93),
+    "strong exhaustive map_global": (0.93, 0.94),
+    "strong exhaustive map_incremental": (0.94, 0.95),
     "finish": (0.95, 1.0),
 }
 
@@ -62,15 +77,11 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING.
     """
     ladder = _Ladder(spec, report)
-    ladder.extract()
-    ladder.match("sequential")
-    candidate = ladder.map("sequential")
-    if candidate is None and ladder.more_pairs_may_help():
-        ladder.match("exhaustive")
-        candidate = ladder.map("exhaustive")
-    if candidate is None:
-        raise ladder.failure()
-    return ladder.publish(candidate)
+    for strong, pairs in RUNGS:
+        candidate = ladder.climb(strong, pairs)
+        if candidate is not None:
+            return ladder.publish(candidate)
+    raise ladder.failure()
 
 
 def sequential_pairs(frames: int, overlap: int) -> int:
@@ -122,27 +133,60 @@ class _Ladder:
             model=str(sfm / "model"),
             registration=str(self._run_dir / "output" / "registration.npz"),
         )
+        polygons = config.get("mask") or ()
         self._candidates: list[Candidate] = []
         self._refusals: list[Refusal] = []
         self._crashes: list[StepCrashed] = []
         self._matches: MatchFacts | None = None
-        self._reuse_or_clear_database()
+        self._matchless: Refusal | None = None
+        self._too_few_features = False
+        self._reuse_or_clear_database(polygons)
+        masks = prepare(
+            self._run_dir, self._request.names, (camera["width"], camera["height"]), polygons
+        )
+        if masks is not None:
+            self._request = replace(self._request, masks=str(masks))
 
-    def extract(self) -> None:
-        self._required("extract", self._request)
+    def climb(self, strong: bool, pairs: Pairs) -> Candidate | None:
+        """The first accepted model of this rung; None when there is none, or when this rung
+        cannot help after what those below it found.
 
-    def match(self, pairs: Pairs) -> None:
+        Raises StageFailure for frames that no rung could reconstruct.
+        """
+        first = (strong, pairs) == RUNGS[0]
+        if pairs == "exhaustive" and (
+            self.limits.frames > MAX_EXHAUSTIVE_FRAMES or self._too_few_features
+        ):
+            return None
+        if not first and self._no_parallax():
+            return None
+        if strong and not self._request.strong:
+            database = Path(self._request.database).with_name("strong.db")
+            self._request = replace(self._request, strong=True, database=str(database))
+            self._required("extract", self._request)
+        elif first:
+            self._required("extract", self._request)
+        if not self._match(pairs):
+            return None
+        return self._map(pairs)
+
+    def _match(self, pairs: Pairs) -> bool:
+        """Whether mapping may be tried."""
         self._request = replace(self._request, pairs=pairs)
-        facts = MatchFacts(**self._required("match", self._request))
-        self._matches = facts
-        refusal = acceptance.judge_matches(facts)
+        self._matches = MatchFacts(**self._required("match", self._request))
+        refusal = acceptance.judge_matches(self._matches)
+        self._too_few_features = False
         if refusal is None:
-            return
-        # Neighbours that do not match say nothing yet about other pairs.
-        if pairs == "exhaustive" or refusal.reason is not FailureCode.REGISTRATION_FAILED:
+            return True
+        if refusal.reason is FailureCode.NO_PARALLAX:
             raise _failure(refusal)
+        # Too few features, or neighbours that do not match: other pairs and stronger features may
+        # still do it.
+        self._matchless = refusal
+        self._too_few_features = refusal.reason is FailureCode.FRAMES_UNUSABLE
+        return False
 
-    def map(self, pairs: Pairs) -> Candidate | None:
+    def _map(self, pairs: Pairs) -> Candidate | None:
         """The first accepted model of these matches."""
         for mapper in MAPPERS:
             try:
@@ -162,12 +206,9 @@ class _Ladder:
             self._report.warning(f"{mapper} mapping of {pairs} matches: {refusal.message}")
         return None
 
-    def more_pairs_may_help(self) -> bool:
-        return self.limits.frames <= MAX_EXHAUSTIVE_FRAMES and self._no_parallax() is None
-
     def failure(self) -> StageFailure:
         """What the best model lacked; without any model, why there is none."""
-        refusal = self._no_parallax() or self._best_refusal()
+        refusal = self._no_parallax() or self._best_refusal() or self._matchless
         if refusal is not None:
             return _failure(refusal)
         if self._crashes:
@@ -203,7 +244,8 @@ class _Ladder:
             "points": candidate.points,
             "reprojection_px": round(candidate.reprojection_px, 4),
             "focal_px": round(candidate.focal_px, 3),
-            "mapper": f"{candidate.mapper}, {candidate.pairs} pairs",
+            "mapper": f"{candidate.mapper}, {candidate.pairs} pairs"
+            + (", strong features" if self._request.strong else ""),
             "gravity_spread_deg": None if spread is None else round(spread, 4),
         }
         request = replace(
@@ -215,6 +257,7 @@ class _Ladder:
         published = self._required("finish", request)
         facts["points"] = published["points"]
         facts["reprojection_px"] = round(published["reprojection_px"], 4)
+        facts |= published["world"]
         shutil.rmtree(request.work)
         target = self._run_dir / "output" / "sfm.json"
         write_json(target, facts)
@@ -242,7 +285,9 @@ class _Ladder:
             ) from None
 
     def _run(self, step: str, request: Request) -> dict[str, Any]:
-        label = step if step in _SHARES else f"{request.pairs} {step}"
+        label = step if step in ("extract", "finish") else f"{request.pairs} {step}"
+        if request.strong and step != "finish":
+            label = f"strong {label}"
         low, high = _SHARES[label]
         frames = self.limits.frames
         pairs = frames * (frames - 1) // 2
@@ -267,13 +312,15 @@ class _Ladder:
         tick(0)
         return run_step(step, request, tick)
 
-    def _reuse_or_clear_database(self) -> None:
+    def _reuse_or_clear_database(self, polygons: Any) -> None:
         """Features and matches of a killed attempt are kept when they were made the same way."""
         sfm = self._run_dir / "sfm"
         listing = self._run_dir / "frames" / "frames.json"
         wanted = asdict(self._request) | {"threads": 0, "memory_limit_mib": 0}
-        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode())
-        digest.update(listing.read_bytes() if listing.is_file() else b"")
+        digest = hashlib.sha256(json.dumps([wanted, polygons], sort_keys=True).encode())
+        masks = sorted((self._run_dir / PER_FRAME).glob("*.png"))
+        for path in (listing, *masks):
+            digest.update(path.read_bytes() if path.is_file() else b"")
         key = sfm / "database.key"
         if not key.is_file() or key.read_text() != digest.hexdigest():
             if sfm.exists():

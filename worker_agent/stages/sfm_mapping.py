@@ -27,6 +27,9 @@ MEBIBYTE = 1 << 20
 MIN_TRIANGULATION_DEG = 4.0  # forward motion under water never reaches COLMAP's 16
 MAX_FORWARD_MOTION = 1.0
 FIRST_OCTAVE = 0  # COLMAP's -1 doubles the picture first: four times the cost, no more frames
+STRONG_OCTAVE = -1  # for frames that did not register with fewer, larger features
+STRONG_FEATURES = 2.0  # times as many
+STRONG_PEAK = 0.5  # times COLMAP's threshold: what little contrast murk leaves
 MIN_INLIERS = 15  # of a pair that counts as verified, as for the mappers
 SAMPLED_POINTS = 2000
 
@@ -37,7 +40,7 @@ class Request:
 
     database: str
     images: str
-    work: str  # models go under <work>/<pairs>_<mapper>/
+    work: str  # models go under <work>/[strong_]<pairs>_<mapper>/
     answer: str
     names: list[str]
     camera: dict[str, Any]  # of the manifest
@@ -47,6 +50,8 @@ class Request:
     seed: int
     threads: int
     memory_limit_mib: int | None
+    strong: bool = False  # more and weaker features, for frames that did not register without
+    masks: str = ""  # directory of <image name>.png, black where features do not count
     pairs: str = "sequential"  # | exhaustive: what the matches were made from
     accepted: str = ""  # finish: the model to publish
     drop: list[str] | None = None  # finish: images to take out of it
@@ -96,6 +101,12 @@ def extract(request: Request) -> dict[str, Any]:
     options.max_image_size = request.max_image_size
     options.sift.max_num_features = request.max_features
     options.sift.first_octave = FIRST_OCTAVE
+    if request.strong:
+        options.sift.max_num_features = round(STRONG_FEATURES * request.max_features)
+        options.sift.first_octave = STRONG_OCTAVE
+        options.sift.peak_threshold *= STRONG_PEAK
+    if request.masks:
+        reader.mask_path = request.masks
     pc.extract_features(
         request.database,
         request.images,
@@ -177,7 +188,7 @@ def map_global(request: Request) -> dict[str, Any]:
     options = pc.GlobalPipelineOptions()
     options.num_threads = request.threads
     options.random_seed = request.seed
-    out = _empty(Path(request.work) / f"{request.pairs}_global")
+    out = _empty(_models(request, "global"))
     models = pc.global_mapping(request.database, request.images, str(out), options=options)
     return _largest(request, models, "global", out)
 
@@ -191,7 +202,7 @@ def map_incremental(request: Request) -> dict[str, Any]:
     options.min_model_size = 3
     options.mapper.init_min_tri_angle = MIN_TRIANGULATION_DEG
     options.mapper.init_max_forward_motion = MAX_FORWARD_MOTION
-    out = _empty(Path(request.work) / f"{request.pairs}_incremental")
+    out = _empty(_models(request, "incremental"))
     count = 0
 
     def next_image() -> None:
@@ -209,8 +220,13 @@ def map_incremental(request: Request) -> dict[str, Any]:
     return _largest(request, models, "incremental", out)
 
 
+def _models(request: Request, mapper: str) -> Path:
+    return Path(request.work) / f"{'strong_' * request.strong}{request.pairs}_{mapper}"
+
+
 def finish(request: Request) -> dict[str, Any]:
-    """Publish the accepted model without its unsupported images, coloured, and its sidecar."""
+    """Publish the accepted model without its unsupported images, upright and metric where that is
+    known, coloured, and its sidecar."""
     pc = _pycolmap(request)
     from stitch.sidecar import from_reconstruction
 
@@ -220,9 +236,10 @@ def finish(request: Request) -> dict[str, Any]:
         if image.name in unwanted and image.has_pose:
             model.deregister_frame(image.frame_id)
     model.extract_colors_for_all_images(request.images, num_threads=request.threads)
+    rows = json.loads(Path(request.manifest).read_text())["frames"]
+    world = _georeferenced(pc, model, rows)
     staging = _empty(Path(request.work) / "published")
     model.write_binary(str(staging))
-    rows = json.loads(Path(request.manifest).read_text())["frames"]
     sidecar = from_reconstruction(
         model,
         Path(request.database),
@@ -240,6 +257,44 @@ def finish(request: Request) -> dict[str, Any]:
         "points": model.num_points3D(),
         "registered": model.num_reg_images(),
         "reprojection_px": model.compute_mean_reprojection_error(),
+        "world": world,
+    }
+
+
+def _georeferenced(pc: Any, model: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Move the model to where its cameras say it is; what came of that."""
+    import numpy as np
+
+    from worker_agent.stages.sfm_georeference import Frame, georeference, to_enu
+
+    by_name = {row["name"]: row for row in rows}
+    posed = [image for image in model.images.values() if image.has_pose and image.name in by_name]
+    located = [image.name for image in posed if by_name[image.name]["gps"]]
+    positions: dict[str, Any] = {}
+    origin: tuple[float, ...] | None = None
+    if located:
+        enu, origin = to_enu([tuple(by_name[name]["gps"]) for name in located])
+        positions = dict(zip(located, enu, strict=True))
+    frames = []
+    for image in posed:
+        gravity = by_name[image.name]["gravity"]
+        turned = image.cam_from_world().rotation.matrix().T
+        frames.append(
+            Frame(
+                centre=np.asarray(image.projection_center()),
+                down=turned @ np.asarray(gravity, float) if gravity else None,
+                position=positions.get(image.name),
+            )
+        )
+    world = georeference(frames)
+    if world is None:
+        return {"upright": False, "metric": False, "drift_m": None, "origin": None}
+    model.transform(pc.Sim3d(world.scale, pc.Rotation3d(world.rotation), world.translation))
+    return {
+        "upright": world.upright,
+        "metric": world.metric,
+        "drift_m": world.drift_m,
+        "origin": origin if world.metric else None,
     }
 
 

@@ -14,6 +14,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.masks import MASKS
 
 if TYPE_CHECKING:
     from worker_agent.training.backend import Backend
@@ -63,6 +64,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             width=settings.width,
             test_every=settings.test_every,
             stride=settings.frame_stride,
+            masks=root / MASKS,
         )
     except DatasetUnusable as error:
         raise StageFailure(

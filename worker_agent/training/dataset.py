@@ -19,6 +19,7 @@ F64 = npt.NDArray[np.float64]
 MIN_VIEWS = 3
 MIN_POINTS = 16
 MIN_PIXELS = 16  # of the shorter side
+_SHOWN = 250  # of a mask's 255: pixels on its edge are left out, and the border that lenses leave
 
 
 class DatasetUnusable(ValueError):
@@ -59,6 +60,7 @@ class Dataset:
     points: F32  # (P, 3)
     colors: F32  # (P, 3) in [0, 1]
     normalisation: Normalisation
+    masks: Tensor | None = None  # (V, H, W) bool: where a view shows the scene; None: everywhere
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,10 +78,17 @@ def split_views(count: int, test_every: int) -> tuple[tuple[int, ...], tuple[int
 
 
 def load_dataset(
-    frames: Path, model: Path, *, width: int, test_every: int, stride: int = 1
+    frames: Path,
+    model: Path,
+    *,
+    width: int,
+    test_every: int,
+    stride: int = 1,
+    masks: Path | None = None,
 ) -> Dataset:
     """Read the COLMAP binary model in `model` and its images from `frames`; with a `stride` only
-    every n-th of the frames, whichever the model has.
+    every n-th of the frames, whichever the model has. `masks`, where there is such a directory,
+    holds <image name>.png, black where an image does not show the scene.
 
     Images are undistorted in memory and resized to `width` pixels (never enlarged). Raises
     DatasetUnusable for an unreadable or too small model, or a missing or broken frame.
@@ -108,12 +117,15 @@ def load_dataset(
     normalisation = _normalisation(points, poses)
 
     size: tuple[int, int] | None = None
-    images, intrinsics = [], []
+    images, intrinsics, shown = [], [], []
+    masked = masks is not None and masks.is_dir()
     for image in posed:
-        pixels, matrix = _undistorted(
-            frames / image.name, reconstruction.cameras[image.camera_id], width, size
-        )
+        camera = reconstruction.cameras[image.camera_id]
+        pixels, matrix = _undistorted(frames / image.name, camera, width, size)
         size = (pixels.shape[1], pixels.shape[0])
+        if masks is not None and masked:
+            mask, _ = _undistorted(masks / f"{image.name}.png", camera, width, size)
+            shown.append(mask[..., 0] > _SHOWN)
         images.append(pixels)
         intrinsics.append(matrix)
     if size is None or min(size) < MIN_PIXELS:
@@ -132,6 +144,7 @@ def load_dataset(
         points=normalisation.apply(points).astype(np.float32),
         colors=colors / np.float32(255.0),
         normalisation=normalisation,
+        masks=torch.from_numpy(np.stack(shown)) if shown else None,
     )
 
 

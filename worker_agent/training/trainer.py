@@ -98,6 +98,7 @@ class Trainer:
         )
         self._strategy = BudgetStrategy(self._schedule, initial, seed=settings.seed, warn=warn)
         self._pyramid = {1: dataset.images, 2: _halved(dataset.images)}
+        self._shown = None if dataset.masks is None else _both_sizes(dataset.masks)
         self._viewmats = dataset.viewmats.to(device)
         self._intrinsics = dataset.intrinsics.to(device)
         self._background = torch.zeros(1, 3, device=device)
@@ -136,7 +137,7 @@ class Trainer:
         if self._backend.device.type == "cuda":
             peak = torch.cuda.max_memory_reserved(self._backend.device) / 2**20
         return TrainingResult(
-            quality=evaluate(self.render, self.truth, self._dataset.test),
+            quality=evaluate(self._compared, self.truth, self._dataset.test),
             gaussians=len(self.parameters["means"]),
             steps=self._step,
             seconds=self._seconds,
@@ -149,6 +150,17 @@ class Trainer:
         """(H, W, 3) of a view at full size, with all SH bands trained so far."""
         return self._rasterize(view, 1)[0]
 
+    def _compared(self, view: int) -> Tensor:
+        return self._unmasked(self.render(view), self.truth(view), view, 1)
+
+    def _unmasked(self, image: Tensor, target: Tensor, view: int, factor: int) -> Tensor:
+        """`image` with the truth where a mask says that the view does not show the scene: no
+        loss, no gradient, no error there."""
+        if self._shown is None:
+            return image
+        shown = self._shown[factor][view].to(image.device)
+        return torch.where(shown[..., None], image, target)
+
     def truth(self, view: int) -> Tensor:
         """(H, W, 3) in [0, 1]."""
         return self._target(view, 1)
@@ -158,6 +170,7 @@ class Trainer:
         factor = self._schedule.downscale(self._step)
         image, meta = self._rasterize(view, factor)
         target = self._target(view, factor)
+        image = self._unmasked(image, target, view, factor)
         weight = self._settings.ssim_weight
         similarity = ssim(image.permute(2, 0, 1), target.permute(2, 0, 1))
         loss = (1.0 - weight) * (image - target).abs().mean() + weight * (1.0 - similarity)
@@ -217,6 +230,8 @@ class Trainer:
         for tensor in (self._dataset.images, self._dataset.viewmats, self._dataset.intrinsics):
             digest.update(tensor.contiguous().numpy().data)
         digest.update(self._dataset.points.tobytes())
+        if self._dataset.masks is not None:
+            digest.update(self._dataset.masks.numpy().tobytes())
         return digest.hexdigest()
 
     def _save(self, identity: str) -> None:
@@ -261,3 +276,12 @@ def _halved(images: Tensor) -> Tensor:
         for image in images
     ]
     return torch.stack(halves).add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def _both_sizes(masks: Tensor) -> dict[int, Tensor]:
+    """(V, H, W) bool, and at half the size, where all that a pixel covers must be shown."""
+    height, width = max(1, masks.shape[1] // 2), max(1, masks.shape[2] // 2)
+    halves = torch.nn.functional.interpolate(
+        masks[:, None].to(torch.float32), size=(height, width), mode="area"
+    )
+    return {1: masks, 2: halves[:, 0] > 0.999}
