@@ -1,9 +1,19 @@
-"""Where collected results lie: a directory, `<root>/<acquisition>/<job>/<file>`."""
+"""Where collected results lie: a directory, `<root>/<acquisition>/<job>/<file>`.
+
+Those are names; what they name lies once for each content, under `<root>/.objects` by its SHA-256.
+A name is a hard link to its object, so that it can be copied, moved and served like any file; where
+the file system cannot link, it is a symbolic link. An object comes into being whole or not at all.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from dispatcher.executors.transfer import file_sha256
 
 # Small or final results come back; frames, features and training state stay on the host.
 COLLECTED_KINDS = frozenset(
@@ -21,6 +31,13 @@ COLLECTED_KINDS = frozenset(
     }
 )
 CHECKPOINT = "output/.checkpoint.json"
+LOG = "output/job.log"  # of all attempts, as the hosts sent it: it never lay on one
+# With what the collection itself adds.
+KEPT_KINDS = COLLECTED_KINDS | {"checkpoint", "log"}
+OBJECTS = ".objects"
+
+# No hard links there at all, or no more to this file.
+_CANNOT_LINK = (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +57,92 @@ class ArtifactStore:
             raise ValueError(f"not a path inside a run directory: {relative!r}")
         kept = parts[1:] if parts[0] == "output" and len(parts) > 1 else parts
         return self.directory(acquisition, job).joinpath(*kept)
+
+    def object_path(self, sha256: str) -> Path:
+        return self.root / OBJECTS / sha256[:2] / sha256
+
+    def offer(self, local: Path, sha256: str, size: int) -> bool:
+        """Name the object `local` if there is one of this size, so that nothing has to be sent.
+        It is still to be verified. Raises OSError."""
+        target = self.object_path(sha256)
+        try:
+            if target.stat().st_size != size:
+                return False
+        except FileNotFoundError:
+            return False
+        if not _same(local, target):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            _name(target, local)
+        return True
+
+    def keep(self, local: Path, sha256: str) -> None:
+        """Make of `local`, a whole and durable file of this content, a name of its object. Nothing
+        changes for one that is. Raises OSError."""
+        target = self.object_path(sha256)
+        if _same(local, target):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        local.chmod(0o444)  # a change of one name would change all
+        if target.exists() and file_sha256(target) == sha256:
+            _name(target, local)
+            return
+        try:
+            _link(local, target)  # also in place of an object that was damaged
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            local.replace(target)
+            sync(target.parent)
+            _name(target, local)
+
+
+def store_of(local: Path, acquisition: str, job: str) -> ArtifactStore:
+    """The store that `local` is a name in. Raises ValueError."""
+    for parent in local.parents:
+        if (parent.parent.name, parent.name) == (acquisition, job):
+            return ArtifactStore(parent.parent.parent)
+    raise ValueError(f"{local} is not a file of {acquisition}/{job}")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
+def _name(target: Path, name: Path) -> None:
+    """In place of what was called so before."""
+    try:
+        _link(target, name)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        fresh = _fresh(name)
+        fresh.symlink_to(os.path.relpath(target, name.parent))
+        fresh.replace(name)
+        sync(name.parent)
+
+
+def _link(source: Path, name: Path) -> None:
+    """Whichever of the two the disk has after a power cut, it is whole."""
+    fresh = _fresh(name)
+    os.link(source, fresh)
+    fresh.replace(name)
+
+
+def _fresh(path: Path) -> Path:
+    """A name beside `path` that nobody has: what another process left of it goes."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    return fresh
+
+
+def sync(path: Path) -> None:
+    """A file's content, or a directory's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

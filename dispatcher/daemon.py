@@ -14,6 +14,7 @@ from pathlib import Path
 from dispatcher.agent_bundle import build
 from dispatcher.artifact_store import ArtifactStore
 from dispatcher.clock import SystemClock
+from dispatcher.collecting import Collecting
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.place import Policy
 from dispatcher.effects import Effects
@@ -29,6 +30,7 @@ from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
 from dispatcher.loop import Dispatcher, Pace
+from dispatcher.object_store import ObjectStore
 from dispatcher.quarantine import Quarantines
 from dispatcher.reclaim import Reclaimer
 from dispatcher.settings import DispatcherSettings
@@ -99,7 +101,11 @@ async def _run(
             fleet=fleet,
             session=lambda host: dispatcher.session(host),
             store=store,
-            artifacts=ArtifactStore(settings.artifacts),
+            collecting=Collecting(
+                store=store,
+                artifacts=ArtifactStore(settings.artifacts),
+                remote=ObjectStore(settings.artifacts_url) if settings.artifacts_url else None,
+            ),
             specs=specs,
             handoff=Handoff(
                 fleet=fleet,

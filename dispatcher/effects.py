@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dispatcher.artifact_store import CHECKPOINT, COLLECTED_KINDS, ArtifactStore
+from dispatcher.at_once import at_once
 from dispatcher.clock import Clock
+from dispatcher.collecting import Collecting
 from dispatcher.core.events import (
     AttemptFailed,
     AttemptStarted,
@@ -23,11 +22,10 @@ from dispatcher.core.events import (
     TransferFailed,
 )
 from dispatcher.core.lease import lease_s, may_requeue_at
-from dispatcher.core.model import Job, JobKind, Reason
+from dispatcher.core.model import Job, Reason
 from dispatcher.core.reclaiming import Kind
 from dispatcher.errors import HostError, TransportError
-from dispatcher.executors.base import Executor, Wanted
-from dispatcher.executors.transfer import SMALL
+from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
 from dispatcher.jobspec import Input, JobSpecs
@@ -42,7 +40,6 @@ log = logging.getLogger("cosma")
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
 CONNECT_PATIENCE_S = 120.0  # for a host that was there when the stage was placed
-COPIES_AT_ONCE = 4  # of one job; a default sshd allows ten sessions a connection
 DELIVERED = "input_delivered"
 
 
@@ -53,7 +50,7 @@ class Effects:
     fleet: Fleet
     session: Callable[[str], HostSession]
     store: Store
-    artifacts: ArtifactStore
+    collecting: Collecting
     specs: JobSpecs
     handoff: Handoff
     reclaimer: Reclaimer
@@ -80,9 +77,9 @@ class Effects:
         self, executor: Executor, run_dir: str, item: Input, job: Job, host: str
     ) -> None:
         await self._bring(executor, run_dir, item)
-        await self.store.record_event(
-            DELIVERED, job=job.id, host=host, payload={"path": item.path, "bytes": item.bytes}
-        )
+        # The hash, where it is known: what a stitch was made of is kept as long as the stitch.
+        payload = {"path": item.path, "bytes": item.bytes, "sha256": item.sha256}
+        await self.store.record_event(DELIVERED, job=job.id, host=host, payload=payload)
 
     async def _delivered(self, job: Job, host: str) -> set[str]:
         """What a transfer that was cut short has brought already. Asking the host instead costs a
@@ -227,18 +224,7 @@ class Effects:
         try:
             executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
-            rows = [r for r in await self.store.artifacts(job=job.id) if r.kind in COLLECTED_KINDS]
-            files = [self._wanted(job, r.path, r.kind, r.bytes, r.sha256) for r in rows]
-            checkpoint = self._wanted(job, CHECKPOINT, "checkpoint", 0, None)
-            small = [file for file in files if file.bytes <= SMALL]
-            left = await executor.collect_small(run_dir, [*small, checkpoint])
-            await at_once(
-                executor.collect_file(run_dir, file.path, file.local, sha256=file.sha256)
-                for file in [*left, *(file for file in files if file.bytes > SMALL)]
-            )
-            here = {file.path: str(file.local) for file in files}
-            await self.store.artifacts_collected(job.id, here)
-            await self._keep_report(job)
+            rows = await self.collecting.collect(job, executor, run_dir)
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         except OSError as error:
@@ -255,19 +241,6 @@ class Effects:
             left_on=await self.specs.left_on(job),
         )
 
-    def _wanted(self, job: Job, path: str, kind: str, size: int, sha256: str | None) -> Wanted:
-        local = self.artifacts.path(job.acquisition, job.id, path)
-        return Wanted(path=path, kind=kind, local=local, bytes=size, sha256=sha256)
-
-    async def _keep_report(self, job: Job) -> None:
-        """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""
-        if job.kind is not JobKind.STITCH:
-            return
-        for row in await self.store.artifacts(job=job.id):
-            if row.kind == "stitch_report" and row.local_path is not None:
-                text = await asyncio.to_thread(Path(row.local_path).read_text)
-                await self.store.update_stitch(job.id, report=json.loads(text))
-
     async def _bring(self, executor: Executor, run_dir: str, item: Input) -> None:
         if item.pull is not None:
             await executor.fetch(
@@ -278,7 +251,8 @@ class Effects:
             )  # fmt: skip
             return
         local = Path(item.local)
-        if not await asyncio.to_thread(local.is_file):
+        here = await asyncio.to_thread(local.is_file)
+        if not here and not await self.collecting.bring_back(local):
             raise HostError(
                 Reason.INPUT_MISSING,
                 "the source file is not there any more",
@@ -298,23 +272,3 @@ class Effects:
             at=self.clock.now(), stimulus=stimulus, attempt=job.attempt, reason=error.reason,
             message=error.message, advice=error.fix,
         )  # fmt: skip
-
-
-async def at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """All of them, a few at a time; the first failure ends the others and is raised."""
-    limit = asyncio.Semaphore(COPIES_AT_ONCE)
-
-    async def one(work: Coroutine[Any, Any, object]) -> None:
-        async with limit:
-            await work
-
-    works = list(works)
-    tasks = [asyncio.ensure_future(one(work)) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for work in works:
-            work.close()  # those that had not begun

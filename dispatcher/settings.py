@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dispatcher.errors import SettingsError
 from dispatcher.reclaim_policy import DEFAULTS, Kept, ReclaimRules
-from dispatcher.stage_settings import Frozen, FramesConfig, SfmConfig, TrainConfig
+from dispatcher.stage_settings import FramesConfig, Frozen, SfmConfig, TrainConfig
 
 
 class StitchConfig(Frozen):
@@ -81,6 +81,10 @@ class DispatcherSettings(Frozen):
 
     database: Path = Path("cosma.db")
     artifacts: Path = Path("cosma-artifacts")
+    artifacts_url: str | None = Field(default=None, pattern=r"^s3://[^/]+")  # results go there, too
+    error_area: Path = Path("cosma-errors")  # for inputs that are set aside
+    retention_days: float = Field(default=30.0, ge=0)  # that what nobody refers to is kept
+    gc_hours: float = Field(default=0.0, ge=0)  # between two collections of it; 0: none
     poll_s: float = Field(default=2.0, gt=0, le=3600)  # between two looks at the queue
     probe_s: float = Field(default=10.0, gt=0, le=3600)  # between two probes of a host
     probe_timeout_s: float = Field(default=30.0, gt=0, le=3600)
@@ -99,6 +103,10 @@ class DispatcherSettings(Frozen):
         names = {
             "database": "COSMA_QC_DB",
             "artifacts": "OUTPUT_PATH",
+            "artifacts_url": "COSMA_ARTIFACTS_URL",
+            "error_area": "COSMA_ERROR_AREA",
+            "retention_days": "CLEANUP_RETENTION_DAYS",
+            "gc_hours": "COSMA_GC_HOURS",
             "poll_s": "COSMA_QC_POLL_S",
             "probe_s": "COSMA_PROBE_S",
             "lease_scale": "COSMA_LEASE_SCALE",
@@ -109,6 +117,7 @@ class DispatcherSettings(Frozen):
         paths = {
             "database": settings.database.expanduser(),
             "artifacts": settings.artifacts.expanduser().absolute(),
+            "error_area": settings.error_area.expanduser().absolute(),
         }
         return settings.model_copy(update=paths)
 

@@ -240,14 +240,9 @@ class Store(Protocol):
 
     # --- artifacts ---
 
-    async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None: ...
-
-    async def artifacts_collected(self, job: str, paths: Mapping[str, str]) -> None:
-        """`paths`: in the run directory -> here. Raises StoreError for one that is not known."""
-        ...
-
-    async def artifacts_mirrored(self, job: str, urls: Mapping[str, str]) -> None:
-        """`urls`: path in the run directory -> verified copy in the object store."""
+    async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None:
+        """What a row does not say of where its copies lie stays as it was, unless its content is
+        another than the one known."""
         ...
 
     async def artifacts(

@@ -276,18 +276,6 @@ def add_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> None:
         db.change("upsert_artifact", **dataclasses.asdict(row))
 
 
-def artifacts_collected(db: Database, job: str, paths: Mapping[str, str]) -> None:
-    for path, local_path in paths.items():
-        if db.change("collect_artifact", job=job, path=path, local_path=local_path) == 0:
-            raise StoreError(f"there is no artifact {path}", where=job)
-
-
-def artifacts_mirrored(db: Database, job: str, urls: Mapping[str, str]) -> None:
-    for path, url in urls.items():
-        if db.change("mirror_artifact", job=job, path=path, remote_url=url) == 0:
-            raise StoreError(f"there is no artifact {path}", where=job)
-
-
 def artifacts(
     db: Database, job: str | None, acquisition: str | None, path: str | None, sha256: str | None
 ) -> list[ArtifactRow]:

@@ -268,12 +268,6 @@ class SqliteStore(DiskBooks):
     async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None:
         await self._writer.write(True, jobs.add_artifacts, job, tuple(rows))
 
-    async def artifacts_collected(self, job: str, paths: Mapping[str, str]) -> None:
-        await self._writer.write(True, jobs.artifacts_collected, job, paths)
-
-    async def artifacts_mirrored(self, job: str, urls: Mapping[str, str]) -> None:
-        await self._writer.write(True, jobs.artifacts_mirrored, job, urls)
-
     async def artifacts(
         self,
         *,

@@ -170,24 +170,28 @@ async def test_the_end_of_an_attempt_leaves_metrics_and_artifacts(store: Store) 
     assert ExitRecord.from_dict(attempt.exit) == record()
     (row,) = await store.artifacts(job=job.id)
     assert (row.kind, row.path, row.host, row.attempt) == ("ply", "output/x.ply", "h", 1)
-    await store.artifacts_collected(job.id, {row.path: "/artifacts/x.ply"})
-    for wanted in ("output/x.ply", "/artifacts/x.ply"):
+    copies = {"local_path": "/artifacts/x.ply", "remote_url": "s3://b/x"}
+    await store.add_artifacts(job.id, [dataclasses.replace(row, **copies)])
+    for wanted in ("output/x.ply", *copies.values()):
         assert [a.job for a in await store.artifacts(path=wanted)] == [job.id]
+    assert [a.job for a in await store.artifacts(sha256=row.sha256)] == [job.id]
+    assert await store.artifacts(sha256="bb") == []
     assert len(await store.artifacts(acquisition="dive")) == 1
     assert await store.artifacts(acquisition="other") == []
-    with pytest.raises(StoreError, match="no artifact"):
-        await store.artifacts_collected(job.id, {"output/none": "/x"})
 
 
 async def test_an_artifact_made_anew_has_to_be_collected_anew(store: Store) -> None:
     await fill(store)
     row = ArtifactRow(job=JOB.id, kind="ply", path="output/x.ply", bytes=9, sha256="aa")
     await store.add_artifacts(JOB.id, [row])
-    await store.artifacts_collected(JOB.id, {row.path: "/artifacts/x.ply"})
+    copies = {"local_path": "/artifacts/x.ply", "remote_url": "s3://b/x"}
+    await store.add_artifacts(JOB.id, [dataclasses.replace(row, **copies)])
     await store.add_artifacts(JOB.id, [row])
-    assert (await store.artifacts(job=JOB.id))[0].local_path == "/artifacts/x.ply"
+    (same,) = await store.artifacts(job=JOB.id)
+    assert (same.local_path, same.remote_url) == ("/artifacts/x.ply", "s3://b/x")
     await store.add_artifacts(JOB.id, [dataclasses.replace(row, sha256="bb")])
-    assert (await store.artifacts(job=JOB.id))[0].local_path is None
+    (other,) = await store.artifacts(job=JOB.id)
+    assert (other.local_path, other.remote_url) == (None, None)
 
 
 async def test_renewals_only_ever_move_forward(store: Store) -> None:

@@ -94,12 +94,6 @@ ON CONFLICT (job, path) DO UPDATE SET
     remote_url = CASE WHEN excluded.remote_url IS NOT NULL THEN excluded.remote_url
                       WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.remote_url END;
 
--- name: collect_artifact
-UPDATE artifacts SET local_path = :local_path WHERE job = :job AND path = :path;
-
--- name: mirror_artifact
-UPDATE artifacts SET remote_url = :remote_url WHERE job = :job AND path = :path;
-
 -- name: select_artifacts
 SELECT artifacts.* FROM artifacts JOIN jobs ON jobs.id = artifacts.job
 WHERE (:job IS NULL OR artifacts.job = :job)
