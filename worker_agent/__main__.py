@@ -17,37 +17,24 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a host's own python3 is whatever
     print(json.dumps({"error": "tool_missing", "message": f"{text}: name one in the inventory"}))
     sys.exit(1)
 
-from worker_agent.protocol import (
+from worker_agent.messages import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_USAGE,
-    ArrivedRequest,
     AttemptSpec,
-    CancelRequest,
-    FetchRequest,
-    ListRequest,
     Message,
-    PackRequest,
-    ProbeRequest,
     ProtocolError,
-    ReceiveRequest,
-    ReclaimRequest,
     Refusal,
-    RenewRequest,
-    SelftestRequest,
-    SendRequest,
-    StatusRequest,
-    TakeRequest,
-    TrimRequest,
-    UnpackRequest,
 )
 from worker_agent.refusal import RefusedError, from_os_error
 
-# Each verb imports what it needs when it is called: a status must not pay for a transfer.
+# Each verb imports what it needs when it is called: a status must not pay for a transfer, nor a
+# transfer, which starts an interpreter of its own, for the making of all messages.
 
 
 def _probe(line: bytes) -> int:
     from worker_agent.probe import probe
+    from worker_agent.protocol import ProbeRequest
 
     return _reply([probe(ProbeRequest.from_json(line))])
 
@@ -60,6 +47,7 @@ def _start(line: bytes) -> int:
 
 def _status(line: bytes) -> int:
     from worker_agent import attempts
+    from worker_agent.protocol import StatusRequest
 
     request = StatusRequest.from_json(line)
     return _reply(attempts.status(attempts.of_reference(r)) for r in request.attempts)
@@ -91,41 +79,48 @@ def _load_all() -> None:
 
 def _renew(line: bytes) -> int:
     from worker_agent.control import renew
+    from worker_agent.protocol import RenewRequest
 
     return _reply(renew(RenewRequest.from_json(line)))
 
 
 def _cancel(line: bytes) -> int:
     from worker_agent.control import cancel
+    from worker_agent.protocol import CancelRequest
 
     return _reply([cancel(CancelRequest.from_json(line))])
 
 
 def _fetch(line: bytes) -> int:
     from worker_agent.fetch import fetch
+    from worker_agent.protocol import FetchRequest
 
     return _reply([fetch(FetchRequest.from_json(line))])
 
 
 def _arrived(line: bytes) -> int:
+    from worker_agent.block_messages import ArrivedRequest
     from worker_agent.blocks import arrived
 
     return _reply([arrived(ArrivedRequest.from_json(line))])
 
 
 def _take(line: bytes) -> int:
+    from worker_agent.block_messages import TakeRequest
     from worker_agent.blocks import take
 
     return _reply(take(TakeRequest.from_json(line), sys.stdin.buffer))
 
 
 def _receive(line: bytes) -> int:
+    from worker_agent.protocol import ReceiveRequest
     from worker_agent.transfer import receive
 
     return _reply([receive(ReceiveRequest.from_json(line), sys.stdin.buffer)])
 
 
 def _send(line: bytes) -> int:
+    from worker_agent.protocol import SendRequest
     from worker_agent.transfer import send
 
     send(SendRequest.from_json(line), sys.stdout.buffer)
@@ -134,12 +129,14 @@ def _send(line: bytes) -> int:
 
 def _pack(line: bytes) -> int:
     from worker_agent.pack import pack
+    from worker_agent.protocol import PackRequest
 
     pack(PackRequest.from_json(line), sys.stdout.buffer)
     return EXIT_OK
 
 
 def _unpack(line: bytes) -> int:
+    from worker_agent.protocol import UnpackRequest
     from worker_agent.unpack import unpack
 
     return _reply(unpack(UnpackRequest.from_json(line), sys.stdin.buffer))
@@ -147,11 +144,13 @@ def _unpack(line: bytes) -> int:
 
 def _reclaim(line: bytes) -> int:
     from worker_agent.disk import reclaim
+    from worker_agent.protocol import ReclaimRequest
 
     return _reply([reclaim(ReclaimRequest.from_json(line))])
 
 
 def _trim(line: bytes) -> int:
+    from worker_agent.protocol import TrimRequest
     from worker_agent.trim import trim
 
     return _reply([trim(TrimRequest.from_json(line))])
@@ -159,11 +158,13 @@ def _trim(line: bytes) -> int:
 
 def _list(line: bytes) -> int:
     from worker_agent.attempts import list_attempts
+    from worker_agent.protocol import ListRequest
 
     return _reply(list_attempts(Path(ListRequest.from_json(line).work_dir)))
 
 
 def _selftest(line: bytes) -> int:
+    from worker_agent.protocol import SelftestRequest
     from worker_agent.selftest import selftest
 
     report = selftest(SelftestRequest.from_json(line))

@@ -14,40 +14,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from worker_agent.digests import Digest, available, digest_by
-from worker_agent.partial import Partial, disk_full, opened, part_path
-from worker_agent.paths import inside, run_directory
-from worker_agent.protocol import (
+from worker_agent.block_messages import (
     BLOCK_BYTES,
-    ArrivedReport,
+    Arrived,
     ArrivedRequest,
     Block,
-    FailureCode,
-    ProtocolError,
     TakeRequest,
     TransferReport,
 )
+from worker_agent.digests import Digest, available, digest_by
+from worker_agent.messages import FailureCode, ProtocolError
+from worker_agent.partial import Partial, disk_full, opened, part_path
+from worker_agent.paths import inside, run_directory
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 
 _WRITE_OUT_BYTES = 64 << 20
 
 
-def arrived(request: ArrivedRequest) -> ArrivedReport:
-    """What is here of a file of `bytes` bytes: the file itself, else its .part."""
+def arrived(request: ArrivedRequest) -> TransferReport:
+    """How large the file is, or its .part; that proves nothing, but is quick to tell."""
     target = inside(run_directory(request.run_dir), request.path)
-    published = target.is_file() and target.stat().st_size == request.bytes
-    path = target if published else part_path(target)
-    algorithm = next(name for name in available() if name in request.algorithms)
-    try:
-        with path.open("rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            digests = blocks_of(stream, request.bytes, digest_by(algorithm))
-            known = tuple(digest.hex() for digest in digests) if request.compare else ()
-    except FileNotFoundError:
-        size, known = 0, ()
-    return ArrivedReport(
-        path=request.path, published=published, bytes=size, algorithm=algorithm, digests=known
-    )
+    for path in (target, part_path(target)):
+        if path.is_file():
+            size = path.stat().st_size
+            return TransferReport(
+                path=request.path, bytes=size, sha256=None, complete=path == target
+            )
+    return TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
 
 
 def blocks_of(stream: BinaryIO, size: int, digest: Digest) -> Iterator[bytes]:
@@ -60,8 +53,9 @@ def blocks_of(stream: BinaryIO, size: int, digest: Digest) -> Iterator[bytes]:
         yield digest(wanted)
 
 
-def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport]:
-    """Say that blocks may come, then how many bytes of them were right and are here.
+def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport | Arrived]:
+    """Say that blocks may come, what is here already, and then how many bytes of those that came
+    were right and are here.
 
     The last one makes a file of them (see protocol.Block). The stream may end before it: what was
     taken stays. Raises RefusedError: transfer_corrupt, disk_full with the bytes missing, busy,
@@ -69,16 +63,27 @@ def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport]:
     """
     began = time.monotonic()
     target = inside(run_directory(request.run_dir), request.path)
+    algorithm = next(name for name in available() if name in request.algorithms)
     with opened(target, shared=request.shared) as part:
         part.require_space(request.bytes)
-        yield TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
-        arrival = Arrival(part, request.bytes, request.algorithm, alone=not request.shared)
+        yield _report(request, 0, began)
+        arrival = Arrival(part, request.bytes, algorithm, alone=not request.shared)
+        if request.compare:
+            yield arrival.here()
         complete = arrival.read(source)
         if complete:
             part.settle()
-    yield TransferReport(
+        elif part.size() == 0 and arrival.alone:
+            part.path.unlink()
+    yield _report(request, arrival.taken, began, complete=complete)
+
+
+def _report(
+    request: TakeRequest, taken: int, began: float, *, complete: bool = False
+) -> TransferReport:
+    return TransferReport(
         path=request.path,
-        bytes=arrival.taken,
+        bytes=taken,
         sha256=None,
         complete=complete,
         seconds=round(time.monotonic() - began, 3),
@@ -87,7 +92,7 @@ def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport]:
 
 @dataclass(slots=True)
 class Arrival:
-    """Blocks that come for `part`. Only who is `alone` may trust what it wrote itself to be there
+    """Blocks that come for `part`. Only who is `alone` may trust what it has seen to be there
     still, and may say that the file is whole."""
 
     part: Partial
@@ -98,6 +103,18 @@ class Arrival:
     _seen: dict[int, bytes] = field(default_factory=dict)  # offset -> digest
     _unwritten: int = 0
     _writing_out: threading.Thread | None = None
+
+    def here(self) -> Arrived:
+        """Of the file itself, or of its .part file: that needs no second look then."""
+        digest = digest_by(self.algorithm)
+        target = self.part.target
+        published = target.is_file() and target.stat().st_size == self.size
+        with (target if published else self.part.path).open("rb", buffering=0) as stream:
+            digests = list(blocks_of(stream, self.size, digest))
+        if not published:
+            self._seen = {index * BLOCK_BYTES: known for index, known in enumerate(digests)}
+        known = tuple(found.hex() for found in digests)
+        return Arrived(published=published, algorithm=self.algorithm, digests=known)
 
     def read(self, source: BinaryIO) -> bool:
         """True when the last block came and all that lies here is as it says; False when the

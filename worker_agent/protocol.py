@@ -10,6 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from worker_agent.block_messages import (
+    BLOCK_BYTES,
+    Arrived,
+    ArrivedRequest,
+    Block,
+    TakeRequest,
+    TransferReport,
+)
 from worker_agent.messages import (
     EXIT_FAILED,
     EXIT_OK,
@@ -38,20 +46,23 @@ __all__ = [
     "EXIT_USAGE",
     "PROTOCOL_VERSION",
     "STALE_EPOCH",
+    "Arrived",
+    "ArrivedRequest",
     "Artifact",
     "AttemptRef",
     "AttemptSpec",
     "AttemptState",
     "AttemptStatus",
+    "Block",
     "ExitRecord",
     "FailureCode",
     "Message",
     "ProtocolError",
     "Refusal",
     "StageOutcome",
+    "TakeRequest",
+    "TransferReport",
 ]
-
-BLOCK_BYTES = 1 << 20  # of a file that crosses in blocks; only its last block may be shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,58 +247,6 @@ class ReceiveRequest(Message):
     path: str
     bytes: int
     sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrivedRequest(Message):
-    """`arrived`: what is here of a file of `bytes` bytes."""
-
-    run_dir: str
-    path: str
-    bytes: int
-    algorithms: tuple[str, ...]  # that whoever asks can compute; "sha256" is always one
-    compare: bool = True  # False: only how much, which is quick to tell
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrivedReport(Message):
-    """Bytes that are here prove nothing: the digests are to be compared with the file's own."""
-
-    path: str
-    published: bool  # a file of that size has the name; else all is said of its .part file
-    bytes: int
-    algorithm: str  # the fastest that both sides have
-    digests: tuple[str, ...]  # hex, of the blocks from the first on, as far as they are whole
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TakeRequest(Message):
-    """First line on the stdin of `take`; once it has replied, Blocks follow."""
-
-    run_dir: str
-    path: str
-    bytes: int
-    algorithm: str
-    shared: bool = False  # with other streams of the same file; none of them completes it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block(Message):
-    """One line before the raw bytes of a block. With `bytes` 0 it is the last: `digest` is then
-    that of all blocks' digests in their order, and the file is complete if it agrees."""
-
-    offset: int
-    bytes: int
-    digest: str  # hex
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferReport(Message):
-    path: str
-    bytes: int  # verified bytes that lie there now (of the .part file while incomplete)
-    sha256: str | None  # of the whole file, once complete
-    complete: bool
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

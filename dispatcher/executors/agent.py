@@ -329,6 +329,13 @@ class AgentLink:
         self.check(verb, Completed(done.returncode, line + done.stdout, done.stderr))
         raise self._broken(verb, f"unexpected reply {line[:100]!r}")
 
+    async def next_reply(self, verb: str, feed: Feed, reply: type[M]) -> M:
+        """One more line of a verb that has said that it is ready."""
+        line = await feed.read_line()
+        if not line.endswith(b"\n"):
+            self.check(verb, await feed.finish())
+        return self.decode(verb, line, reply)
+
     def check(self, verb: str, done: Completed) -> None:
         """Raises AgentRefusal, AgentBroken or TakenOver unless the verb ended well."""
         if done.returncode == EXIT_OK:

@@ -30,8 +30,7 @@ from dispatcher.executors.transfer import unless_busy
 from dispatcher.transport.base import Feed
 from worker_agent.protocol import (
     BLOCK_BYTES,
-    ArrivedReport,
-    ArrivedRequest,
+    Arrived,
     Block,
     TakeRequest,
     TransferReport,
@@ -40,7 +39,7 @@ from worker_agent.protocol import (
 MOST_STREAMS = 4
 NEAR_S = 0.005  # below this round trip one stream fills the link
 TRIES = 3
-HASHING_S = 3600.0  # that a host may take to read what it has of a file
+PROVING_S = 3600.0  # that a host may take to read a whole file again
 
 Digest = Callable[[bytes | memoryview], bytes]
 DIGESTS: dict[str, Digest] = {
@@ -77,7 +76,7 @@ class _Sending:
     there: int = 0  # bytes
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def compare(self, there: ArrivedReport) -> None:
+    def compare(self, there: Arrived) -> None:
         """Find what the host lacks. Raises OSError."""
         count = -(-self.source.bytes // BLOCK_BYTES)
         self.digests = [b""] * count
@@ -91,6 +90,8 @@ class _Sending:
                 self.digests[index] = self.digest(block)
                 if self.digests[index].hex() != known:
                     self.missing.append(index)
+        if there.published and self.missing:
+            self.missing = deque(range(count))  # another file has the name: none of it helps
         self.there = self.source.bytes - sum(self._length(index) for index in self.missing)
 
     def _length(self, index: int) -> int:
@@ -188,22 +189,11 @@ class Pusher:
         pool = ThreadPoolExecutor(MOST_STREAMS + 2, thread_name_prefix="push")
         try:
             hashing = self._hashing(sending, pool)
-            request = ArrivedRequest(
+            take = TakeRequest(
                 run_dir=run_dir, path=path, bytes=source.bytes, algorithms=tuple(DIGESTS)
             )
             for tries in range(1, TRIES + 1):
-                there = await self.agent.call_one(
-                    "arrived", request, ArrivedReport, slow=True, timeout_s=HASHING_S
-                )
-                sending.digest = DIGESTS[there.algorithm]
-                await loop.run_in_executor(pool, sending.compare, there)
                 told = 0
-                tell(sending.there)
-                if there.published and not sending.missing:
-                    break
-                take = TakeRequest(
-                    run_dir=run_dir, path=path, bytes=source.bytes, algorithm=there.algorithm
-                )
                 try:
                     await self._send(sending, take, pool, hashing, sha256)
                     break
@@ -247,9 +237,15 @@ class Pusher:
     ) -> None:
         """All that is missing, then the word that it is whole, once it is what it should be."""
         loop = asyncio.get_running_loop()
-        feeds = await self._open(take, await self._streams_for(len(sending.missing)))
+        feeds = await self._open(take)
         feeding: list[asyncio.Future[None]] = []
         try:
+            there = await self.agent.next_reply("take", feeds[0], Arrived)
+            sending.digest = DIGESTS[there.algorithm]
+            await loop.run_in_executor(pool, sending.compare, there)
+            sending.tell(sending.there)
+            if there.published and not sending.missing:
+                return
             feeding = [loop.run_in_executor(pool, sending.feed, feed.pipe) for feed in feeds]
             await asyncio.gather(*feeding)
             whole = not sending.missing
@@ -268,8 +264,9 @@ class Pusher:
             for feed in feeds:
                 await feed.close()
         if not alone:
+            take = replace(take, compare=False)
             reports = await self.agent.call(
-                "take", take, TransferReport, body=sending.last(), slow=True, timeout_s=HASHING_S
+                "take", take, TransferReport, body=sending.last(), slow=True, timeout_s=PROVING_S
             )
         if not reports or not reports[-1].complete:
             raise TransferError(
@@ -277,31 +274,33 @@ class Pusher:
                 where=self.agent.name, why="the host took no more of it",
             )  # fmt: skip
 
-    async def _streams_for(self, blocks: int) -> int:
+    async def _streams_for(self, size: int) -> int:
         streams = self.streams
         if streams is None:
             round_trip_s = await self.agent.round_trip_s()
             near = round_trip_s is not None and round_trip_s < NEAR_S
             streams = 1 if near else MOST_STREAMS
-        return max(1, min(streams, blocks))
+        return max(1, min(streams, size // BLOCK_BYTES))
 
-    async def _open(self, take: TakeRequest, count: int) -> list[Feed]:
-        """As many of `count` streams as there can be. Raises HostError when that is none."""
-        request = replace(take, shared=count > 1)
-        opening = [asyncio.ensure_future(self._feed(request)) for _ in range(count)]
+    async def _open(self, take: TakeRequest) -> list[Feed]:
+        """The first one compares; of the others, as many as there can be. Raises HostError."""
+        count = await self._streams_for(take.bytes)
+        take = replace(take, shared=count > 1)
+        opening = [asyncio.ensure_future(self._feed(take))]
+        opening += [
+            asyncio.ensure_future(self._feed(replace(take, compare=False))) for _ in range(1, count)
+        ]
         try:
             await asyncio.wait(opening)
-        except asyncio.CancelledError:
+            first = opening[0].result()
+        except BaseException:
             for one in opening:
                 one.cancel()
             for got in await asyncio.gather(*opening, return_exceptions=True):
                 if not isinstance(got, BaseException):
                     await got.close()
             raise
-        feeds = [one.result() for one in opening if one.exception() is None]
-        if not feeds:
-            raise next(error for one in opening if (error := one.exception()) is not None)
-        return feeds
+        return [first, *(one.result() for one in opening[1:] if one.exception() is None)]
 
     async def _feed(self, request: TakeRequest) -> Feed:
         return await unless_busy(functools.partial(self.agent.feed, "take", request))

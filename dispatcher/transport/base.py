@@ -54,6 +54,10 @@ class Feed(Protocol):
     pipe: int  # its descriptor; writing blocks, and raises BrokenPipeError once the command ended
     reply: bytes  # its first line; b"" when it ended without one
 
+    async def read_line(self) -> bytes:
+        """The next one of its output; without a line end when that has ended."""
+        ...
+
     async def finish(self) -> Completed:
         """Close the pipe and wait for the end. Raises TransportError when the link was lost."""
         ...

@@ -21,6 +21,7 @@ from dispatcher.transport.target import CIPHERS, SshTarget
 
 _ALIVE_S = 15  # the server is asked after so much silence, and given up after three of them
 _SAID_BYTES = 1 << 16
+_LINE_BYTES = 16 << 20  # the digests of a terabyte in blocks
 _OPTIONS = (
     "BatchMode=yes",
     "ConnectTimeout=15",
@@ -96,6 +97,7 @@ class SshFeed:
                 stdin=reading,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                limit=_LINE_BYTES,
             )
         except FileNotFoundError:
             os.close(writing)
@@ -113,6 +115,10 @@ class SshFeed:
             os.write(self.pipe, request)
         self.reply = await self._stdout.readline()
         self._forget()
+
+    async def read_line(self) -> bytes:
+        """See Feed.read_line."""
+        return await self._stdout.readline()
 
     async def finish(self) -> Completed:
         """Close the pipe and wait for the end. Raises TransportError when the link was lost."""

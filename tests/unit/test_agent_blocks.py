@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker_agent import blocks as module
-from worker_agent import partial, protocol
 from worker_agent.blocks import arrived, take
 from worker_agent.digests import SHA256, XXH3, available, digest_by
 from worker_agent.partial import opened, part_path
-from worker_agent.protocol import ArrivedRequest, Block, TakeRequest, TransferReport
+from worker_agent.protocol import Arrived, ArrivedRequest, Block, TakeRequest, TransferReport
 from worker_agent.refusal import RefusedError
 
 SIZE = 64  # of a block, in these tests
@@ -49,14 +48,18 @@ def last(data: bytes = DATA) -> bytes:
     return Block(offset=len(data), bytes=0, digest=whole).to_json().encode() + b"\n"
 
 
+def request(run_dir: Path, *, shared: bool = False, size: int = len(DATA)) -> TakeRequest:
+    return TakeRequest(
+        run_dir=str(run_dir), path="input/a", bytes=size, algorithms=(SHA256,), shared=shared
+    )
+
+
 def send(
     run_dir: Path, stream: bytes, *, shared: bool = False, size: int = len(DATA)
 ) -> TransferReport:
-    request = TakeRequest(
-        run_dir=str(run_dir), path="input/a", bytes=size, algorithm=SHA256, shared=shared
-    )
-    ready, done = take(request, io.BytesIO(stream))
-    assert not ready.complete
+    ready, _, done = take(request(run_dir, shared=shared, size=size), io.BytesIO(stream))
+    assert isinstance(ready, TransferReport) and not ready.complete
+    assert isinstance(done, TransferReport)
     return done
 
 
@@ -66,16 +69,17 @@ def refusal_of(run_dir: Path, stream: bytes, *, shared: bool = False) -> str:
     return refused.value.refusal.error
 
 
-def here(run_dir: Path, *, compare: bool = True) -> protocol.ArrivedReport:
-    return arrived(
-        ArrivedRequest(
-            run_dir=str(run_dir), path="input/a", bytes=len(DATA), algorithms=(SHA256,),
-            compare=compare,
-        )
-    )  # fmt: skip
+def here(run_dir: Path) -> Arrived:
+    _, found, done = take(request(run_dir), io.BytesIO())
+    assert isinstance(found, Arrived) and isinstance(done, TransferReport) and not done.complete
+    return found
 
 
-def lacking(report: protocol.ArrivedReport, data: bytes = DATA) -> list[int]:
+def size_here(run_dir: Path) -> int:
+    return arrived(ArrivedRequest(run_dir=str(run_dir), path="input/a")).bytes
+
+
+def lacking(report: Arrived, data: bytes = DATA) -> list[int]:
     parts = [data[at : at + SIZE] for at in range(0, len(data), SIZE)]
     return [
         index
@@ -116,16 +120,15 @@ def test_any_order_cut_anywhere_gives_the_whole_file(
 def test_several_streams_share_the_file_and_none_of_them_completes_it(run_dir: Path) -> None:
     first, second = (
         take(
-            TakeRequest(
-                run_dir=str(run_dir), path="input/a", bytes=len(DATA), algorithm=SHA256, shared=True
-            ),
+            request(run_dir, shared=True),
             io.BytesIO(b"".join(block(index) for index in range(start, COUNT, 2))),
         )
         for start in (0, 1)
     )
     next(first), next(second)  # both are at it
     assert refusal_of(run_dir, last()) == "busy"
-    assert next(first).bytes + next(second).bytes == len(DATA)
+    taken = [report.bytes for report in (list(first)[-1], list(second)[-1])]
+    assert sum(taken) == len(DATA)
     assert refusal_of(run_dir, last(), shared=True) == "bad_request"
     assert not (run_dir / "input" / "a").exists()
     assert send(run_dir, last()).complete
@@ -136,7 +139,7 @@ def test_a_block_that_is_not_what_was_sent_is_not_written(run_dir: Path) -> None
     wrong = bytearray(block(3))
     wrong[-1] ^= 1
     assert refusal_of(run_dir, block(2) + bytes(wrong)) == "transfer_corrupt"
-    assert here(run_dir).bytes == 3 * SIZE
+    assert size_here(run_dir) == 3 * SIZE
     assert 3 in lacking(here(run_dir)) and 2 not in lacking(here(run_dir))
 
 
@@ -162,7 +165,7 @@ def test_what_is_not_whole_gets_no_name_and_keeps_what_it_has(run_dir: Path, siz
 def test_blocks_of_no_place_are_refused(run_dir: Path, head: Block) -> None:
     stream = head.to_json().encode() + b"\n" + bytes(2 * SIZE)
     assert refusal_of(run_dir, stream) == "bad_request"
-    assert here(run_dir).bytes == 0
+    assert size_here(run_dir) == 0
 
 
 def test_another_version_replaces_the_file_only_when_it_is_whole(run_dir: Path) -> None:
@@ -176,12 +179,15 @@ def test_another_version_replaces_the_file_only_when_it_is_whole(run_dir: Path) 
     assert (run_dir / "input" / "a").read_bytes() == other
 
 
-def test_asking_creates_nothing_and_need_not_compare(run_dir: Path) -> None:
-    assert here(run_dir).bytes == 0
-    assert not run_dir.exists()
+def test_asking_how_much_is_here_changes_nothing(run_dir: Path) -> None:
+    assert size_here(run_dir) == 0 and not run_dir.exists()
     send(run_dir, block(0) + block(1))
-    quick = here(run_dir, compare=False)
-    assert (quick.bytes, quick.published, quick.digests) == (2 * SIZE, False, ())
+    assert size_here(run_dir) == 2 * SIZE
+
+
+def test_who_only_compares_leaves_nothing(run_dir: Path) -> None:
+    assert here(run_dir).digests == ()
+    assert list((run_dir / "input").iterdir()) == []
 
 
 def test_more_than_the_disk_holds_is_refused_with_the_bytes_missing(run_dir: Path) -> None:
@@ -194,7 +200,7 @@ def test_two_transfers_of_one_file_do_not_mix(run_dir: Path) -> None:
     with opened(run_dir / "input" / "a"):
         assert refusal_of(run_dir, block(0)) == "busy"
         assert refusal_of(run_dir, block(0), shared=True) == "busy"
-    assert partial.part_path(run_dir / "input" / "a").exists()
+    assert send(run_dir, block(0)).bytes == SIZE
 
 
 @given(content=st.binary(max_size=3000))
