@@ -85,7 +85,7 @@ async def _run(
     epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
     specs = JobSpecs(store, lambda host: _stage_python(fleet, host))
     learning = await Learning.from_store(store)
-    trims = Trims(fleet, store, clock)
+    trims = Trims(fleet, store, clock, settings.trim_window_s)
     await trims.take_up()
     pools = PoolWatch(
         store,

@@ -95,11 +95,13 @@ class DispatcherSettings(Frozen):
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
         """Defaults < environment (COSMA_QC_DB, OUTPUT_PATH, COSMA_QC_POLL_S, COSMA_PROBE_S,
-        COSMA_LEASE_SCALE) < `overrides` that are not None.
+        COSMA_LEASE_SCALE, COSMA_TRIM_WINDOW_S) < `overrides` that are not None.
 
         Artifacts get an absolute path, as the database keeps it. Raises SettingsError.
         """
         env = os.environ if environment is None else environment
+    # After something was removed on a host: what else goes within this time is trimmed with it.
+    trim_window_s: float = Field(default=15.0, ge=0, le=86_400)
         names = {
             "database": "COSMA_QC_DB",
             "artifacts": "OUTPUT_PATH",
@@ -119,6 +121,7 @@ class DispatcherSettings(Frozen):
             "artifacts": settings.artifacts.expanduser().absolute(),
             "error_area": settings.error_area.expanduser().absolute(),
         }
+            "trim_window_s": "COSMA_TRIM_WINDOW_S",
         return settings.model_copy(update=paths)
 
 

@@ -13,7 +13,6 @@ from dispatcher.store.rows import Trim
 
 log = logging.getLogger("cosma")
 
-WINDOW_S = 15.0  # a trim of a large disk costs its device as much as much I/O
 TRIMMED = "disk_trimmed"  # the event's kind
 
 
@@ -24,7 +23,7 @@ class Trims:
     fleet: Fleet
     store: Store
     clock: Clock
-    window_s: float = WINDOW_S
+    window_s: float = 0.0  # a trim of a large disk costs its device as much as much I/O
     _wanted: dict[str, tuple[float, str]] = field(default_factory=dict)  # host -> since when, mode
     _running: set[str] = field(default_factory=set)
 

@@ -92,7 +92,10 @@ class Drill:
         return kind(self.hosts, self.directory / "hosts")
 
     def _ingest(self, dispatcher: DispatcherProcess, footage: Footage) -> None:
-        words = ("ingest", str(footage.root), "--acquisition", SURVEY)
+        # The hosts' disks are small, and room is asked for by what a training may make.
+        plan = self.directory / "plan.yaml"
+        plan.write_text("train: {cuda: {cap: 1000}}\n")
+        words = ("ingest", str(footage.root), "--acquisition", SURVEY, "--config", str(plan))
         with dispatcher.log.open("ab") as log:
             subprocess.run(
                 dispatcher.cosma(*words), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
