@@ -133,11 +133,12 @@ class Place:
         await self.executor.push_file(self.source, str(self.run_dir), "input/clip.mp4")
 
     async def half(self) -> None:
-        """A push that is cut off when half of it has gone."""
+        """A push that is cut off when half of the file has arrived."""
         at_half = asyncio.Event()
+        part = self.target.with_name(self.target.name + ".part")
 
         def watch(there: int, size: int) -> None:
-            if there >= size // 2:
+            if there >= size // 2 and part.stat().st_size >= size // 2:
                 at_half.set()
 
         pushing = asyncio.ensure_future(
