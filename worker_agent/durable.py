@@ -42,7 +42,13 @@ def write_json(
         fill_reserve(reserve, json.dumps(value, separators=(",", ":")).encode())
         reserve.replace(path)
     if not this_boot:
-        _sync_directory(path.parent)
+        _sync(path.parent)
+
+
+def make_durable(path: Path) -> None:
+    """What `write_json` wrote for this boot survives a power cut from now on. Raises OSError."""
+    _sync(path)
+    _sync(path.parent)
 
 
 def fill_reserve(reserve: Path, data: bytes) -> None:
@@ -134,7 +140,7 @@ def drop_torn_line(path: Path) -> int:
     return size - end
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

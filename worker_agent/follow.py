@@ -17,7 +17,7 @@ from worker_agent.durable import write_all
 from worker_agent.inotify import Watcher
 from worker_agent.protocol import AttemptState, AttemptStatus, FrameHeader, WatchRequest
 
-_GATHER_S = 0.1
+_GATHER_S = 0.5
 _LIVENESS_S = 1.0  # how often the lock is probed: an end that leaves no record tells nobody
 # Where directories cannot be watched: how often they are looked at, ever more slowly.
 _FASTEST_S, _SLOWEST_S, _BACK_OFF = 0.02, 0.2, 1.3

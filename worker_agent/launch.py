@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from worker_agent import attempts, bundle, clock, containment, processes, supervisor
 from worker_agent.attempts import AttemptFiles
-from worker_agent.durable import write_json
+from worker_agent.durable import make_durable, write_json
 from worker_agent.epoch import check_epoch
 from worker_agent.paths import work_directory
 from worker_agent.processes import Scope
@@ -63,7 +63,11 @@ def start(spec: AttemptSpec) -> StartReply:
             # Killed between the commitment and the fork, it would have started and never run.
             signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
             _record(files, spec)
-            _detach(files, spec, lock, code)
+            spawned = _detach(files, spec, lock, code)
+            # Nobody is told of the attempt before it is on the disk, and the stage's interpreter
+            # need not wait for that: a power cut ends it, too.
+            make_durable(files.started)
+            _wait_for_end(spawned)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
         os.close(lock)
@@ -129,8 +133,8 @@ def _admit(files: AttemptFiles) -> None:
 
 
 def _record(files: AttemptFiles, spec: AttemptSpec) -> None:
-    """Everything written before anything runs. started.json comes last and is durable: it is the
-    commitment. The lease counts in this boot, and spec.json is a copy for people."""
+    """Everything written before anything runs; started.json comes last: it is the commitment.
+    The lease counts in this boot, and spec.json is a copy for people."""
     make_reserves(files)
     body = json.loads(spec.to_json())
     write_json(files.run_dir / "spec.json", body, this_boot=True)
@@ -145,12 +149,13 @@ def _record(files: AttemptFiles, spec: AttemptSpec) -> None:
             "agent_hash": agent_hash(),
             "containment": containment.choose(files).to_dict(),
         },
+        this_boot=True,
     )
 
 
-def _detach(files: AttemptFiles, spec: AttemptSpec, lock: int, code: Path) -> None:
+def _detach(files: AttemptFiles, spec: AttemptSpec, lock: int, code: Path) -> int:
     """Double fork into a new session; the lock travels along, so that it is never free between.
-    Returns once the stage has been spawned, or could not be."""
+    Returns a descriptor that ends once the stage has been spawned, or could not be."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     child = os.fork()
@@ -159,8 +164,12 @@ def _detach(files: AttemptFiles, spec: AttemptSpec, lock: int, code: Path) -> No
         _become_supervisor(files, spec, lock, writer, code)
     os.close(writer)
     os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as ready:
-        ready.read()
+    return reader
+
+
+def _wait_for_end(descriptor: int) -> None:
+    with os.fdopen(descriptor, "rb") as stream:
+        stream.read()
 
 
 def _become_supervisor(

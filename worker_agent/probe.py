@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 from pathlib import Path
 
-from worker_agent import allowance, clock, gpus, interpreter, processes
+from worker_agent import allowance, bundle, clock, gpus, interpreter, processes
 from worker_agent.epoch import state_directory
 from worker_agent.protocol import (
     PROTOCOL_VERSION,
@@ -16,7 +17,7 @@ from worker_agent.protocol import (
     HostFacts,
     ProbeRequest,
 )
-from worker_agent.refusal import failed
+from worker_agent.refusal import RefusedError, failed
 from worker_agent.version import agent_hash
 from worker_agent.version import interpreter as python_version
 
@@ -36,6 +37,8 @@ def probe(request: ProbeRequest) -> HostFacts:
             f"cannot create work_dir {work_dir}: {error.strerror}: "
             "create it, or give the host another work_dir in the inventory",
         ) from None
+    with contextlib.suppress(OSError, RefusedError):  # `start` would say so
+        bundle.code_directory()  # the first stage need not wait until the code is unpacked
     memory = allowance.memory_mib()
     devices, gpu_error = _devices(memory, state_directory(work_dir))
     disk = os.statvfs(work_dir)

@@ -32,12 +32,30 @@ def pids() -> Iterator[int]:
             yield int(name)
 
 
-def stat_of(pid: int) -> ProcessStat | None:
-    """None once the process is gone."""
+def _read(pid: int, name: str) -> bytes | None:
+    """A file of /proc/<pid>, without a Path for each: every start and end of an attempt reads one
+    of every process. None once the process is gone, and when it is somebody else's."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text()
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    found = b""
+    try:
+        while block := os.read(descriptor, 1 << 16):
+            found += block
+    except (ProcessLookupError, PermissionError):
+        return None
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def stat_of(pid: int) -> ProcessStat | None:
+    """None once the process is gone."""
+    content = _read(pid, "stat")
+    if not content:
+        return None
+    text = content.decode(errors="replace")
     fields = text[text.rindex(")") + 2 :].split()
     return ProcessStat(fields[0], int(fields[1]), int(fields[19]), int(fields[21]))
 
@@ -48,11 +66,10 @@ def cookie_of(pid: int) -> str | None:
 
 
 def _environment(pid: int, name: str) -> str | None:
-    try:
-        block = (_PROC / str(pid) / "environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
     prefix = f"{name}=".encode()
+    block = _read(pid, "environ")
+    if block is None or prefix not in block:
+        return None
     for entry in block.split(b"\0"):
         if entry.startswith(prefix):
             return os.fsdecode(entry[len(prefix) :])
@@ -84,10 +101,7 @@ def attempt_of(pid: int) -> tuple[str, int] | None:
 def program_of(pid: int) -> str:
     """The program's name without its arguments, which may be secret; "" when not to be known."""
     for name in ("cmdline", "comm"):
-        try:
-            text = (_PROC / str(pid) / name).read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
+        text = _read(pid, name) or b""
         if word := os.fsdecode(text.partition(b"\0")[0]).strip():
             return word.rpartition("/")[2]
     return ""
