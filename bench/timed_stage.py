@@ -1,5 +1,5 @@
 """The stage process of `bench/makespan.py`: as `worker_agent.stages` runs one, but FrameExtraction
-and Training sleep for their seconds, and the other stages are as short as a stage can be.
+and Training take their seconds, and the other stages are as short as a stage can be.
 
 `python timed_stage.py <attempt>/started.json`. COSMA_BENCH is a JSON object: `log`, where one line
 for each stage says in seconds of CLOCK_BOOTTIME when its process was there and when it worked;
@@ -41,20 +41,21 @@ def seconds(seed: int, job: str, stage: str) -> float:
 
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
-    """Work, then make the files of the stage (and of those it stands for), small but real."""
+    """Make the files of the stage (and of those it stands for), small but real, and be at work
+    until the stage's seconds are over: the files are part of them."""
     given = json.loads(os.environ[SETTINGS])
     began = clock.boottime()
     end = time.monotonic() + seconds(given["seed"], spec.job, spec.stage)
+    made = [
+        rehearsal.main(dataclasses.replace(spec, stage=stage), report)
+        for stage in given["stands_for"].get(spec.stage, [spec.stage])
+    ]
     while (left := end - time.monotonic()) > 0:
         report.progress(0.0, f"{left:.1f} s left")
         time.sleep(min(left, _PROGRESS_EVERY_S))
     worked.update(
         job=spec.job, stage=spec.stage, run_dir=spec.run_dir, began=began, ended=clock.boottime()
     )
-    made = [
-        rehearsal.main(dataclasses.replace(spec, stage=stage), report)
-        for stage in given["stands_for"].get(spec.stage, [spec.stage])
-    ]
     return Artifacts(
         files=tuple(file for part in made for file in part.files),
         metrics=made[-1].metrics,
