@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dispatcher.embedded import EmbeddedHosts
 from tests.acceptance.cosma import Cosma
 
@@ -96,14 +98,11 @@ def rehearsal(base: Path, hosts: int, **defaults: Any) -> Iterator[Rehearsal]:
     directory = base / "operator"
     directory.mkdir()
     with EmbeddedHosts(hosts, base / "hosts") as farm:
-        text = farm.inventory.read_text()
+        inventory = yaml.safe_load(farm.inventory.read_text())
         # The hosts' disk is this machine's: trimming all of it takes seconds, after every job.
-        keys = {"disk": {"fstrim": "off"}, **defaults}
-        lines = "".join(f"  {key}: {json.dumps(value)}\n" for key, value in keys.items())
-        text = text.replace(
-            f"  stage_python: {sys.executable}\n", f"  stage_python: {python}\n{lines}"
-        )
-        farm.inventory.write_text(text)
+        own = {"stage_python": str(python), "disk": {"fstrim": "off"}}
+        inventory["defaults"] |= {**own, **defaults}
+        farm.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
         cosma = Cosma(directory, farm.inventory)
         try:
             yield Rehearsal(cosma, farm, log)
