@@ -12,7 +12,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dispatcher.errors import SettingsError
 from dispatcher.reclaim_policy import DEFAULTS, Kept, ReclaimRules
-from dispatcher.stage_settings import FramesConfig, Frozen, SfmConfig, TrainConfig
+from dispatcher.stage_settings import (
+    FramesConfig,
+    Frozen,
+    ReconstructConfig,
+    SfmConfig,
+    TrainConfig,
+    VerdictConfig,
+)
 
 
 class StitchConfig(Frozen):
@@ -46,6 +53,8 @@ class PipelineConfig(Frozen):
     frames: FramesConfig = FramesConfig()
     sfm: SfmConfig = SfmConfig()
     train: TrainConfig = TrainConfig()
+    verdict: VerdictConfig = VerdictConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
     stitch: StitchConfig = StitchConfig()
     reclaim: ReclaimConfig = ReclaimConfig()
 

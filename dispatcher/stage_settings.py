@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Frozen(BaseModel):
@@ -54,10 +54,77 @@ class CudaTraining(Frozen):
     sh_degree: int = Field(default=3, ge=0, le=3)
 
 
+# What each preset puts in place of the defaults above, where the operator says nothing else.
+PRESETS: dict[str, dict[str, dict[str, int | float]]] = {
+    "preview": {
+        "cpu": {"width": 240, "steps": 400, "cap": 12_000},
+        "cuda": {"width": 640, "steps": 2000, "cap": 300_000, "sh_degree": 1},
+    },
+    "standard": {},
+    "best": {
+        "cpu": {"steps": 2800, "cap": 40_000},
+        "cuda": {"width": 1600, "steps": 30_000, "cap": 3_000_000},
+    },
+}
+
+
 class TrainConfig(Frozen):
+    preset: Literal["preview", "standard", "best"] = "standard"
     seed: int = Field(default=0, ge=0)
     test_every: int = Field(default=8, ge=2)
     checkpoint_every_s: float = Field(default=20.0, gt=0)
     ssim_weight: float = Field(default=0.2, ge=0, le=1)
+    exposure: bool = False
+    # Ways to end before the last step; 0: not that way.
+    plateau: float = Field(default=0.0, ge=0, le=1)
+    target_ssim: float = Field(default=0.0, ge=0, le=1)
+    budget_s: float = Field(default=0.0, ge=0)
     cpu: CpuTraining = CpuTraining()
     cuda: CudaTraining = CudaTraining()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, data: Any) -> Any:
+        """The preset's values under those that are given."""
+        if not isinstance(data, dict):
+            return data
+        merged = dict(data)
+        for kind, values in PRESETS.get(str(data.get("preset", "standard")), {}).items():
+            given = data.get(kind, {})
+            if isinstance(given, dict):
+                merged[kind] = {**values, **given}
+        return merged
+
+
+class Thresholds(Frozen):
+    """A figure beyond `warn` is told, one beyond `fail` holds the job; null: never."""
+
+    warn: float | None = None
+    fail: float | None = None
+
+
+class VerdictConfig(Frozen):
+    """Of each figure of a finished segment. Higher is better for the first three and `gaussians`,
+    lower for the others; a figure that was not measured passes."""
+
+    psnr: Thresholds = Thresholds(warn=22.0, fail=15.0)
+    ssim: Thresholds = Thresholds(warn=0.7, fail=0.4)
+    registered_share: Thresholds = Thresholds(warn=0.95, fail=0.5)
+    reprojection_px: Thresholds = Thresholds(warn=1.5, fail=4.0)
+    gravity_spread_deg: Thresholds = Thresholds(warn=2.0, fail=10.0)
+    drift_m: Thresholds = Thresholds(warn=5.0)
+    gaussians: Thresholds = Thresholds(warn=1000.0, fail=100.0)
+
+
+class ReconstructConfig(Frozen):
+    """`command`: what makes the gaussians instead of our trainer (docs/backends.md)."""
+
+    backend: Literal["gsplat", "command"] = "gsplat"
+    command: tuple[str, ...] = ()
+    timeout_s: float = Field(default=14_400.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_command(self) -> Self:
+        if (self.backend == "command") != bool(self.command):
+            raise ValueError("backend command needs command, and no other takes one")
+        return self

@@ -93,7 +93,9 @@ def make_run(run_dir: Path) -> None:
     reconstruction.write(str(model))
 
 
-def spec_for(run_dir: Path, *, steps: int, checkpoint_every_s: float = 60.0) -> AttemptSpec:
+def spec_for(
+    run_dir: Path, *, steps: int, checkpoint_every_s: float = 60.0, **train: Any
+) -> AttemptSpec:
     config: dict[str, Any] = {
         "train": {
             "seed": 1,
@@ -101,6 +103,7 @@ def spec_for(run_dir: Path, *, steps: int, checkpoint_every_s: float = 60.0) -> 
             "checkpoint_every_s": checkpoint_every_s,
             "ssim_weight": 0.2,
             "cpu": {"width": 96, "steps": steps, "cap": 1500, "sh_degree": 1, "threads": 2},
+            **train,
         }
     }
     return AttemptSpec(
@@ -318,6 +321,71 @@ def test_a_loss_that_is_no_number_ends_as_diverged(
         train.main(spec_for(run_dir, steps=100), Events(tmp_path / "events").reporter)
     assert caught.value.reason is FailureCode.TRAINING_DIVERGED
     assert "step" in caught.value.message
+
+
+def report_of(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "output" / "training.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "ended"),
+    [
+        ({"target_ssim": 0.2}, "target"),
+        ({"plateau": 0.9}, "plateau"),
+        ({"budget_s": 1e-3}, "budget"),
+        ({}, "steps"),
+    ],
+)
+def test_training_ends_when_it_is_told_to(
+    settings: dict[str, float], ended: str, source: Path, tmp_path: Path
+) -> None:
+    run_dir = linked(source, tmp_path / "run")
+    train.main(spec_for(run_dir, steps=80, **settings), Events(tmp_path / "events").reporter)
+    report = report_of(run_dir)
+    assert report["ended"] == ended
+    # The held-out views are not asked before the last gaussian is there, at 70 % of the steps.
+    expected = {"steps": (80, 80), "budget": (1, 1), "target": (57, 70), "plateau": (60, 75)}
+    assert expected[ended][0] <= report["steps"] <= expected[ended][1]
+
+
+def test_what_cameras_expose_differently_is_learned(source: Path, tmp_path: Path) -> None:
+    """Brightness goes up and down from frame to frame, by up to a fifth."""
+    found = {}
+    for exposure in (False, True):
+        run_dir = tmp_path / f"exposure-{exposure}"
+        (run_dir / "frames").mkdir(parents=True)
+        (run_dir / "sfm").symlink_to(source / "sfm")
+        for index, path in enumerate(sorted((source / "frames").glob("*.jpg"))):
+            gain = 1.0 + 0.2 * np.sin(0.5 * index)
+            pixels = np.clip(np.asarray(Image.open(path)) * gain, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(run_dir / "frames" / path.name, quality=98)
+        spec = spec_for(run_dir, steps=250, exposure=exposure)
+        train.main(spec, Events(tmp_path / f"events-{exposure}").reporter)
+        found[exposure] = report_of(run_dir)["psnr"]
+    assert found[True] > found[False] + 1.0
+
+
+def test_what_a_mask_hides_is_not_learned(source: Path, tmp_path: Path) -> None:
+    """A white bar lies over the middle of every frame; the mask says so."""
+    bar = slice(HEIGHT // 2 - 8, HEIGHT // 2 + 8)
+    run_dir = tmp_path / "run"
+    masks = run_dir / "sfm" / "masks"
+    (run_dir / "frames").mkdir(parents=True)
+    masks.mkdir(parents=True)
+    (run_dir / "sfm" / "model").symlink_to(source / "sfm" / "model")
+    for path in sorted((source / "frames").glob("*.jpg")):
+        pixels = np.array(Image.open(path))
+        pixels[bar] = 255
+        Image.fromarray(pixels).save(run_dir / "frames" / path.name, quality=98)
+        mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+        mask[bar] = 0
+        Image.fromarray(mask).save(masks / f"{path.name}.png")
+    train.main(spec_for(run_dir, steps=200), Events(tmp_path / "events").reporter)
+    trained = Gaussians.load_npz(run_dir / "train" / "gaussians.npz")
+    white = (trained.sh0 > 0.35 / 0.28).all(axis=1) & (trained.opacities > 0)
+    assert white.mean() < 0.01
+    assert report_of(run_dir)["psnr"] > 24.0
 
 
 def test_a_promised_gpu_that_torch_cannot_see_is_said_and_the_cpu_used(

@@ -12,7 +12,14 @@ from dispatcher.settings import DispatcherSettings, PipelineConfig
 
 # The keys stages read; a change here is a change of every stage.
 DEFAULTS = {
-    "frames": {"fps": 5.0, "width": 960, "height": None, "min_frames": 8},
+    "frames": {
+        "select": "fps",
+        "fps": 5.0,
+        "motion": 0.015,
+        "width": 960,
+        "height": None,
+        "min_frames": 8,
+    },
     "sfm": {
         "camera_model": "auto",
         "camera_params": None,
@@ -24,15 +31,31 @@ DEFAULTS = {
         "min_registered_share": 0.8,
         "max_reprojection_px": 2.0,
         "memory_limit_mib": None,
+        "mask": [],
     },
     "train": {
+        "preset": "standard",
         "seed": 0,
         "test_every": 8,
         "checkpoint_every_s": 20.0,
         "ssim_weight": 0.2,
+        "exposure": False,
+        "plateau": 0.0,
+        "target_ssim": 0.0,
+        "budget_s": 0.0,
         "cpu": {"width": 320, "steps": 1000, "cap": 30000, "sh_degree": 1, "threads": 2},
         "cuda": {"width": 960, "steps": 7000, "cap": 1000000, "sh_degree": 3},
     },
+    "verdict": {
+        "psnr": {"warn": 22.0, "fail": 15.0},
+        "ssim": {"warn": 0.7, "fail": 0.4},
+        "registered_share": {"warn": 0.95, "fail": 0.5},
+        "reprojection_px": {"warn": 1.5, "fail": 4.0},
+        "gravity_spread_deg": {"warn": 2.0, "fail": 10.0},
+        "drift_m": {"warn": 5.0, "fail": None},
+        "gaussians": {"warn": 1000.0, "fail": 100.0},
+    },
+    "reconstruct": {"backend": "gsplat", "command": [], "timeout_s": 14400.0},
     "stitch": {"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
     "reclaim": {
         "source_videos": "when_verified",

@@ -22,6 +22,8 @@ def checkpoint() -> Checkpoint:
         parameters={"means": torch.randn(5, 3)},
         adam={"steps": 7, "first": {"means": torch.randn(5, 3)}, "second": {}},
         strategy={"score": torch.rand(5), "stalled": 1},
+        exposure={"values": torch.randn(3, 6)},
+        history=[0.25, 0.5],
         seconds=1.5,
     )
 
@@ -34,6 +36,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert (found.step, found.seconds, found.adam["steps"]) == (7, 1.5, 7)
     assert torch.equal(found.parameters["means"], saved.parameters["means"])
     assert torch.equal(found.strategy["score"], saved.strategy["score"])
+    assert torch.equal(found.exposure["values"], saved.exposure["values"])
+    assert found.history == [0.25, 0.5]
     assert [p.name for p in (tmp_path / "train").iterdir()] == ["c.pt"]
 
 

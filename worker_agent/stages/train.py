@@ -111,6 +111,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         "ssim": round(result.quality.ssim, 4),
         "gaussians": result.gaussians,
         "steps": result.steps,
+        "ended": result.ended,
+        "floaters": result.floaters,
         "seconds": round(result.seconds, 2),
         "peak_vram_mib": None if result.peak_vram_mib is None else round(result.peak_vram_mib),
     }

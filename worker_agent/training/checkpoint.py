@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointUnusable(ValueError):
@@ -27,6 +27,8 @@ class Checkpoint:
     parameters: dict[str, Tensor]
     adam: dict[str, Any]
     strategy: dict[str, Any]
+    exposure: dict[str, Any]  # empty: not learned
+    history: list[float]  # held-out SSIM at the checks so far
     seconds: float  # of training up to here, over all attempts
 
 

@@ -26,6 +26,10 @@ class TrainSettings:
     sh_degree: int
     threads: int = 1  # of the CPU rasterizer
     frame_stride: int = 1  # every n-th frame is used: all of them did not fit into memory
+    exposure: bool = False  # a gain and an offset per view and channel are learned
+    plateau: float = 0.0  # least gain in SSIM, else training ends early (stopping.py); 0: never
+    target_ssim: float = 0.0  # held-out SSIM at which it ends; 0: none
+    budget_s: float = 0.0  # seconds after which it ends, over all attempts; 0: none
 
     def __post_init__(self) -> None:
         ranges = {
@@ -38,6 +42,9 @@ class TrainSettings:
             "sh_degree": (0, 3),
             "threads": (1, 1024),
             "frame_stride": (1, 1024),
+            "plateau": (0.0, 1.0),
+            "target_ssim": (0.0, 1.0),
+            "budget_s": (0.0, 1e9),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -57,7 +64,7 @@ class TrainSettings:
         for field in dataclasses.fields(cls):
             source = section if field.name in section else train
             if field.name in source:
-                kind = float if field.type == "float" else int
+                kind = {"float": float, "bool": bool}.get(str(field.type), int)
                 try:
                     values[field.name] = kind(source[field.name])
                 except (TypeError, ValueError):

@@ -22,16 +22,21 @@ from worker_agent.training.checkpoint import (
 )
 from worker_agent.training.dataset import Dataset
 from worker_agent.training.evaluation import Quality, evaluate
+from worker_agent.training.exposure import Exposures
+from worker_agent.training.floaters import floaters
 from worker_agent.training.gaussians import Parameters, initial_gaussians
 from worker_agent.training.schedule import Schedule
 from worker_agent.training.settings import TrainSettings
 from worker_agent.training.ssim import ssim
+from worker_agent.training.stopping import Ending, ending
 from worker_agent.training.strategy import BudgetStrategy
 
 _REPORT_EVERY = 10
 _COARSE_SHARE = 0.3  # of the steps, when the images are large enough to be halved
 _COARSE_MIN_PIXELS = 64
 _INITIAL_SHARE = 0.5  # of the cap, when the SfM model has fewer points
+_CHECKS = 40  # looks at the held-out views in a whole run, of which only those at its end happen
+_CHECKED_VIEWS = 4
 
 
 class TrainingDiverged(RuntimeError):
@@ -58,6 +63,8 @@ class TrainingResult:
     seconds: float
     peak_vram_mib: float | None  # None on a CPU
     resumed_from: int  # step, 0 when nothing was resumed
+    ended: Ending
+    floaters: int  # removed at the end
 
 
 class Trainer:
@@ -97,6 +104,10 @@ class Trainer:
             {name: torch.nn.Parameter(value.data.to(device)) for name, value in parameters.items()}
         )
         self._strategy = BudgetStrategy(self._schedule, initial, seed=settings.seed, warn=warn)
+        self._exposures = (
+            Exposures(len(dataset.names), dataset.train, device) if settings.exposure else None
+        )
+        self._history: list[float] = []  # held-out SSIM since the last gaussian was added
         self._pyramid = {1: dataset.images, 2: _halved(dataset.images)}
         self._shown = None if dataset.masks is None else _both_sizes(dataset.masks)
         self._viewmats = dataset.viewmats.to(device)
@@ -123,16 +134,21 @@ class Trainer:
         resumed = self._resume(identity)
         base, started = self._seconds, time.monotonic()
         saved = started
-        while self._step < self._settings.steps:
+        ended = self._ending()
+        while ended is None:
             loss = self._train_step()
             if self._step % _REPORT_EVERY == 0 or self._step == self._settings.steps:
                 on_progress(self._checked(loss))
             now = time.monotonic()
             self._seconds = base + now - started
+            if self._checks_at(self._step):
+                self._history.append(self._checked_ssim())
+            ended = self._ending()
             if now - saved >= self._settings.checkpoint_every_s:
                 self._save(identity)
                 saved = time.monotonic()
         self._save(identity)
+        removed = self._remove_floaters()
         peak = None
         if self._backend.device.type == "cuda":
             peak = torch.cuda.max_memory_reserved(self._backend.device) / 2**20
@@ -143,12 +159,45 @@ class Trainer:
             seconds=self._seconds,
             peak_vram_mib=peak,
             resumed_from=resumed,
+            ended=ended,
+            floaters=removed,
         )
+
+    def _checks_at(self, step: int) -> bool:
+        settings = self._settings
+        if not (settings.plateau or settings.target_ssim):
+            return False
+        every = max(1, settings.steps // _CHECKS)
+        return step > self._schedule.refine_until * settings.steps and step % every == 0
+
+    def _checked_ssim(self) -> float:
+        test = self._dataset.test
+        some = test[:: -(-len(test) // _CHECKED_VIEWS)]
+        return evaluate(self._compared, self.truth, some).ssim
+
+    def _ending(self) -> Ending | None:
+        settings = self._settings
+        if self._step >= settings.steps:
+            return "steps"
+        if settings.budget_s and self._step and self._seconds >= settings.budget_s:
+            return "budget"
+        return ending(self._history, gain=settings.plateau, target=settings.target_ssim)
+
+    def _remove_floaters(self) -> int:
+        means, scales = (self.parameters[key].detach().cpu() for key in ("means", "scales"))
+        alone = torch.from_numpy(floaters(means.numpy(), scales.exp().amax(dim=-1).numpy()))
+        kept = (~alone).nonzero()[:, 0].to(self._backend.device)
+        none = {name: value.data[:0] for name, value in self.parameters.items()}
+        self._adam.replace(kept, none)
+        return int(alone.sum())
 
     @torch.no_grad()
     def render(self, view: int) -> Tensor:
         """(H, W, 3) of a view at full size, with all SH bands trained so far."""
-        return self._rasterize(view, 1)[0]
+        return self._exposed(self._rasterize(view, 1)[0], view)
+
+    def _exposed(self, image: Tensor, view: int) -> Tensor:
+        return image if self._exposures is None else self._exposures.apply(image, view)
 
     def _compared(self, view: int) -> Tensor:
         return self._unmasked(self.render(view), self.truth(view), view, 1)
@@ -168,15 +217,17 @@ class Trainer:
     def _train_step(self) -> Tensor:
         view = self._view_at(self._step)
         factor = self._schedule.downscale(self._step)
-        image, meta = self._rasterize(view, factor)
+        plain, meta = self._rasterize(view, factor)
         target = self._target(view, factor)
-        image = self._unmasked(image, target, view, factor)
+        image = self._unmasked(self._exposed(plain, view), target, view, factor)
         weight = self._settings.ssim_weight
         similarity = ssim(image.permute(2, 0, 1), target.permute(2, 0, 1))
         loss = (1.0 - weight) * (image - target).abs().mean() + weight * (1.0 - similarity)
         torch.autograd.backward(loss)
         self._strategy.observe(meta)
         self._adam.step(self._schedule.learning_rates(self._step))
+        if self._exposures is not None:
+            self._exposures.step(self._step / self._settings.steps)
         self._step += 1
         if self._schedule.refines_at(self._step):
             self._strategy.refine(self._step, self._adam)
@@ -225,7 +276,8 @@ class Trainer:
 
     def _identity(self) -> str:
         digest = hashlib.sha256(repr((astuple(self._schedule), self._backend.name)).encode())
-        run = (self._settings.seed, self._settings.ssim_weight, self._dataset.names)
+        settings = self._settings
+        run = (settings.seed, settings.ssim_weight, settings.exposure, self._dataset.names)
         digest.update(repr((run, self._dataset.train, self._dataset.normalisation)).encode())
         for tensor in (self._dataset.images, self._dataset.viewmats, self._dataset.intrinsics):
             digest.update(tensor.contiguous().numpy().data)
@@ -244,6 +296,8 @@ class Trainer:
                 parameters=parameters,
                 adam=self._adam.state(),
                 strategy=self._strategy.state(),
+                exposure={} if self._exposures is None else self._exposures.state(),
+                history=self._history,
                 seconds=self._seconds,
             ),
         )
@@ -262,6 +316,9 @@ class Trainer:
         )
         self._adam.restore(found.adam)
         self._strategy.restore(found.strategy)
+        if self._exposures is not None:
+            self._exposures.restore(found.exposure)
+        self._history = list(found.history)
         self._step, self._seconds = found.step, found.seconds
         return found.step
 

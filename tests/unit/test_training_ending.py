@@ -1,0 +1,65 @@
+"""When training ends early, and which gaussians are taken out at its end."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from worker_agent.training.exposure import Exposures
+from worker_agent.training.floaters import MOST, floaters
+from worker_agent.training.stopping import ending
+
+
+def test_single_values_say_nothing() -> None:
+    assert ending([], gain=0.01, target=0.5) is None
+    assert ending([0.9, 0.9], gain=0.01, target=0.5) is None
+    # One dip or peak in three does not end it.
+    rising = [0.50, 0.52, 0.54, 0.40, 0.60, 0.66]
+    assert ending(rising, gain=0.01, target=0.7) is None
+
+
+def test_a_plateau_and_a_target() -> None:
+    flat = [0.80, 0.81, 0.80, 0.81, 0.80, 0.81]
+    assert ending(flat, gain=0.01, target=0.0) == "plateau"
+    assert ending(flat, gain=0.0, target=0.0) is None
+    assert ending(flat, gain=0.01, target=0.8) == "target"
+    assert ending(flat[:5], gain=0.01, target=0.0) is None
+
+
+def test_lonely_small_gaussians_are_floaters() -> None:
+    rng = np.random.default_rng(0)
+    ground = rng.uniform(0, 10, (1000, 3)) * [1, 1, 0.01]
+    lonely = np.array([[5.0, 5.0, 8.0], [0.0, 9.0, -9.5], [4.0, 1.0, 9.0], [np.inf, 0, 0]])
+    means = np.concatenate([ground, lonely]).astype(np.float32)
+    sizes = np.full(len(means), 0.1, np.float32)
+    sizes[1002] = 5.0  # stands for open water
+    assert np.flatnonzero(floaters(means, sizes)).tolist() == [1000, 1001, 1003]
+
+
+def test_a_sparse_scene_keeps_nearly_all() -> None:
+    rng = np.random.default_rng(0)
+    means = np.concatenate([rng.normal(0, 1e-3, (600, 3)), rng.normal(0, 5, (400, 3))])
+    found = floaters(means.astype(np.float32), np.full(1000, 1e-4, np.float32))
+    assert found.sum() == int(MOST * 1000)
+    assert not floaters(np.zeros((5, 3), np.float32), np.zeros(5, np.float32)).any()
+
+
+def test_exposures_start_at_no_change_and_keep_their_mean() -> None:
+    exposures = Exposures(5, [0, 2, 4], torch.device("cpu"))
+    image = torch.rand(4, 4, 3)
+    assert torch.equal(exposures.apply(image, 3), image)
+    for _ in range(50):
+        loss = sum(
+            (exposures.apply(image, v) - (1 + 0.1 * v) * image).abs().mean() for v in (0, 2, 4)
+        )
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        exposures.step(0.0)
+    dark, middle, bright = (float(exposures.apply(image, v).detach().mean()) for v in (0, 2, 4))
+    assert dark < middle < bright
+    # A held-out view lies between its neighbours; all together stay where they were.
+    assert float(exposures.apply(image, 3).detach().mean()) > middle
+    assert abs((dark + middle + bright) / 3 / float(image.mean()) - 1) < 0.01
+    again = Exposures(5, [0, 2, 4], torch.device("cpu"))
+    again.restore(exposures.state())
+    assert torch.equal(again.apply(image, 1), exposures.apply(image, 1))
