@@ -1,12 +1,13 @@
 """The dispatcher's board: told what changed, asked what to do, and why jobs wait.
 
 A decision costs what changed since the last one. So do the words: of a large farm's waiting jobs
-some are told at a time, in turn; of a small one's all.
+some are told at a time, in turn; of a small one's all, a few times a second.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.clock import Clock
@@ -16,23 +17,25 @@ from dispatcher.core.policy import Policy
 from dispatcher.core.views import released
 from dispatcher.fleet import Fleet
 from dispatcher.fleet_view import HostState
-from dispatcher.store.base import Store
 
 LOOKED_AT = 50  # hosts whose ages are looked at for one decision
 TOLD = 3000  # jobs x hosts that are put into words for one decision
+TURN_S = 0.25  # at most this often ages are looked at, and words are found
 SHARE = 0.02  # of the time at most goes into deciding everything anew because needs changed
 
 
 @dataclass(slots=True)
 class Deciding:
     fleet: Fleet
-    store: Store
     clock: Clock
     board: Board
     waiting: dict[str, Waiting] = field(default_factory=dict)  # as told to the store
     _ended: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)  # by host; when
-    _probed: set[str] = field(default_factory=set)
+    _shown: dict[str, HostState] = field(default_factory=dict)  # as the board knows them
+    _freed: set[str] = field(default_factory=set)  # hosts where an attempt ended since then
     _turn: deque[str] = field(default_factory=deque)  # hosts to look at next
+    _turn_at: float = float("-inf")
+    _words_at: float = float("-inf")
     _to_tell: deque[str] = field(default_factory=deque)
     _placed: set[str] = field(default_factory=set)  # told to wait, and do not any more
     _shut: object = None  # cordons, breakers and thin pools that the board knows of
@@ -41,15 +44,15 @@ class Deciding:
     def job(self, before: Job | None, after: Job) -> None:
         """A job was taken up or has changed."""
         self.board.put_job(after)
-        if after.step is not Step.PLACE and after.id in self.waiting:
+        if after.step is Step.START:
+            self.waiting.pop(after.id, None)  # the store forgets it with the placement
+        elif after.step is not Step.PLACE and after.id in self.waiting:
             self._placed.add(after.id)
         old = before.reservation if before is not None else None
         if old is not None and old != after.reservation:
             ended = self._ended.setdefault(old.host, {})
             ended[old.job, old.attempt] = self.clock.monotonic()
-
-    def probed(self, host: str) -> None:
-        self._probed.add(host)
+            self._freed.add(old.host)
 
     def decide(self, policy: Policy) -> Placement:
         now = self.clock.monotonic()
@@ -61,22 +64,30 @@ class Deciding:
         return self.board.decide(self.clock.now())
 
     def _look_at_hosts(self, now: float) -> None:
+        """Those of which something is new, and for their ages some in turn."""
         states = {state.host.name: state for state in self.fleet.states}
         for gone in self.board.hosts - states.keys():
             self.board.drop_host(gone)
+            self._shown.pop(gone, None)
         pools = {key: (pool.shut, pool.figures is None) for key, pool in self.fleet.pools.items()}
         shut = (dict(self.fleet.cordons), dict(self.fleet.breakers), pools)
-        if shut != self._shut or len(states) <= LOOKED_AT:
+        due = {name for name, state in states.items() if self._shown.get(name) is not state}
+        due |= (self._freed | self._next_turn(states, now)) & states.keys()
+        if shut != self._shut:
             self._shut = shut
             due = set(states)
-        else:
-            if not self._turn:
-                self._turn.extend(sorted(states))
-            turn = {self._turn.popleft() for _ in range(min(LOOKED_AT, len(self._turn)))}
-            due = (self._probed | turn | (states.keys() - self.board.hosts)) & states.keys()
-        self._probed.clear()
-        for name in due:
+        self._freed.clear()
+        for name in sorted(due):
+            self._shown[name] = states[name]
             self._show(states[name], now)
+
+    def _next_turn(self, states: Mapping[str, HostState], now: float) -> set[str]:
+        if now < self._turn_at + TURN_S:
+            return set()
+        self._turn_at = now
+        if not self._turn:
+            self._turn.extend(sorted(states))
+        return {self._turn.popleft() for _ in range(min(LOOKED_AT, len(self._turn)))}
 
     def _show(self, state: HostState, now: float) -> None:
         """A probe may be older than the end of an attempt that it saw memory of."""
@@ -90,24 +101,28 @@ class Deciding:
             view = released(view, ended)
         self.board.put_host(view)
 
-    async def tell(self) -> None:
-        """Write down why jobs wait, where that has changed."""
-        waits = self.board.waits
-        most = max(1, TOLD // max(1, len(self.board.hosts)))
-        if len(waits) <= most:
-            asked = list(waits)
-        else:
-            if not self._to_tell:
-                self._to_tell.extend(sorted(waits))
-            asked = [self._to_tell.popleft() for _ in range(min(most, len(self._to_tell)))]
+    def words(self) -> dict[str, Waiting | None]:
+        """Why jobs wait, where that has changed since it was asked last; None: it waits no more.
+        Ask before anything is put on the board."""
         found: dict[str, Waiting | None] = {job: None for job in self._placed}
-        found.update(self.board.why(asked))
         self._placed.clear()
+        now = self.clock.monotonic()
+        if now >= self._words_at + TURN_S:
+            self._words_at = now
+            found.update(self.board.why(self._next_to_tell()))
         changed = {job: why for job, why in found.items() if self.waiting.get(job) != why}
-        if changed:
-            await self.store.set_waiting(changed)
         for job, why in changed.items():
             if why is None:
                 self.waiting.pop(job, None)
             else:
                 self.waiting[job] = why
+        return changed
+
+    def _next_to_tell(self) -> list[str]:
+        waits = self.board.waits
+        most = max(1, TOLD // max(1, len(self.board.hosts)))
+        if len(waits) <= most:
+            return list(waits)
+        if not self._to_tell:
+            self._to_tell.extend(sorted(waits))
+        return [self._to_tell.popleft() for _ in range(min(most, len(self._to_tell)))]

@@ -29,8 +29,9 @@ from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
 from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.leases import lease_of, renewed_at
 from dispatcher.reclaim import Reclaimer
-from dispatcher.session import RENEW_CALL_S, RESTART, HostSession, lease_of, renewed_at
+from dispatcher.session import RENEW_CALL_S, RESTART, HostSession
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Lease
 from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest
@@ -101,10 +102,9 @@ class Effects:
         return event
 
     async def _start_until_known(self, job: Job, stimulus: str) -> Event:
-        armed = stimulus == RESTART
-        lease = await lease_of(self.store, job) if armed else self._new_lease(job)
+        lease = await lease_of(self.store, job)
         # Until when something may have been sent; None: nothing ever was.
-        arrived = renewed_at(lease, self.clock) if armed else None
+        arrived = renewed_at(lease, self.clock) if stimulus == RESTART else None
         began, delay = self.clock.monotonic(), RETRY_FIRST_S
         while True:
             try:
@@ -112,8 +112,13 @@ class Effects:
                 spec = await self.specs.attempt(
                     job, executor, epoch=self.epoch, stimulus=stimulus, lease_s=lease.lease_s
                 )
-                await self._note_sent(lease, self.clock.monotonic() + RENEW_CALL_S, armed=armed)
-                armed = True
+                # Before it is sent: from now on it may have arrived.
+                await self.store.renewed(
+                    [(job.id, job.attempt)],
+                    self.clock.now(),
+                    monotonic=self.clock.monotonic() + RENEW_CALL_S,
+                    clock_boot=self.clock.boot(),
+                )
                 try:
                     await executor.start(spec)
                 except HostError as error:
@@ -143,8 +148,9 @@ class Effects:
             await asyncio.sleep(delay * random.uniform(0.75, 1.25))
             delay = min(RETRY_MOST_S, delay * 2)
 
-    def _new_lease(self, job: Job) -> Lease:
-        """Of an attempt that may have been sent it never changes, whatever the inventory says."""
+    def new_lease(self, job: Job) -> Lease:
+        """What the host will be told. Committed with the attempt: it never changes then, whatever
+        the inventory says."""
         state = self.fleet.state(job.host or "")
         manual = state is not None and state.host.requeue == "manual"
         return Lease(
@@ -155,18 +161,6 @@ class Effects:
             renewed_at=0.0,
             host_boot=state.facts.boot_id if state is not None and state.facts else None,
         )
-
-    async def _note_sent(self, lease: Lease, latest: float, *, armed: bool) -> None:
-        """Before it is sent: what the host is told, if nothing was written of that yet."""
-        now, boot = self.clock.now(), self.clock.boot()
-        if armed:
-            attempt = [(lease.job, lease.attempt)]
-            await self.store.renewed(attempt, now, monotonic=latest, clock_boot=boot)
-            return
-        await self.store.arm_lease(
-            lease.job, lease.attempt, lease_s=lease.lease_s, host_boot=lease.host_boot, at=now,
-            monotonic=latest, clock_boot=boot,
-        )  # fmt: skip
 
     async def _state_of(self, job: Job) -> AttemptState | None:
         """What the host itself says of the attempt; None when that cannot be known now."""

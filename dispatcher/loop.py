@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dispatcher.answering import Answering
 from dispatcher.clock import Clock
 from dispatcher.core import events as ev
 from dispatcher.core.board import Board, Placement
 from dispatcher.core.events import Event
 from dispatcher.core.hopeless import given_up, too_large
-from dispatcher.core.machine import IllegalTransition, StaleEvent, recover, step
-from dispatcher.core.model import SETTLED, Job, Reason, Step, Waiting
+from dispatcher.core.machine import StaleEvent, recover, step
+from dispatcher.core.model import SETTLED, Job, Step, Waiting
 from dispatcher.core.policy import Policy
 from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.taken import in_doubt
@@ -38,7 +39,6 @@ from dispatcher.performing import Performing
 from dispatcher.probing import probed
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
-from dispatcher.requests import ABANDON, event_of_request
 from dispatcher.second_look import blame
 from dispatcher.session import RESTART, HostSession
 from dispatcher.stitching import Stitching
@@ -63,7 +63,6 @@ class Pace:
     probe_s: float = 10.0
     probe_timeout_s: float = 30.0
     heartbeat_s: float = 5.0
-    reconcile_s: float = 3600.0
     probes_before_giving_up: int = 2  # with `once`: of every host, before a job is held
 
 
@@ -94,15 +93,16 @@ class Dispatcher:
     pace: Pace = field(default_factory=Pace)
     _sessions: dict[str, HostSession] = field(default_factory=dict)
     _reconciler: Reconciler = field(init=False)
-    _reconciled: dict[str, float] = field(default_factory=dict)  # host -> when, monotonic
     _jobs: dict[str, Job] = field(default_factory=dict)
     _queue: deque[tuple[str, Event]] = field(default_factory=deque)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: Tasks = field(init=False)
     _performing: Performing = field(init=False)
     _deciding: Deciding = field(init=False)
+    _answering: Answering = field(init=False)
     _timers: _Timers = field(default_factory=_Timers)
     _probes: Counter[str] = field(default_factory=Counter)
+    _position: int = 0  # up to where in the store jobs were taken up
     _plans: int = 0
     _settled_at: float = 0.0
     _stopping: bool = False
@@ -119,7 +119,10 @@ class Dispatcher:
         )
         self._tasks = Tasks(self.clock, self.post, self._task_ended)
         self._performing = Performing(self.effects, self._tasks, self._plan)
-        self._deciding = Deciding(self.fleet, self.store, self.clock, Board(self.policy))
+        self._deciding = Deciding(self.fleet, self.clock, Board(self.policy))
+        self._answering = Answering(
+            self.store, self.clock, lambda: self._jobs, self._transition, self._abandon
+        )
 
     def post(self, job: str, event: Event) -> None:
         self._queue.append((job, event))
@@ -177,7 +180,7 @@ class Dispatcher:
         if now >= self._timers.poll_at:
             self._timers.poll_at = now + self.pace.poll_s
             await self._load(restart=False)
-            await self._answer_requests()
+            await self._answering.answer_all()
             await self._reload_inventory()
             await self._look_at_quarantines()
             self._take_up_needs()
@@ -210,8 +213,9 @@ class Dispatcher:
 
     async def _load(self, *, restart: bool) -> None:
         """Take up jobs this process has not seen: all of them at the start, then new ones."""
-        for job in await self.store.load_jobs():
-            if job.id in self._jobs:
+        self._position, made = await self.store.new_jobs(self._position)
+        for job in made:
+            if job.id in self._jobs:  # two looks at once: the other took it up
                 continue
             self._jobs[job.id] = job
             self._deciding.job(None, job)
@@ -219,48 +223,12 @@ class Dispatcher:
             for effect in recover(job) if restart else ():
                 self._performing.perform(job, effect, stimulus=RESTART)
 
-    async def _answer_requests(self) -> None:
-        for request in await self.store.pending_requests():
-            job = self._jobs.get(request.job or "")
-            if job is None:
-                await self.store.finish_request(request.id, ok=False, answer="no such job")
-                continue
-            if request.kind == ABANDON and not await self._is_silent(job.host):
-                # There the old attempt and its successor would run at once.
-                answer = f"{job.host} is not silent; end its attempt: cosma job cancel {job.id}"
-                await self.store.finish_request(request.id, ok=False, answer=answer)
-                continue
-            try:
-                event = (
-                    await self._abandon(job, f"request-{request.id}")
-                    if request.kind == ABANDON
-                    else event_of_request(request, at=self.clock.now())
-                )
-                await self._transition(self._jobs[job.id], event)
-            except (IllegalTransition, StaleEvent) as refusal:
-                await self.store.finish_request(request.id, ok=False, answer=str(refusal))
-            except (KeyError, ValueError) as error:
-                answer = f"this dispatcher does not understand it: {error}"
-                await self.store.finish_request(request.id, ok=False, answer=answer)
-            else:
-                await self.store.finish_request(request.id, ok=True, answer="done")
-
-    async def _is_silent(self, host: str | None) -> bool:
-        return any(silence.host == host for silence in await self.store.silences())
-
-    async def _abandon(self, job: Job, stimulus: str) -> Event:
+    async def _abandon(self, job: Job) -> None:
         """The operator says that a silent host's attempt is dead: nothing may start it later."""
         self._performing.cancel_start(job.id)
         await self.session(job.host or "").abandon(job.id, job.attempt)
         # It may run on there for ever: ended as soon as the host is heard, not an hour later.
-        self._reconciled.pop(job.host or "", None)
-        return ev.AttemptFailed(
-            at=self.clock.now(),
-            stimulus=stimulus,
-            attempt=job.attempt,
-            reason=Reason.HOST_UNREACHABLE,
-            message=f"{job.stage} on {job.host}: given up by the operator",
-        )
+        self._reconciler.anew(job.host or "")
 
     async def _reload_inventory(self) -> None:
         inventory = self.inventory_watch.changed()
@@ -281,24 +249,12 @@ class Dispatcher:
         if host not in self._sessions:
             session = HostSession(
                 host, self.fleet, self.store, self.clock, self.post, self.effects.epoch,
-                self._host_found,
+                self._reconciler.anew,
             )  # fmt: skip
             self._sessions[host] = session
             self._tasks.serve(session.run())
             self._tasks.serve(session.renew())
         return self._sessions[host]
-
-    def _host_found(self, host: str) -> None:
-        self._reconciled.pop(host, None)
-
-    async def _reconcile(self, host: str) -> None:
-        """At the start, after every loss of the host, and once in a while."""
-        now = self.clock.monotonic()
-        if now < self._reconciled.get(host, float("-inf")) + self.pace.reconcile_s:
-            return
-        self._reconciled[host] = now
-        if not await self._reconciler.host(host):
-            self._reconciled.pop(host, None)
 
     def _look_again(self) -> None:
         self._undecided = True
@@ -310,10 +266,10 @@ class Dispatcher:
         if state is None:
             return
         self._probes[host] += 1
-        self._deciding.probed(host)
         self._look_again()
         if state.reachable:
-            await self._reconcile(host)
+            self.session(host).reached()
+            await self._reconciler.when_due(host)
 
     # --- events ---
 
@@ -335,8 +291,9 @@ class Dispatcher:
 
     async def _transition(self, before: Job, event: Event) -> None:
         after, effects = step(before, event)
+        lease = self.effects.new_lease(after) if isinstance(event, ev.StagePlaced) else None
         try:
-            applied = await self.store.apply(before, after, event)
+            applied = await self.store.apply(before, after, event, lease)
         except StaleRevision as error:
             raise TakenOver(
                 "another dispatcher changed the database", where=before.id, why=error.what,
@@ -384,7 +341,9 @@ class Dispatcher:
             self.post(job_id, ev.HostAssigned(at=self.clock.now(), host=host))
         for reservation in decision.stages:
             self.post(reservation.job, ev.StagePlaced(at=self.clock.now(), reservation=reservation))
-        await self._deciding.tell()
+        told = self._deciding.words()
+        if told:  # nothing that was decided waits until that is written down
+            self._tasks.serve(self.store.set_waiting(told))
         reduced = self._take_smaller_plans(self._deciding.waiting.values(), self.fleet.host_views)
         if self.once:
             self._give_up_on(decision, but=reduced)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from dispatcher.clock import Clock
@@ -48,6 +48,21 @@ class Reconciler:
     session: Callable[[str], HostSession]
     jobs: Callable[[], Mapping[str, Job]]
     epoch: int
+    every_s: float = 3600.0
+    compared: dict[str, float] = field(default_factory=dict)  # host -> when, monotonic
+
+    def anew(self, name: str) -> None:
+        """At the next occasion, however short ago the last comparison was."""
+        self.compared.pop(name, None)
+
+    async def when_due(self, name: str) -> None:
+        """At the start, after every loss of the host, and once in a while. Raises TakenOver."""
+        now = self.clock.monotonic()
+        if now < self.compared.get(name, float("-inf")) + self.every_s:
+            return
+        self.compared[name] = now
+        if not await self.host(name):
+            self.anew(name)
 
     async def host(self, name: str) -> bool:
         """Compare once; False when that is to be done again soon: the host could not be asked, or

@@ -1,9 +1,12 @@
-"""What an operator's command asks of the dispatcher, as the event it stands for. Pure."""
+"""What an operator's command asks of the dispatcher: the event it stands for, and why not. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dispatcher.core.events import CancelRequested, Event, PriorityChanged, ReleaseRequested
-from dispatcher.core.model import Stage
+from dispatcher.core.machine import LIVE_STEPS, IllegalTransition, StaleEvent, step
+from dispatcher.core.model import TERMINAL, Job, Stage, Step
 from dispatcher.store.rows import Request
 
 CANCEL = "cancel"
@@ -25,3 +28,45 @@ def event_of_request(request: Request, *, at: float) -> Event:
     if request.kind == PRIORITY:
         return PriorityChanged(at=at, stimulus=stimulus, priority=int(request.args["priority"]))
     raise ValueError(f"unknown request {request.kind!r}")
+
+
+def refused(request: Request, job: Job | None, *, silent: Collection[str], at: float) -> str:
+    """Why it cannot be done, for the operator to read; "": it can. `silent`: hosts."""
+    if job is None:
+        return "no such job"
+    if request.kind == ABANDON:
+        return _not_abandoned(job, silent)
+    try:
+        step(job, event_of_request(request, at=at))
+    except (IllegalTransition, StaleEvent):
+        return _why_not(request, job)
+    except (KeyError, ValueError) as error:
+        return f"this dispatcher does not understand it: {error}"
+    return ""
+
+
+def _not_abandoned(job: Job, silent: Collection[str]) -> str:
+    if job.step not in LIVE_STEPS:
+        return f"there is no attempt of it to give up: {_stands(job)}"
+    if job.host not in silent:
+        # There the old attempt and its successor would run at once.
+        return f"{job.host} is not silent; end its attempt: cosma job cancel {job.id}"
+    return ""
+
+
+def _why_not(request: Request, job: Job) -> str:
+    if job.state in TERMINAL:
+        return f"it has ended: {job.state}; cosma job retry {job.id} runs it again"
+    if request.kind == RETRY and job.step is Step.CANCEL:
+        return "it is being cancelled; ask again once it is"
+    if request.kind == RETRY and job.step is not Step.REST:
+        return (
+            f"{_stands(job)}; only a job that is held or has ended is released. To begin it anew: "
+            f"cosma job cancel {job.id}, then cosma job retry {job.id}"
+        )
+    return f"that cannot be done where it stands: {_stands(job)}"
+
+
+def _stands(job: Job) -> str:
+    where = f" on {job.host}" if job.host is not None else ""
+    return f"it is {job.state}" + ("" if job.state in TERMINAL else f" ({job.stage}{where})")

@@ -7,23 +7,23 @@ again, or until their lease has certainly run out there.
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.core.events import AttemptFailed, Event
-from dispatcher.core.lease import last_attempted, lease_s, may_requeue_at, renew_due
+from dispatcher.core.lease import may_requeue_at, renew_due
 from dispatcher.core.model import Job, Reason, Stage
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Follower
+from dispatcher.executors.follow import parse_events
 from dispatcher.fleet import Fleet
+from dispatcher.leases import lease_of, renewed_at
 from dispatcher.outcome import event_of
 from dispatcher.store.base import OffsetGap, Store
-from dispatcher.store.rows import Lease
 from worker_agent.protocol import (
     AttemptRef,
     AttemptState,
@@ -92,6 +92,9 @@ class HostSession:
         self._work_dir = ""
         self._heard_at = clock.now()
         self._silent = True  # nothing is known of it yet
+        self._noted = True  # its silence may be written down: by the dispatcher before, too
+        self._reached = asyncio.Event()
+        self._delay = RETRY_FIRST_S
 
     async def watch(self, job: Job, stimulus: str) -> None:
         """Follow one more attempt. Its end is posted as exactly one event."""
@@ -121,16 +124,10 @@ class HostSession:
                 log.debug("%s: watch: %s", self._host, error.line)
 
     async def run(self) -> None:
-        delay = RETRY_FIRST_S
         while True:
             await self._wanted.wait()
             try:
-                async with asyncio.timeout(OPEN_S):
-                    follower = await self._open()
-                async for header, body in follower:
-                    delay = RETRY_FIRST_S
-                    await self._hear()
-                    await self._receive(header, body)
+                await self._follow()
             except TimeoutError:
                 await self._lost(f"{self._host}: no session within {OPEN_S:g} s")
             except HostError as error:
@@ -142,10 +139,28 @@ class HostSession:
                 if current is not None:
                     await current.close()
             await self._give_up_dead()
-            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
-            delay = min(RETRY_MOST_S, delay * 2)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._delay * random.uniform(0.5, 1.5)):
+                    await self._reached.wait()
+            self._delay = min(RETRY_MOST_S, self._delay * 2)
             for watched in self._watched.values():
                 watched.reattach_since = self._clock.monotonic()
+
+    async def _follow(self) -> None:
+        """Until the session is lost."""
+        try:
+            async with asyncio.timeout(OPEN_S):
+                follower = await self._open()
+            async for header, body in follower:
+                self._delay = RETRY_FIRST_S
+                await self._hear()
+                await self._receive(header, body)
+        finally:
+            self._reached.clear()  # before the loss
+
+    def reached(self) -> None:
+        """The host answers: a lost session is opened again now, however long it was to rest."""
+        self._reached.set()
 
     async def _open(self) -> Follower:
         executor = self._fleet.executor(self._host)
@@ -209,7 +224,7 @@ class HostSession:
     async def unanswered(self, why: str) -> None:
         """A start that may have arrived got no answer: its host is silent, though not followed."""
         self._silent = True
-        await self._store.set_silence(self._host, self._heard_at, why)
+        await self._note_silence(why)
 
     async def abandon(self, job: str, attempt: int) -> None:
         """It is taken for dead: by the operator, or because it never came to life."""
@@ -272,7 +287,7 @@ class HostSession:
         while True:
             try:
                 await self._store.append_stream(
-                    watched.job, watched.attempt, events=_parse(body[offset - end :]),
+                    watched.job, watched.attempt, events=parse_events(body[offset - end :]),
                     events_from=offset, events_to=end,
                 )  # fmt: skip
             except OffsetGap as gap:
@@ -312,7 +327,7 @@ class HostSession:
             return
         self._silent = False
         self._found(self._host)
-        if await self._store.end_silence(self._host):
+        if await self._end_silence():
             log.info("%s: heard again", self._host)
             await self._store.record_event("host_found", host=self._host)
 
@@ -322,7 +337,7 @@ class HostSession:
             log.debug("%s: %s", self._host, why)
             return
         log.warning("%s: lost sight of %d attempt(s): %s", self._host, len(self._watched), why)
-        await self._store.set_silence(self._host, self._heard_at, why)
+        await self._note_silence(why)
         if first:
             await self._store.record_event(
                 "host_silent",
@@ -334,7 +349,16 @@ class HostSession:
         """Nothing is at risk there any more, so its silence troubles nobody."""
         if not self._watched:
             self._wanted.clear()
-            await self._store.end_silence(self._host)
+            await self._end_silence()
+
+    async def _note_silence(self, why: str) -> None:
+        self._noted = True
+        await self._store.set_silence(self._host, self._heard_at, why)
+
+    async def _end_silence(self) -> bool:
+        """True when it was silent."""
+        noted, self._noted = self._noted, False
+        return noted and await self._store.end_silence(self._host)
 
     async def _give_up_dead(self) -> None:
         now = self._clock.monotonic()
@@ -363,37 +387,3 @@ class HostSession:
             ),
         )
         await self._rest()
-
-
-async def lease_of(store: Store, job: Job) -> Lease:
-    """The lease of the job's live attempt; one that was lost counts from this moment."""
-    known = await store.lease(job.id, job.attempt)
-    return known or Lease(
-        job=job.id,
-        attempt=job.attempt,
-        host=job.host or "",
-        lease_s=lease_s(job.stage),
-        renewed_at=0.0,
-    )
-
-
-def renewed_at(lease: Lease, clock: Clock) -> float:
-    """Monotonic time after which no renewal of it can have arrived at its host."""
-    return last_attempted(
-        clock.monotonic(), lease.renewed_monotonic, same_boot=lease.clock_boot == clock.boot()
-    )
-
-
-def _parse(body: bytes) -> list[dict[str, Any]]:
-    """Lines of events.jsonl. A line that is no JSON object is kept as text, never dropped."""
-    events: list[dict[str, Any]] = []
-    for line in body.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            events.append(value)
-        else:
-            events.append({"kind": "unreadable", "text": line.decode(errors="replace")})
-    return events

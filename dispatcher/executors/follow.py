@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
@@ -40,3 +42,18 @@ class AgentFollower:
     async def close(self) -> None:
         """Ends the session: the next one follows from the offsets it is given."""
         await self._session.close()
+
+
+def parse_events(body: bytes) -> list[dict[str, Any]]:
+    """Lines of events.jsonl. A line that is no JSON object is kept as text, never dropped."""
+    events: list[dict[str, Any]] = []
+    for line in body.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            events.append(value)
+        else:
+            events.append({"kind": "unreadable", "text": line.decode(errors="replace")})
+    return events

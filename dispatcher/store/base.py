@@ -106,13 +106,22 @@ class Store(Protocol):
         """Oldest first. `active_only`: without done, error, held and cancelled ones."""
         ...
 
+    async def new_jobs(self, after: int) -> tuple[int, list[Job]]:
+        """Those made since a call that returned `after` (0: all), oldest first, and what to ask
+        with next: it costs nothing how many are known."""
+        ...
+
     async def job(self, job: str) -> Job | None: ...
 
-    async def apply(self, before: Job, after: Job, event: Event) -> Applied:
+    async def apply(
+        self, before: Job, after: Job, event: Event, lease: Lease | None = None
+    ) -> Applied:
         """Commit one transition, fenced by `before.revision`, durably (synchronous=FULL).
 
         Job, attempt (of this store's epoch), reservation, lease, stitch state and event change in
         one transaction; `before.revision` counts, the rest of `before` is what was compared with.
+        `lease`: what the host will be told of a new attempt's (its length, 0: none; in which of its
+        boots); without, the stage's own.
         Raises StaleRevision when the stored job is no longer `before`.
         """
         ...
@@ -149,21 +158,6 @@ class Store(Protocol):
         ...
 
     async def lease(self, job: str, attempt: int) -> Lease | None: ...
-
-    async def arm_lease(
-        self,
-        job: str,
-        attempt: int,
-        *,
-        lease_s: float,
-        host_boot: str | None,
-        at: float,
-        monotonic: float,
-        clock_boot: str,
-    ) -> None:
-        """What the host is about to be told of the lease: its length (0: none), in which of its
-        boots. It counts as renewed, as in `renewed`."""
-        ...
 
     # --- what survives a silence ---
 

@@ -20,6 +20,7 @@ from dispatcher.store.rows import (
     Applied,
     ArtifactRow,
     Attempt,
+    Lease,
     Run,
     Segment,
     StageMetrics,
@@ -96,7 +97,20 @@ def _one_job(db: Database, job: str) -> Job:
     return found
 
 
-def apply(db: Database, before: Job, after: Job, event: Event, epoch: int) -> Applied:
+def new_jobs(db: Database, after: int) -> tuple[int, list[Job]]:
+    """By the order of the rows: no job is ever deleted."""
+    found = [(int(row["position"]), row["id"]) for row in db.rows("select_new_jobs", after=after)]
+    if not found:
+        return after, []
+    if after == 0:
+        return found[-1][0], load_jobs(db, active_only=False, acquisition=None)
+    made = [_one_job(db, job) for _, job in found]
+    return found[-1][0], sorted(made, key=lambda job: (job.created_at, job.id))
+
+
+def apply(
+    db: Database, before: Job, after: Job, event: Event, epoch: int, lease: Lease | None
+) -> Applied:
     """One transition. Raises StaleRevision and changes nothing when `before` is outdated."""
     if before.id != after.id:
         raise StoreError(f"the transition leads to another job, {after.id}", where=before.id)
@@ -119,7 +133,7 @@ def apply(db: Database, before: Job, after: Job, event: Event, epoch: int) -> Ap
         stimulus=event.stimulus,
         source="dispatcher",
     )
-    _reserve(db, before, after, event, epoch)
+    _reserve(db, before, after, event, epoch, lease)
     if isinstance(event, AttemptStarted):
         db.change("acknowledge_attempt", job=after.id, attempt=event.attempt, at=event.at)
     if after.state != before.state:
@@ -128,7 +142,9 @@ def apply(db: Database, before: Job, after: Job, event: Event, epoch: int) -> Ap
     return Applied(stored, str(stimulus))
 
 
-def _reserve(db: Database, before: Job, after: Job, event: Event, epoch: int) -> None:
+def _reserve(
+    db: Database, before: Job, after: Job, event: Event, epoch: int, lease: Lease | None
+) -> None:
     """Make the rows of attempt, reservation and lease say what `after.reservation` says."""
     old, new = before.reservation, after.reservation
     if old == new:
@@ -155,7 +171,8 @@ def _reserve(db: Database, before: Job, after: Job, event: Event, epoch: int) ->
             job=after.id,
             attempt=new.attempt,
             host=new.host,
-            lease_s=lease_s(after.stage),
+            lease_s=lease_s(after.stage) if lease is None else lease.lease_s,
+            host_boot=None if lease is None else lease.host_boot,
             renewed_at=event.at,
         )
         # What is said of the last stage does not hold for this one.

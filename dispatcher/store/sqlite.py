@@ -12,7 +12,12 @@ from typing import Any, Self
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.events import AttemptStarted, AttemptSucceeded, Event
+from dispatcher.core.events import (
+    AttemptStarted,
+    AttemptSucceeded,
+    Event,
+    InputsReady,
+)
 from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
 from dispatcher.core.pool import PoolState
@@ -43,6 +48,9 @@ from dispatcher.store.streams import Piece
 from worker_agent.protocol import ExitRecord
 
 PROGRESS_INTERVAL_S = 1.0
+# What the host says again when it is asked or told again: not lost with the power of this machine,
+# and not waited for. What follows from one of them is committed with FULL, and it with that.
+SAID_AGAIN = (AttemptStarted, AttemptSucceeded, InputsReady)
 
 
 class SqliteStore(DiskBooks):
@@ -127,12 +135,17 @@ class SqliteStore(DiskBooks):
         )
         return found[0] if found else None
 
-    async def apply(self, before: Job, after: Job, event: Event) -> Applied:
+    async def new_jobs(self, after: int) -> tuple[int, list[Job]]:
+        return await self._reader.read(jobs.new_jobs, after)
+
+    async def apply(
+        self, before: Job, after: Job, event: Event, lease: Lease | None = None
+    ) -> Applied:
         if after.reservation != before.reservation:
             self._unwritten.pop(before.id, None)  # it speaks of an attempt that is over
-        # What the host says again when it is asked again need not be waited for.
-        durable = not isinstance(event, AttemptStarted | AttemptSucceeded)
-        return await self._writer.write(durable, jobs.apply, before, after, event, self._epoch)
+        return await self._writer.write(
+            not isinstance(event, SAID_AGAIN), jobs.apply, before, after, event, self._epoch, lease
+        )
 
     async def attempts(self, job: str) -> list[Attempt]:
         return await self._reader.read(jobs.attempts, job)
@@ -166,21 +179,6 @@ class SqliteStore(DiskBooks):
 
     async def lease(self, job: str, attempt: int) -> Lease | None:
         return await self._reader.read(survival.lease, job, attempt)
-
-    async def arm_lease(
-        self,
-        job: str,
-        attempt: int,
-        *,
-        lease_s: float,
-        host_boot: str | None,
-        at: float,
-        monotonic: float,
-        clock_boot: str,
-    ) -> None:
-        await self._writer.write(
-            True, survival.arm_lease, job, attempt, lease_s, host_boot, at, monotonic, clock_boot
-        )
 
     # --- what survives a silence ---
 

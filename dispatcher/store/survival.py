@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable
 
 from dispatcher.core.model import Reservation
-from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database
 from dispatcher.store.rows import FindingRow, Lease, Silence
 
@@ -36,22 +35,6 @@ def renewed(
 def lease(db: Database, job: str, attempt: int) -> Lease | None:
     row = db.row("select_lease", job=job, attempt=attempt)
     return None if row is None else Lease(**dict(row))
-
-
-def arm_lease(
-    db: Database,
-    job: str,
-    attempt: int,
-    lease_s: float,
-    host_boot: str | None,
-    at: float,
-    monotonic: float,
-    clock_boot: str,
-) -> None:
-    changed = db.change("arm_lease", job=job, attempt=attempt, lease_s=lease_s, host_boot=host_boot)
-    if changed == 0:
-        raise StoreError(f"attempt {attempt} has no lease", where=job)
-    renewed(db, [(job, attempt)], at, monotonic, clock_boot)
 
 
 def delete_stray_leases(db: Database) -> int:

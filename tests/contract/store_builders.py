@@ -11,6 +11,7 @@ from dispatcher.store.rows import (
     Acquisition,
     Applied,
     Clip,
+    Lease,
     Run,
     Segment,
 )
@@ -53,11 +54,13 @@ def placed(job: Job, at: float = 3.0) -> ev.StagePlaced:
     return ev.StagePlaced(at=at, reservation=promise, stimulus="7")
 
 
-async def running(store: Store) -> Job:
+async def running(store: Store, lease: Lease | None = None) -> Job:
     """The first attempt of the first stage, alive on host h."""
     job = await fill(store)
     job = (await advance(store, job, ev.HostAssigned(at=1.0, host="h"), ev.InputsReady(at=2.0))).job
-    return (await advance(store, job, placed(job), ev.AttemptStarted(at=4.0, attempt=1))).job
+    after, _ = step(job, placed(job))
+    job = (await store.apply(job, after, placed(job), lease)).job
+    return (await advance(store, job, ev.AttemptStarted(at=4.0, attempt=1))).job
 
 
 def record(ok: bool = True) -> ExitRecord:

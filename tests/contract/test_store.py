@@ -94,6 +94,23 @@ async def test_jobs_come_back_as_they_were(store: Store) -> None:
     assert await store.job("nobody") is None
 
 
+async def test_only_jobs_made_since_are_told(store: Store) -> None:
+    assert await store.new_jobs(0) == (0, [])
+    await fill(store)
+    position, made = await store.new_jobs(0)
+    assert made == [JOB]
+    assert await store.new_jobs(position) == (position, [])
+    later = [
+        dataclasses.replace(JOB, id=name, kind=JobKind.STITCH, created_at=at)
+        for name, at in (("b", 9.0), ("a", 9.0), ("c", 0.5))
+    ]
+    for job in later:
+        await store.create_job(job, dataclasses.replace(RUN, job=job.id))
+    _, made = await store.new_jobs(position)
+    assert [job.id for job in made] == ["c", "a", "b"], "oldest first"
+    assert (await store.new_jobs(0))[1] == await store.load_jobs()
+
+
 async def test_epochs_order_the_dispatchers_of_two_databases(
     store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -16,6 +16,7 @@ from dispatcher.core import events as ev
 from dispatcher.store.base import OffsetGap, Store, StoreError
 from dispatcher.store.rows import (
     ArtifactRow,
+    Lease,
     Offsets,
 )
 from dispatcher.store.sqlite import SqliteStore
@@ -201,17 +202,17 @@ async def test_renewals_only_ever_move_forward(store: Store) -> None:
     assert [lease.renewed_at for lease in await store.leases()] == [50.0]
 
 
-async def test_a_lease_that_is_armed_counts_as_renewed(store: Store) -> None:
-    job = await running(store)
-    await store.arm_lease(
-        job.id, 1, lease_s=7.0, host_boot="b", at=50.0, monotonic=9.0, clock_boot="c"
-    )
+async def test_what_a_host_will_be_told_of_a_lease_is_committed_with_the_attempt(
+    store: Store,
+) -> None:
+    told = Lease(job=JOB.id, attempt=1, host="h", lease_s=7.0, renewed_at=0.0, host_boot="b")
+    job = await running(store, lease=told)
+    lease = await store.lease(job.id, 1)
+    assert lease is not None
+    assert (lease.lease_s, lease.host_boot, lease.renewed_monotonic) == (7.0, "b", None)
+    await store.renewed([(job.id, 1)], at=50.0, monotonic=9.0, clock_boot="c")
     lease = await store.lease(job.id, 1)
     assert lease is not None
     assert (lease.lease_s, lease.host_boot, lease.renewed_at) == (7.0, "b", 50.0)
     assert (lease.renewed_monotonic, lease.clock_boot) == (9.0, "c")
     assert await store.lease(job.id, 2) is None
-    with pytest.raises(StoreError, match="no lease"):
-        await store.arm_lease(
-            job.id, 2, lease_s=7.0, host_boot=None, at=50.0, monotonic=9.0, clock_boot="c"
-        )

@@ -120,5 +120,5 @@ def dispatcher_of(store: SqliteStore, host: Host, tmp_path: Path) -> Dispatcher:
         heartbeat=tmp_path / "heartbeat", quarantines=Quarantines(store, fleet, clock),
         inventory_watch=InventoryWatch(tmp_path / "inventory.yaml"),
     )  # fmt: skip
-    dispatcher._reconciled["h"] = clock.monotonic()  # that is not what is asked here
+    dispatcher._reconciler.compared["h"] = clock.monotonic()  # that is not what is asked here
     return dispatcher

@@ -65,8 +65,8 @@ INSERT INTO reservations (
 DELETE FROM reservations WHERE job = :job;
 
 -- name: insert_lease
-INSERT INTO leases (job, attempt, host, lease_s, renewed_at)
-VALUES (:job, :attempt, :host, :lease_s, :renewed_at);
+INSERT INTO leases (job, attempt, host, lease_s, host_boot, renewed_at)
+VALUES (:job, :attempt, :host, :lease_s, :host_boot, :renewed_at);
 
 -- name: delete_lease
 DELETE FROM leases WHERE job = :job AND attempt = :attempt;

@@ -45,6 +45,9 @@ WHERE (:job IS NULL OR jobs.id = :job)
   AND (NOT :active_only OR jobs.state NOT IN ('done', 'error', 'held', 'cancelled'))
 ORDER BY jobs.created_at, jobs.id;
 
+-- name: select_new_jobs
+SELECT rowid AS position, id FROM jobs WHERE rowid > :after ORDER BY rowid;
+
 -- name: update_job
 -- The fence: no row changes when another writer came first.
 UPDATE jobs SET

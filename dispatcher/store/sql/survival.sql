@@ -1,6 +1,3 @@
--- name: arm_lease
-UPDATE leases SET lease_s = :lease_s, host_boot = :host_boot WHERE job = :job AND attempt = :attempt;
-
 -- name: delete_stray_leases
 DELETE FROM leases WHERE NOT EXISTS (
     SELECT 1 FROM reservations AS r WHERE r.job = leases.job AND r.attempt = leases.attempt

@@ -1,0 +1,59 @@
+"""A session that was lost is opened again when the host is reached, not when a timer says so."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import NoReturn, cast
+
+import pytest
+
+from dispatcher import session as module
+from dispatcher.clock import ManualClock
+from dispatcher.core.model import Reason
+from dispatcher.errors import TransportError
+from dispatcher.executors.base import Executor
+from dispatcher.fleet import Fleet
+from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.session import HostSession
+from dispatcher.store.sqlite import SqliteStore
+from tests.contract.store_builders import running
+
+
+class Unreachable:
+    """A host whose link is down; counts how often a session was tried."""
+
+    def __init__(self) -> None:
+        self.tried: asyncio.Queue[None] = asyncio.Queue()
+
+    async def work_dir(self) -> str:
+        return "/w"
+
+    async def follow(self) -> NoReturn:
+        self.tried.put_nowait(None)
+        raise TransportError(Reason.HOST_UNREACHABLE, "link lost", where="h", why="cut")
+
+
+async def test_a_probe_that_reaches_the_host_ends_the_rest_before_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_FIRST_S", 3600.0)
+    monkeypatch.setattr(module, "RETRY_MOST_S", 3600.0)
+    store = await SqliteStore.open(tmp_path / "db")
+    host = Unreachable()
+    clock = ManualClock()
+    inventory = Inventory(hosts=(InventoryHost(name="h", address="h"),))
+    fleet = Fleet(inventory, {"h": cast(Executor, host)}, clock=clock)
+    session = HostSession("h", fleet, store, clock, lambda *_: None, 1, lambda _: None)
+    session.reached()  # said before the loss, it ends no rest after it
+    running_session = asyncio.create_task(session.run())
+    await session.watch(await running(store), "")
+    async with asyncio.timeout(60.0):
+        await host.tried.get()
+        for _ in range(2):
+            assert host.tried.empty()
+            session.reached()
+            await host.tried.get()
+    running_session.cancel()
+    await asyncio.gather(running_session, return_exceptions=True)
+    await store.close()
