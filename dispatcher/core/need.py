@@ -286,12 +286,14 @@ def _learn(stage: Stage, runs: tuple[Observation, ...], *, on_cpu: bool) -> _Lea
     done = [(one, cost) for one, cost in rows if one.died_of is None]
     recent = rows[-RECENT_RUNS:]
 
-    def amount(took: list[tuple[float, float]], lost: list[tuple[float, float]]) -> _Amount:
+    def amount(
+        took: list[tuple[float, float]], lost: list[tuple[float, float]], step: int = _STEP_MIB
+    ) -> _Amount:
         taken = [(cost, mib) for cost, mib in took if _sane(mib)]
         return _Amount(
             factor=_up(_quantile([mib / cost for cost, mib in taken], _QUANTILE)),
             lost=max((_up(mib / cost) or 0.0 for cost, mib in lost if _sane(mib)), default=0.0),
-            taken=_most_up_to(taken[-RECENT_RUNS:]),
+            taken=_most_up_to(taken[-RECENT_RUNS:], step),
             largest=max((cost for cost, _ in taken), default=0.0),
         )
 
@@ -321,6 +323,7 @@ def _learn(stage: Stage, runs: tuple[Observation, ...], *, on_cpu: bool) -> _Lea
                 for one, cost in recent
                 if one.died_of is Reason.DISK_FULL
             ],
+            step=1,  # of eight stages together
         ),
         cores=_cores([one for one, _ in done[-TIMED_RUNS:]]),
         span=_span(
@@ -329,11 +332,11 @@ def _learn(stage: Stage, runs: tuple[Observation, ...], *, on_cpu: bool) -> _Lea
     )
 
 
-def _most_up_to(taken: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def _most_up_to(taken: list[tuple[float, float]], step: int) -> tuple[tuple[float, float], ...]:
     """(expected, MiB) of runs -> for each size the most that runs up to it took."""
     steps: list[tuple[float, float]] = []
     # A size counts from a little below itself: fewer steps, and never too little.
-    rounded = sorted((_down(cost), math.ceil(mib / _STEP_MIB) * _STEP_MIB) for cost, mib in taken)
+    rounded = sorted((_down(cost), math.ceil(mib / step) * step) for cost, mib in taken)
     for cost, mib in rounded:
         if steps and mib <= steps[-1][1]:
             continue
