@@ -47,6 +47,9 @@ from dispatcher.story import tell
 from dispatcher.tasks import Tasks
 
 log = logging.getLogger("cosma")
+# Goes on as long as the dispatcher does; calls what it is given when something is to be decided
+# anew.
+Service = Callable[[Callable[[], None]], Coroutine[Any, Any, None]]
 # What the last decision led to: nothing becomes free by it.
 DECIDED = (ev.HostAssigned, ev.StagePlaced, ev.AttemptStarted)
 FREED = (ev.InputsReclaimed, ev.MadeReclaimed, ev.LeftoversReclaimed)
@@ -87,9 +90,7 @@ class Dispatcher:
     connect: MakeExecutor
     quarantines: Quarantines
     once: bool = False
-    # Each goes on as long as the dispatcher does, and calls what it is given when it changed what
-    # decisions go by.
-    services: Sequence[Callable[[Callable[[], None]], Coroutine[Any, Any, None]]] = ()
+    services: Sequence[Service] = ()
     pace: Pace = field(default_factory=Pace)
     _sessions: dict[str, HostSession] = field(default_factory=dict)
     _reconciler: Reconciler = field(init=False)
