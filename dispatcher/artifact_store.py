@@ -75,6 +75,11 @@ class ArtifactStore:
             _name(target, local)
         return True
 
+    def holds(self, sha256: str) -> bool:
+        """Whether the object is there and is what it should be: it is read. Raises OSError."""
+        target = self.object_path(sha256)
+        return target.is_file() and file_sha256(target) == sha256
+
     def keep(self, local: Path, sha256: str) -> None:
         """Make of `local`, a whole and durable file of this content, a name of its object. Nothing
         changes for one that is. Raises OSError."""
@@ -83,7 +88,7 @@ class ArtifactStore:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         local.chmod(0o444)  # a change of one name would change all
-        if target.exists() and file_sha256(target) == sha256:
+        if self.holds(sha256):
             _name(target, local)
             return
         try:

@@ -115,14 +115,14 @@ def restore(row: ArtifactRow, artifacts: ArtifactStore, remote: ObjectStore | No
     """Have a collected file here again from its object, here or in the object store; False when
     neither has it. Raises OSError and TransferError."""
     local = Path(row.local_path or "")
-    if artifacts.offer(local, row.sha256, row.bytes) and file_sha256(local) == row.sha256:
-        return True
+    if artifacts.holds(row.sha256):
+        return artifacts.offer(local, row.sha256, row.bytes)
     if remote is None or row.remote_url != remote.url_of(row.sha256):
         return False
     local.parent.mkdir(parents=True, exist_ok=True)
     part = local.with_name(f"{local.name}.part")
     remote.get(row.sha256, part)
-    _durable(part, local)
+    put_in_place(part, local)
     artifacts.keep(local, row.sha256)
     return True
 
@@ -150,10 +150,11 @@ def _write(local: Path, content: bytes) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     part = local.with_name(f"{local.name}.part")
     part.write_bytes(content)
-    _durable(part, local)
+    put_in_place(part, local)
 
 
-def _durable(part: Path, local: Path) -> None:
+def put_in_place(part: Path, local: Path) -> None:
+    """Durably."""
     sync(part)
     part.replace(local)
     sync(local.parent)

@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dispatcher.agent_bundle import build
 from dispatcher.artifact_store import ArtifactStore
-from dispatcher.clock import SystemClock
+from dispatcher.clock import Clock, SystemClock
 from dispatcher.collecting import Collecting
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.place import Policy
@@ -29,10 +31,11 @@ from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
-from dispatcher.loop import Dispatcher, Pace
+from dispatcher.loop import Dispatcher, Pace, Service
 from dispatcher.object_store import ObjectStore
 from dispatcher.quarantine import Quarantines
 from dispatcher.reclaim import Reclaimer
+from dispatcher.retention import DAY_S, HOUR_S, Retention
 from dispatcher.settings import DispatcherSettings
 from dispatcher.stitching import Stitching
 from dispatcher.store.lock import DispatcherLock
@@ -87,6 +90,11 @@ async def _run(
     learning = await Learning.from_store(store)
     trims = Trims(fleet, store, clock, settings.trim_window_s)
     await trims.take_up()
+    collecting = Collecting(
+        store=store,
+        artifacts=ArtifactStore(settings.artifacts),
+        remote=ObjectStore(settings.artifacts_url) if settings.artifacts_url else None,
+    )
     pools = PoolWatch(
         store,
         fleet,
@@ -101,11 +109,7 @@ async def _run(
             fleet=fleet,
             session=lambda host: dispatcher.session(host),
             store=store,
-            collecting=Collecting(
-                store=store,
-                artifacts=ArtifactStore(settings.artifacts),
-                remote=ObjectStore(settings.artifacts_url) if settings.artifacts_url else None,
-            ),
+            collecting=collecting,
             specs=specs,
             handoff=Handoff(
                 fleet=fleet,
@@ -140,7 +144,7 @@ async def _run(
         inventory_watch=InventoryWatch(inventory_file),
         connect=connect,
         quarantines=Quarantines(store, fleet, clock),
-        services=(pools.run,),
+        services=(pools.run, *_schedule(settings, collecting, clock)),
     )
     interrupted = False
 
@@ -169,6 +173,21 @@ async def _run(
         hosts=len(fleet.states),
         interrupted=interrupted,
     )
+
+
+def _schedule(
+    settings: DispatcherSettings, collecting: Collecting, clock: Clock
+) -> Iterator[Service]:
+    """What the dispatcher does now and then, where it is asked to."""
+    if settings.gc_hours:
+        retention = Retention(
+            store=collecting.store,
+            artifacts=collecting.artifacts,
+            remote=collecting.remote,
+            clock=clock,
+            keep_s=settings.retention_days * DAY_S,
+        )
+        yield partial(retention.run, settings.gc_hours * HOUR_S)
 
 
 def _stage_python(fleet: Fleet, host: str) -> str | None:

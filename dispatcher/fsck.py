@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dispatcher.artifact_store import COLLECTED_KINDS
+from dispatcher.artifact_store import KEPT_KINDS, LOG, store_of
 from dispatcher.clock import SystemClock
 from dispatcher.core.events import InputsKept, ReclaimFailed
 from dispatcher.core.machine import LIVE_STEPS, step
@@ -20,8 +20,10 @@ from dispatcher.errors import HostError, TakenOver
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
 from dispatcher.giving_back import GivingBack
+from dispatcher.job_log import job_log
 from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
+from dispatcher.object_store import ObjectStore
 from dispatcher.reclaim import Reclaimer
 from dispatcher.reconcile import seen_of
 from dispatcher.store.base import Store
@@ -191,7 +193,7 @@ async def _host_differences(store: Store, fleet: Fleet, host: str) -> list[Diffe
 async def _artifact_differences(rows: Sequence[ArtifactRow]) -> list[Difference]:
     found = []
     for row in rows:
-        if row.kind not in COLLECTED_KINDS or row.local_path is None:
+        if row.kind not in KEPT_KINDS or row.local_path is None:
             continue
         kind, message = await asyncio.to_thread(_artifact_state, row, Path(row.local_path))
         if kind:
@@ -218,7 +220,9 @@ def _artifact_state(row: ArtifactRow, path: Path) -> tuple[str, str]:
     return "", ""
 
 
-async def repair(store: Store, fleet: Fleet, report: Report) -> Report:
+async def repair(
+    store: Store, fleet: Fleet, report: Report, remote: ObjectStore | None = None
+) -> Report:
     """What can be put right safely; the caller holds the dispatcher's lock. Nothing is deleted
     but rows that speak of attempts that are over, and inputs as a dispatcher would remove them; a
     changed file is kept beside the good one."""
@@ -245,7 +249,9 @@ async def repair(store: Store, fleet: Fleet, report: Report) -> Report:
             await _rebuild(store, jobs[item.job])
             done.append(replace(item, repaired=True))
         else:
-            done.append(await _collect_again(fleet, jobs[item.job], rows[item.where], item))
+            why = await _collect_again(store, fleet, jobs[item.job], rows[item.where], remote)
+            again = f"{why}; make it again: cosma job rerun {item.job} --from STAGE"
+            done.append(replace(item, repaired=not why, advice=again if why else ""))
     return replace(report, differences=tuple(done))
 
 
@@ -300,20 +306,34 @@ async def _rebuild(store: Store, job: Job) -> None:
     await store.rebuild_reservation(promise(attempt, job, gpus, policy))
 
 
-async def _collect_again(fleet: Fleet, job: Job, row: ArtifactRow, item: Difference) -> Difference:
-    local = Path(item.where)
-    again = f"make it again: cosma job rerun {job.id} --from STAGE"
+async def _collect_again(
+    store: Store, fleet: Fleet, job: Job, row: ArtifactRow, remote: ObjectStore | None
+) -> str:
+    """Why the file is not as it was collected; "" once it is. One that was changed is kept beside
+    it."""
+    local = Path(row.local_path or "")
+    artifacts = store_of(local, job.acquisition, job.id)
+    fresh = local.with_name(f".{local.name}.again")
     try:
-        executor = fleet.executor(row.host or "")
-        fresh = local.with_name(f".{local.name}.again")
-        run_dir = f"{await executor.work_dir()}/{job.acquisition}/{job.id}"
-        await executor.collect_file(run_dir, row.path, fresh, sha256=row.sha256)
+        if await asyncio.to_thread(artifacts.holds, row.sha256):
+            await asyncio.to_thread(artifacts.offer, fresh, row.sha256, row.bytes)
+        elif remote is not None and row.remote_url == remote.url_of(row.sha256):
+            await asyncio.to_thread(remote.get, row.sha256, fresh)
+        elif row.path == LOG:
+            await asyncio.to_thread(fresh.write_bytes, await job_log(store, job.id))
+            if await asyncio.to_thread(file_sha256, fresh) != row.sha256:
+                return "the job has run on since"
+        else:
+            executor = fleet.executor(row.host or "")
+            run_dir = f"{await executor.work_dir()}/{job.acquisition}/{job.id}"
+            await executor.collect_file(run_dir, row.path, fresh, sha256=row.sha256)
         await asyncio.to_thread(_put_in_place, fresh, local)
+        await asyncio.to_thread(artifacts.keep, local, row.sha256)
     except HostError as error:
-        return replace(item, advice=f"{error.message}; {again}")
+        return error.message
     except OSError as error:
-        return replace(item, advice=f"{error.filename}: {error.strerror}; {again}")
-    return replace(item, repaired=True)
+        return f"{error.filename}: {error.strerror}"
+    return ""
 
 
 def _put_in_place(fresh: Path, local: Path) -> None:

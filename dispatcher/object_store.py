@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +134,13 @@ class ObjectStore:
                 yield RemoteObject(
                     sha256=match[1], bytes=int(facts["size"]), modified_at=modified.timestamp()
                 )
+
+    def other_indexes(self, known: Collection[tuple[str, str]]) -> list[str]:
+        """What other databases keep here: the indexes of jobs that are not among `known`
+        (acquisition, job)."""
+        found = self._guard(lambda: self._fs.glob(f"{self._root}/*/*/index.json"))
+        others = [path for path in found if tuple(path.split("/")[-3:-1]) not in known]
+        return [self._guard(partial(self._fs.cat_file, path)).decode() for path in others]
 
     def remove(self, sha256: str) -> None:
         self._guard(lambda: self._fs.rm_file(f"{self._root}/{_key(sha256)}"))

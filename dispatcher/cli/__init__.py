@@ -10,10 +10,12 @@ from pathlib import Path
 import typer
 
 from dispatcher.cli import (
+    artifact,
     chaos,
     demo,
     dispatch,
     fsck,
+    gc,
     ingest,
     job,
     jobs,
@@ -43,6 +45,8 @@ app.add_typer(stitch.app, name="stitch")
 app.command("why")(why.why)
 app.command("plan")(plan.plan)
 app.command("fsck")(fsck.fsck)
+app.command("gc")(gc.gc)
+app.add_typer(artifact.app, name="artifact")
 app.command("summary")(summary.summary)
 app.command("chaos")(chaos.chaos)
 

@@ -18,6 +18,7 @@ from dispatcher.executors.ssh import SshExecutor
 from dispatcher.fleet import Fleet
 from dispatcher.fsck import Report, check, repair
 from dispatcher.inventory import find_inventory
+from dispatcher.object_store import ObjectStore
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 from dispatcher.store.lock import DispatcherLock
@@ -37,18 +38,20 @@ def fsck(
     --fix needs the database for itself: stop the dispatcher first."""
     hosts = find_inventory(inventory)
     bundle = agent_bundle.build()
+    settings = DispatcherSettings.load(database=db)
+    remote = ObjectStore(settings.artifacts_url) if settings.artifacts_url else None
 
     async def work(store: Store) -> Report:
         fleet = Fleet.of(hosts, lambda host: SshExecutor.connect_to(host, bundle))
         try:
             report = await check(store, fleet)
-            return await repair(store, fleet, report) if fix else report
+            return await repair(store, fleet, report, remote) if fix else report
         finally:
             await fleet.close()
 
     with contextlib.ExitStack() as stack:
         if fix:
-            stack.enter_context(DispatcherLock(DispatcherSettings.load(database=db).database))
+            stack.enter_context(DispatcherLock(settings.database))
         report = with_store(db, work)
     rows = [dataclasses.asdict(item) for item in report.differences]
     if json:

@@ -189,6 +189,7 @@ def test_fsck_tells_what_differs_and_repairs_what_it_can(farm: Rehearsal) -> Non
     files = collected(farm, job)
     ply, manifest = files["ply"], files["manifest"]
     good = ply.read_bytes()
+    ply.unlink()
     ply.write_bytes(bytes(len(good)))
     manifest.unlink()
     with sqlite3.connect(farm.cosma.database) as writer:
@@ -218,7 +219,8 @@ def test_fsck_names_what_is_lost_for_good(farm: Rehearsal) -> None:
     assert farm.cosma.run("dispatch", "--once").returncode == 0
     files = collected(farm, job)
     files["ply"].unlink()
-    shutil.rmtree(farm.hosts.hosts[0].work_dir / "reef" / job / "output")
+    shutil.rmtree(farm.cosma.directory / "cosma-artifacts" / ".objects")
+    shutil.rmtree(farm.hosts.hosts[0].work_dir / "reef" / job / "output", ignore_errors=True)
     mended = farm.cosma.run("fsck", "--fix")
     assert mended.returncode == 1
     assert f"cosma job rerun {job}" in mended.stdout
