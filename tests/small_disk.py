@@ -16,13 +16,17 @@ _SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 MIB = 1 << 20
 
 
+def as_root(*command: str) -> list[str]:
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    return [*sudo, *command]
+
+
 def _run(*command: str) -> int:
     """As root. The exit code; 127 for a program that is not there."""
     program = shutil.which(command[0], path=_SBIN)
     if program is None:
         return 127
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    return subprocess.run([*sudo, program, *command[1:]], capture_output=True).returncode
+    return subprocess.run(as_root(program, *command[1:]), capture_output=True).returncode
 
 
 def _mounted(place: Path, *arguments: str) -> None:
@@ -71,7 +75,7 @@ def disk_image(file: Path, place: Path, mib: int) -> Iterator[DiskImage]:
     with file.open("wb") as stream:
         stream.truncate(mib * MIB)
     # Groups of 8 MiB, as a trim counts by group, and nothing left to be written later by itself.
-    layout = ("-b", "4096", "-g", "2048", "-J", "size=8", "-m", "0")
+    layout = ("-b", "4096", "-g", "2048", "-J", "size=4", "-m", "0")
     lazy = "lazy_itable_init=0,lazy_journal_init=0"
     if _run("mkfs.ext4", "-q", "-F", *layout, "-E", lazy, str(file)) != 0:
         pytest.skip("a small file system cannot be mounted here (root or sudo)")

@@ -76,9 +76,7 @@ def test_what_a_job_took_is_given_back_and_told(
     assert dispatcher.returncode == 0, errors
     after = image.allocated()
 
-    print("MEASURED", before, with_video, without, after)
     trims = query(there, "SELECT * FROM trims ORDER BY id")
-    print("TRIMS", [(r["trimmed_bytes"], r["freed_bytes"]) for r in trims])
     freed = [row["freed_bytes"] for row in trims]
     assert about(with_video - without, freed[0]), (with_video - without, freed)
     assert about(without - after, sum(freed[1:])), (without - after, freed)

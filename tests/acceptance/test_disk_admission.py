@@ -1,0 +1,77 @@
+"""A small work disk: what does not fit on it at once is done one after the other, what never fits
+is refused by the byte."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsal import Rehearsal, rehearsal
+from tests.small_disk import MIB, memory_disk, resize
+
+JOBS = 10
+CLIP_BYTES = 10 * MIB
+DISK_MIB = 56  # all videos are 100
+SLOTS = {"extract": 3, "sfm": 2, "train": 2, "stitch": 1}
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Rehearsal]:
+    place = tmp_path / "hosts" / "host-1" / "work"
+    disk = {"min_free_gib": 0, "fstrim": "off"}
+    with (
+        memory_disk(place, DISK_MIB),
+        rehearsal(tmp_path, 1, disk=disk, max_parallel=SLOTS) as made,
+    ):
+        yield made
+
+
+def ingest(farm: Rehearsal, jobs: int, acquisition: str, clip_bytes: int) -> None:
+    plan = farm.cosma.directory / "plan.yaml"
+    plan.write_text("train: {cuda: {cap: 1000}}\n")
+    farm.ingest(jobs, acquisition, clip_bytes, options=("--config", str(plan)))
+
+
+def missing(farm: Rehearsal, job: str) -> int:
+    told = farm.cosma.run("why", job).stdout
+    found = re.search(r"(\d+) bytes are missing", told)
+    assert found is not None, told
+    return int(found[1])
+
+
+def test_jobs_that_do_not_fit_together_are_done_without_a_full_disk(farm: Rehearsal) -> None:
+    ingest(farm, JOBS, "reef", CLIP_BYTES)
+    done = farm.cosma.run("dispatch", "--once")
+    assert done.returncode == 0, done.stderr
+    jobs = farm.cosma.jobs().values()
+    assert {job["state"] for job in jobs} == {"done"} and len(jobs) == JOBS + 1  # and a stitch
+    with sqlite3.connect(f"file:{farm.cosma.database}?mode=ro", uri=True) as reader:
+        failed = reader.execute("SELECT job, reason, message FROM attempts WHERE state = 'failed'")
+        assert failed.fetchall() == []
+        (kinds,) = reader.execute("SELECT group_concat(DISTINCT kind) FROM events").fetchall()
+        assert "attempt_failed" not in kinds[0] and "transfer_failed" not in kinds[0]
+    # All that they brought and made is gone again.
+    place = farm.hosts.hosts[0].work_dir
+    left = [path for path in place.rglob("*") if path.is_file() and path.stat().st_size > MIB]
+    assert left == []
+
+
+def test_a_job_that_never_fits_is_refused_by_the_byte(farm: Rehearsal) -> None:
+    ingest(farm, 1, "wreck", DISK_MIB * MIB)
+    assert farm.cosma.run("dispatch", "--once").returncode == 3
+    ((name, job),) = farm.cosma.jobs().items()
+    assert (job["state"], job["reason"]) == ("held", "disk_low")
+    # The disk that lacks just 64 MiB, and the one that lacks nothing.
+    place = farm.hosts.hosts[0].work_dir
+    enough = DISK_MIB * MIB + missing(farm, name)
+    for size, lacks in ((enough - 64 * MIB, 64 * MIB), (enough, 0)):
+        resize(place, size)
+        assert farm.cosma.run("job", "retry", name).returncode == 0
+        ended = farm.cosma.run("dispatch", "--once")
+        if lacks:
+            assert ended.returncode == 3 and abs(missing(farm, name) - lacks) < MIB
+    assert farm.cosma.jobs()[name]["state"] == "done"
