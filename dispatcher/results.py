@@ -19,12 +19,14 @@ RELEASE = "cosma job retry {job}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentResult:
-    """One reconstruction. `sfm` and `training` are the reports of those stages, {} without one."""
+    """One reconstruction. `sfm`, `training` and `verdict` are the reports of its stages, {} without
+    one."""
 
     job: Job
     segment: Segment
     sfm: Mapping[str, Any]
     training: Mapping[str, Any]
+    verdict: Mapping[str, Any]
     seconds: float  # wall time of all its attempts
     trimmed_bytes: int | None  # given back by fstrim after its files were removed
     files: Mapping[str, Path]  # artifact kind -> local copy
@@ -95,6 +97,7 @@ async def _segment_result(
         segment=segment,
         sfm=_json(files.get("sfm_report")),
         training=_json(files.get("training_report")),
+        verdict=_json(files.get("verdict")),
         seconds=sum(metrics.wall_s for metrics in await store.stage_metrics(job.id)),
         trimmed_bytes=await store.given_back(job.id),
         files=files,

@@ -45,6 +45,7 @@ class FailureCode(StrEnum):
     REGISTRATION_FAILED = "registration_failed"
     REGISTRATION_WEAK = "registration_weak"
     TRAINING_DIVERGED = "training_diverged"
+    QUALITY_LOW = "quality_low"  # the finished segment misses a threshold of the settings
     STITCH_EVIDENCE_WEAK = "stitch_evidence_weak"
     GPU_OUT_OF_MEMORY = "gpu_out_of_memory"
     OUT_OF_MEMORY = "out_of_memory"

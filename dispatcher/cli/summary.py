@@ -18,8 +18,8 @@ from dispatcher.results import load_results
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 
-SEGMENTS = ("segment", "auv", "state", "frames", "registered", "reprojection_px", "psnr", "ssim",
-            "gaussians", "seconds", "ply")  # fmt: skip
+SEGMENTS = ("segment", "auv", "state", "verdict", "frames", "registered", "reprojection_px", "psnr",
+            "ssim", "gaussians", "seconds", "ply")  # fmt: skip
 STITCHES = ("stitch", "level", "auv", "state", "ply")
 
 
@@ -52,6 +52,7 @@ def summary(
                     "auv": item.segment.auv,
                     "state": item.job.state.value,
                     "eta": eta_json(etas.get(item.job.id)),
+                    "verdict": item.verdict.get("verdict"),
                     "frames": item.sfm.get("frames"),
                     "registered": item.sfm.get("registered"),
                     "reprojection_px": item.sfm.get("reprojection_px"),

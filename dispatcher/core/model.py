@@ -114,6 +114,7 @@ class Reason(StrEnum):
     REGISTRATION_FAILED = "registration_failed"
     REGISTRATION_WEAK = "registration_weak"
     TRAINING_DIVERGED = "training_diverged"
+    QUALITY_LOW = "quality_low"
     STITCH_EVIDENCE_WEAK = "stitch_evidence_weak"
     GPU_OUT_OF_MEMORY = "gpu_out_of_memory"
     OUT_OF_MEMORY = "out_of_memory"

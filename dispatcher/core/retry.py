@@ -72,6 +72,9 @@ RULES: dict[Reason, Rule] = {
     Reason.REGISTRATION_FAILED: Rule(Layer.DATA, _HOLD, "try a higher frames.fps or sfm.overlap"),
     Reason.REGISTRATION_WEAK: Rule(Layer.DATA, _HOLD, "try a higher frames.fps or sfm.overlap"),
     Reason.TRAINING_DIVERGED: Rule(Layer.DATA, _HOLD, "check the sfm report; try another seed"),
+    Reason.QUALITY_LOW: Rule(
+        Layer.DATA, _HOLD, "look at the preview; leave it out or train longer"
+    ),
     Reason.STITCH_EVIDENCE_WEAK: Rule(Layer.DATA, _HOLD, "the members may not overlap; see report"),
     Reason.STITCH_NO_INPUTS: Rule(Layer.DATA, _HOLD, "finish a segment of it first"),
     # Resources: another plan, or another place.

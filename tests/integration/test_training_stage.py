@@ -27,7 +27,7 @@ from stitch.gaussians import Gaussians
 from stitch.ply import read_ply
 from worker_agent.protocol import AttemptSpec, FailureCode
 from worker_agent.stages import export_ply, export_splat, train
-from worker_agent.stages.api import Reporter, StageFailure
+from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.training.dataset import load_dataset
 
 VIEWS, WIDTH, HEIGHT = 12, 96, 64
@@ -174,6 +174,7 @@ def test_a_scene_is_trained_measured_and_exported(source: Path, tmp_path: Path) 
     splat = export_splat.main(spec_for(run_dir, steps=300), events.reporter)
     assert ply.completed == {"ply_path": "output/job1.ply"}
     assert splat.completed == {"splat_path": "output/job1.splat"}
+    assert splat.metrics["verdict"] == "pass"
     assert np.array_equal(read_ply(run_dir / "output" / "job1.ply").means, trained.means)
     assert (run_dir / "output" / "job1.splat").stat().st_size == 32 * len(trained)
 
@@ -321,6 +322,28 @@ def test_a_loss_that_is_no_number_ends_as_diverged(
         train.main(spec_for(run_dir, steps=100), Events(tmp_path / "events").reporter)
     assert caught.value.reason is FailureCode.TRAINING_DIVERGED
     assert "step" in caught.value.message
+
+
+def test_a_segment_below_its_thresholds_is_not_done(source: Path, tmp_path: Path) -> None:
+    run_dir = linked(source, tmp_path / "run")
+    events = Events(tmp_path / "events")
+    spec = spec_for(run_dir, steps=30)
+    train.main(spec, events.reporter)
+
+    def exported(thresholds: dict[str, Any]) -> Artifacts:
+        config = spec.config | {"verdict": thresholds}
+        return export_splat.main(dataclasses.replace(spec, config=config), events.reporter)
+
+    warned = exported({"psnr": {"warn": 99.0, "fail": 1.0}})
+    assert warned.metrics["verdict"] == "warn"
+    assert "PSNR" in events.of_kind("warning")[-1]["message"]
+    assert [f.kind for f in warned.files] == ["splat", "verdict"]
+    with pytest.raises(StageFailure) as caught:
+        exported({"psnr": {"warn": 99.0, "fail": 98.0}})
+    assert caught.value.reason is FailureCode.QUALITY_LOW
+    assert "below 98" in caught.value.message and caught.value.advice
+    told = json.loads((run_dir / "output" / "verdict.json").read_text())
+    assert told["verdict"] == "fail" and told["figures"]["gaussians"] > 0
 
 
 def report_of(run_dir: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ RECONSTRUCT: Mapping[str, StageEntry] = {
     "ColmapReconstruction": StageEntry("sfm", ("sfm",), ("pycolmap",)),
     "Training": StageEntry("train", ("train",), ("torch", "gsplat", "numba", "pycolmap")),
     "PlyExport": StageEntry("export_ply"),
-    "SplatExport": StageEntry("export_splat"),
+    "SplatExport": StageEntry("export_splat", ("verdict",)),
 }
 STITCH: Mapping[str, StageEntry] = {
     "Stitch": StageEntry("stitch_scene", ("stitch",), ("numpy", "scipy", "pycolmap", "gtsam")),
