@@ -50,6 +50,7 @@ def segment(
         ),
         sfm={"registered": 22, "frames": 23, "reprojection_px": 0.25} if files else {},
         training={"psnr": 27.0, "ssim": 0.8, "gaussians": 1000} if files else {},
+        verdict={"verdict": "pass"} if files else {},
         seconds=12.34,
         trimmed_bytes=100 if files else None,
         files=files,
