@@ -63,7 +63,7 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
             hosts=tuple(InventoryHost(name=row.name, address=row.name) for row in hosts)
         )
         notes.append("without an inventory: limits of hosts are taken to be the defaults")
-    jobs = _as_asked(await store.load_jobs(), await store.pending_requests(), now)
+    jobs = as_asked(await store.load_jobs(), await store.pending_requests(), now)
     cordons, breakers = await store.cordons(), await store.breakers()
     pools, pool_states = pools_of(known), await store.thin_pools()
     cached = _cached(jobs)
@@ -90,7 +90,7 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
     )
 
 
-def _as_asked(jobs: Iterable[Job], requests: Iterable[Request], now: float) -> list[Job]:
+def as_asked(jobs: Iterable[Job], requests: Iterable[Request], now: float) -> list[Job]:
     """With what the operator has asked for and a dispatcher does first of all."""
     known = {job.id: job for job in jobs}
     for request in requests:

@@ -6,15 +6,15 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dispatcher.cli import options
+from dispatcher.cli.asking import ask
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import known_job, with_store
-from dispatcher.core.model import TERMINAL, Job, Stage, stages_of
+from dispatcher.core.model import Job, Stage, stages_of
 from dispatcher.core.need import GPU_STAGES
 from dispatcher.errors import UsageError
 from dispatcher.learning import Learning
@@ -149,7 +149,7 @@ def logs(
 @app.command()
 def cancel(job: JobId, db: options.Database = None) -> None:
     """End it, on its host too. Nothing that was made is deleted."""
-    _ask(db, job, CANCEL, {})
+    ask(db, job, CANCEL, {})
 
 
 @app.command()
@@ -164,7 +164,7 @@ def retry(
     db: options.Database = None,
 ) -> None:
     """Release a held, failed or cancelled job: go on at the stage that ended it."""
-    _ask(db, job, ABANDON if abandon else RETRY, {})
+    ask(db, job, ABANDON if abandon else RETRY, {})
 
 
 @app.command()
@@ -183,7 +183,7 @@ def rerun(
             raise UsageError("no such stage", where=start, fix=f"one of {', '.join(stages)}")
 
     with_store(db, check)
-    _ask(db, job, RETRY, {"stage": Stage(start).value})
+    ask(db, job, RETRY, {"stage": Stage(start).value})
 
 
 @app.command()
@@ -194,26 +194,7 @@ def priority(
 ) -> None:
     """Change the order among jobs that wait. `cosma plan --what-if 'priority JOB N'` says before
     what it would change."""
-
-    async def check(store: Store) -> None:
-        found = await known_job(store, job)
-        if found.state in TERMINAL:
-            raise UsageError(
-                "its priority cannot be changed", where=job, why=f"it has ended: {found.state}",
-                fix="`cosma job retry` runs it again",
-            )  # fmt: skip
-
-    with_store(db, check)
-    _ask(db, job, PRIORITY, {"priority": value})
-
-
-def _ask(db: Path | None, job: str, kind: str, args: dict[str, Any]) -> None:
-    async def work(store: Store) -> int:
-        await known_job(store, job)
-        return await store.add_request(kind, job=job, args=args)
-
-    number = with_store(db, work)
-    print(f"request {number}: {kind} {job}; the dispatcher acts on it when it runs")
+    ask(db, job, PRIORITY, {"priority": value})
 
 
 def _short(payload: dict[str, Any]) -> str:

@@ -77,6 +77,16 @@ class DispatcherLock:
         self.release()
 
 
+def holder_is_gone(database: Path) -> bool:
+    """Whether the last dispatcher of the database ran on this machine and has ended; one of
+    another machine, or container, cannot be told."""
+    try:
+        pid, host = _holder(DispatcherLock(database).path.read_bytes())
+    except OSError:
+        return False
+    return pid is not None and host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+
+
 def _holder(text: bytes) -> tuple[int | None, str]:
     try:
         written = json.loads(text)

@@ -204,6 +204,7 @@ def test_a_job_of_a_dead_host_starts_over(tmp_path: Path) -> None:
             if line["stage"] == "Training" and line["kind"] == "start":
                 os.killpg(os.getpgid(line["pid"]), signal.SIGKILL)
         farm.hold(False)
+        cosma.wait_until("it is silent", seen("SELECT 1 FROM silences"))
         abandoned = cosma.run("job", "retry", job, "--abandon")
         assert abandoned.returncode == 0, abandoned.stderr
         done(farm, job)

@@ -149,6 +149,19 @@ def test_the_priority_of_a_job_that_has_ended_is_refused_at_once(cosma: Cosma) -
     assert "it has ended: cancelled" in done.stderr
 
 
+def test_without_a_dispatcher_a_command_says_what_the_next_one_would_refuse(cosma: Cosma) -> None:
+    refused = cosma.run("job", "retry", "reef-a-1")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "reef-a-1: retry is refused: it is running (Training on gpu-a)" in refused.stderr
+    ended = cosma.run("job", "cancel", "reef-b-1")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "no dispatcher runs" in ended.stdout
+    # After what was asked before.
+    assert "it has ended: cancelled" in cosma.run("job", "cancel", "reef-b-1").stderr
+    again = cosma.run("job", "retry", "reef-b-1")
+    assert again.returncode == 0, again.stderr
+
+
 def test_nothing_is_changed_by_planning(cosma: Cosma) -> None:
     before = cosma.json("jobs")
     cosma.json("plan", "--what-if", "resume gpu-b", "--what-if", "priority reef-a-2 9")

@@ -34,7 +34,7 @@ def job(name: str, **values: object) -> Job:
 
 def at(name: str, stage: Stage, where: str = "gpu-a", **values: object) -> Job:
     """A job that waits on its host for `stage`."""
-    return job(name, host=where, state=JobState.RUNNING, stage=stage, **values)
+    return job(name, host=where, stage=stage, **{"state": JobState.RUNNING, **values})
 
 
 def running(name: str, stage: Stage, mib: int = 0, device: str | None = None) -> Job:
