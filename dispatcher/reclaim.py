@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dispatcher.artifact_store import COLLECTED_KINDS
@@ -23,8 +24,8 @@ from dispatcher.errors import AgentRefusal, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import file_sha256
 from dispatcher.fleet import Fleet
-from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.giving_back import GivingBack
+from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.store.rows import ArtifactRow, Removal
 from dispatcher.trims import Trims
 from worker_agent.protocol import ReclaimReport
@@ -36,7 +37,7 @@ RETRY_MOST_S = 20.0
 TRIES = 10  # about two minutes; then again at the next start
 FRAMES_PROOF = "frames/frames.json"
 COPY = "copy"
-NOTHING = (0, 0)
+NEEDS_PROOF = "bad_request"  # the agent's word for an input without one
 
 Removing = Callable[[Job, Executor, str], Awaitable[tuple[int, int]]]
 
@@ -183,15 +184,17 @@ class Reclaimer:
     async def _inputs(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:
         inputs = await self.specs.inputs(job)
         proven = job.kind is JobKind.RECONSTRUCT and await self.specs.frames_done(job, host)
-        return await self._remove(
-            job,
-            executor,
-            host,
-            Kind.SOURCE_VIDEOS,
-            [item.path for item in inputs],
-            verified_by=FRAMES_PROOF if proven else None,
-            expected_sha256={} if proven else await self._proofs(inputs),
+        remove = partial(
+            self._remove, job, executor, host, Kind.SOURCE_VIDEOS, [item.path for item in inputs]
         )
+        if proven:
+            return await remove(verified_by=FRAMES_PROOF)
+        try:
+            return await remove()  # where no file is whole, nothing has to be proven
+        except AgentRefusal as refusal:
+            if refusal.refusal.error != NEEDS_PROOF:
+                raise
+        return await remove(expected_sha256=await self._proofs(inputs))
 
     async def _proofs(self, inputs: list[Input]) -> dict[str, str]:
         """What shows that a copy lies here too: the hash of the original, read again now. An

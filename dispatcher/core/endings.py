@@ -52,9 +52,11 @@ def after_failure(job: Job, event: Any, again: Step, effects: tuple[Effect, ...]
         inputs_on_host=False,
         avoid_hosts=avoid,
     )
-    if job.host is not None and source not in (None, job.host):
-        return abandon_copy(elsewhere, job.host)  # as far as it had come
-    return elsewhere, leave_behind(job)
+    if job.host is None or source == job.host:
+        return elsewhere, leave_behind(job)
+    # As far as it had come: inputs, a copy of what was made elsewhere, half-made frames.
+    left, effects = abandon_copy(elsewhere, job.host)
+    return left, (*leave_behind(job), *effects)
 
 
 def settle_bad(job: Job, event: Any, state: JobState, decision: Decision) -> Outcome:

@@ -423,6 +423,39 @@ def test_a_rerun_starts_where_its_inputs_still_are(
     assert again.retries == {} and again.attempt == 8
 
 
+@pytest.mark.parametrize("where", ["transfer", "attempt"])
+def test_a_full_disk_moves_the_job_and_nothing_of_it_stays_there(where: str) -> None:
+    if where == "attempt":
+        full = at_run(Stage.FRAME_EXTRACTION)
+        event = failed(full, Reason.DISK_FULL)
+    else:
+        full = drive(new_job(), [ev.HostAssigned(at=0.0, host="h")])
+        event = ev.TransferFailed(at=0.0, reason=Reason.DISK_FULL, message="9 bytes more")
+    moved, effects = step(full, event)
+    assert (moved.step, moved.host, moved.stage) == (Step.PLACE, None, Stage.VALIDATION)
+    assert (moved.avoid_hosts, moved.retries) == (("h",), {"resource": 1})
+    assert moved.leftovers == ("h",)
+    assert effects[-1] == fx.ReclaimLeftovers(job=full.id, host="h") == recover(moved)[-1]
+
+
+def test_what_the_rules_removed_is_made_again_from_the_first_stage() -> None:
+    done = new_job(host="h", stage=Stage.COMPLETED, state=JobState.DONE, step=Step.REST)
+    gone = ev.MadeReclaimed(
+        at=0.0, host="h", kinds=("frames", "features"), removed_bytes=9, freed_bytes=9
+    )
+    done = drive(done, [gone, dataclasses.replace(gone, host="old", kinds=("training",))])
+    assert done.reclaimed == ("frames", "features")
+    for stage, expected in (
+        (Stage.TRAINING, (None, Stage.VALIDATION)),
+        (Stage.PLY_EXPORT, ("h", Stage.PLY_EXPORT)),
+    ):
+        again, _ = step(done, ev.ReleaseRequested(at=0.0, stage=stage))
+        assert (again.host, again.stage) == expected
+    again, _ = step(done, ev.ReleaseRequested(at=0.0, stage=Stage.TRAINING))
+    there = drive(again, [ev.HostAssigned(at=0.0, host="h"), ev.InputsReady(at=0.0)])
+    assert there.reclaimed == ()
+
+
 def test_a_drained_dispatcher_holds_what_no_host_can_take() -> None:
     held, _ = step(
         new_job(),
@@ -530,7 +563,8 @@ def test_recovery_issues_again_what_was_under_way() -> None:
 def test_a_late_reply_of_the_host_it_left_says_nothing_about_the_new_one() -> None:
     job = at_run(Stage.VALIDATION)
     job, effects = step(job, failed(job, Reason.HOST_UNREACHABLE))
-    assert effects == (fx.ReclaimInputs(job=job.id, host="h"),)
+    leftovers = fx.ReclaimLeftovers(job=job.id, host="h")
+    assert effects == (fx.ReclaimInputs(job=job.id, host="h"), leftovers)
     job = drive(job, [ev.HostAssigned(at=0.0, host="new"), ev.InputsReady(at=0.0)])
     late = ev.InputsReclaimed(at=0.0, host="h", removed_bytes=9, freed_bytes=0)
     assert drive(job, [late]).inputs_on_host
