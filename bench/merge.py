@@ -76,6 +76,7 @@ def member(number: int) -> Member:
         error_px=np.ones(5000),
         rgb=np.zeros((5000, 3)),
         keyframe_names=tuple(f"f{i}" for i in range(frames)),
+        keyframe_hashes=np.zeros(frames),
         keyframe_time_s=np.zeros(frames),
         rotations=np.tile(np.roll(camera.as_quat(), 1), (frames, 1)),
         translations=-camera.apply(back.apply(centres)),

@@ -100,6 +100,7 @@ def merge_sidecars(members: Sequence[Member]) -> Sidecar:
         keyframe_names=tuple(
             f"{m.name}/{frame}" for m in members for frame in m.sidecar.keyframe_names
         ),
+        keyframe_hashes=np.concatenate([m.sidecar.keyframe_hashes for m in members]),
         keyframe_time_s=np.concatenate([m.sidecar.keyframe_time_s for m in members]),
         rotations=np.concatenate(rotations),
         translations=np.concatenate(translations),

@@ -34,14 +34,18 @@ def edge_entry(
     return {
         "source": names[edge.source],
         "target": names[edge.target],
+        "method": edge.method,
+        "frames": edge.frames,
         "matches": edge.matches,
         "inliers": edge.inliers,
         "share": round(edge.share, 4),
         "hull_share": round(edge.hull_share, 4),
+        "agreement": round(edge.agreement, 4),
         "residual_depths": round(edge.residual, 6),
         "accepted": verdict.accepted and not contradicted,
         "reason": "contradicted by the other pairs" if contradicted else verdict.reason,
         "doubt": verdict.doubt,
+        "bent": verdict.bent,
     }
 
 

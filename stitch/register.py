@@ -6,7 +6,7 @@ Image evidence only: on flat ground geometry alone gives confident wrong answers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,21 @@ _SEED = 1
 _MIN_TRIALS = 500
 _MAX_TRIALS = 20_000  # finds a 5 % inlier share, a quarter of what is accepted
 _POLISH_ROUNDS = 3
+_LOOSE_DEPTHS = 0.15
 _Pairs = npt.NDArray[np.intp]
+
+Method = Literal["points", "frames", "raster", "pinned"]
+"""What an edge is made from: descriptors of 3D points, frames that both reconstructions hold,
+pictures of the clouds from above, points that an operator named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """By how much a second way to register a pair differs from the first."""
+
+    angle_deg: float
+    scale: float  # of its logarithm
+    offset: float  # over the target's extent
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,16 @@ class Edge:
     hull_share: float  # ground the inliers span over that of the smaller reconstruction
     residual: float  # root mean square of the inliers, in median depths of the target
     sim3: Sim3 | None  # source -> target; None when no three matches agree
+    method: Method = "points"
+    loose: int | None = None  # matches that lie near each other under it; None: not looked at
+    frames: int = 0  # method "frames": common frames it is made from
+    check: Check | None = None  # method "frames": against the points
+
+    @property
+    def agreement(self) -> float:
+        """Of the matches that lie near each other, those that one Sim3 explains: what is left out
+        are no false matches, but a reconstruction that is bent."""
+        return self.inliers / self.loose if self.loose else 1.0
 
     @property
     def share(self) -> float:
@@ -54,12 +78,12 @@ def register(
     a = source.points[pairs[:, 0]].astype(np.float64)
     b = target.points[pairs[:, 1]].astype(np.float64)
     limit = MAX_ERROR_DEPTHS * target.median_depth
-    sim3 = _robust(a, b, limit)
+    sim3 = robust_sim3(a, b, limit)
     if sim3 is None:
         return Edge(source_number, target_number, len(pairs), 0, 0.0, 0.0, None)
     error = np.linalg.norm(sim3.apply(a) - b, axis=1)
     inlier = error < limit
-    hull = max(_hull_share(source.points, a[inlier]), _hull_share(target.points, b[inlier]))
+    hull = max(hull_share(source.points, a[inlier]), hull_share(target.points, b[inlier]))
     rms = float(np.sqrt(np.mean(error[inlier] ** 2))) if inlier.any() else 0.0
     return Edge(
         source_number,
@@ -69,6 +93,7 @@ def register(
         hull_share=hull,
         residual=rms / target.median_depth,
         sim3=sim3,
+        loose=int((error < _LOOSE_DEPTHS * target.median_depth).sum()),
     )
 
 
@@ -111,7 +136,9 @@ def footprint_axes(points: npt.NDArray[np.floating[Any]]) -> tuple[F64, F64]:
     return centre, axes[:2].astype(np.float64)
 
 
-def _robust(source: F64, target: F64, limit: float) -> Sim3 | None:
+def robust_sim3(source: F64, target: F64, limit: float) -> Sim3 | None:
+    """Sim3 from `source` (N,3) to `target` (N,3) that explains the most rows within `limit`; None
+    when no three agree. Deterministic."""
     if len(source) < 3:
         return None
     options = pycolmap.RANSACOptions()
@@ -133,7 +160,7 @@ def _robust(source: F64, target: F64, limit: float) -> Sim3 | None:
     return sim3
 
 
-def _hull_share(points: npt.NDArray[np.float32], inliers: F64) -> float:
+def hull_share(points: npt.NDArray[np.float32], inliers: F64) -> float:
     """Area spanned by `inliers` over that of the middle 98 % of `points`, on their ground."""
     centre, axes = footprint_axes(points)
     whole = (points - centre) @ axes.T

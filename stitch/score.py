@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 from stitch.register import Edge
 
-_WARP_SHARE = 0.6
-"""Sound pairs agree in 70 to 97 % of their matches; a bent reconstruction measured 12 to 58 %."""
+_SOUND = 0.9
+"""Of matches that lie near each other, a Sim3 explains 95 to 100 % between sound reconstructions;
+of two that were bent it explained 58 and 12 %."""
+
+_BENT = 0.7
+_RASTER_SHARE = 0.5  # times `min_share`: pictures of clouds have more matches that mean nothing
+_CHECK_ANGLE_DEG, _CHECK_SCALE, _CHECK_OFFSET = 1.0, 0.02, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,33 +29,75 @@ class Verdict:
     accepted: bool
     reason: str  # one line with the numbers, for both outcomes
     doubt: str = ""  # of an accepted pair: what an operator should look at
+    bent: bool = False  # of a refused pair: no Sim3 can be right, one of the two is bent
 
 
 def judge(edge: Edge, thresholds: Thresholds) -> Verdict:
     """Accept or refuse; a refusal names every number that fell short."""
+    if edge.method == "pinned":
+        return Verdict(True, f"pinned by an operator, {edge.residual:.1%} of the depth off")
+    if edge.method == "frames":
+        return _judge_frames(edge, thresholds)
+    short = _shortfalls(edge, thresholds)
+    if short:
+        return Verdict(False, "; ".join(short))
+    return _judge_shape(edge, _agreement(edge))
+
+
+def _shortfalls(edge: Edge, thresholds: Thresholds) -> list[str]:
+    if edge.sim3 is None:
+        needed = thresholds.min_inliers
+        return [f"no transform fits any of {edge.matches} matches, {needed} inliers needed"]
+    raster = edge.method == "raster"
+    share = thresholds.min_share * (_RASTER_SHARE if raster else 1.0)
     short = []
     if edge.inliers < thresholds.min_inliers:
         short.append(f"{edge.inliers} inliers, {thresholds.min_inliers} needed")
-    if edge.share < thresholds.min_share:
-        short.append(
-            f"{edge.share:.0%} of {edge.matches} matches agree, {thresholds.min_share:.0%} needed"
-        )
+    if edge.share < share:
+        short.append(f"{edge.share:.0%} of {edge.matches} matches agree, {share:.0%} needed")
     if edge.hull_share < thresholds.min_hull_share:
         short.append(
             f"they span {edge.hull_share:.0%} of the smaller footprint, "
             f"{thresholds.min_hull_share:.0%} needed"
         )
-    if edge.sim3 is None:
-        needed = thresholds.min_inliers
-        short = [f"no transform fits any of {edge.matches} matches, {needed} inliers needed"]
-    if short:
-        return Verdict(False, "; ".join(short))
-    agreement = (
+    return short
+
+
+def _judge_frames(edge: Edge, thresholds: Thresholds) -> Verdict:
+    """The poses of common frames, believed only when the ground says the same."""
+    said = f"{edge.frames} frames in both"
+    if edge.check is None or edge.inliers < thresholds.min_inliers:
+        return Verdict(
+            False,
+            f"{said}, but {edge.inliers} common points to check them, "
+            f"{thresholds.min_inliers} needed",
+        )
+    off = (
+        f"{edge.check.angle_deg:.2f} degrees, {edge.check.scale:.1%} in scale and "
+        f"{edge.check.offset:.1%} of the extent"
+    )
+    if (
+        edge.check.angle_deg > _CHECK_ANGLE_DEG
+        or edge.check.scale > _CHECK_SCALE
+        or edge.check.offset > _CHECK_OFFSET
+    ):
+        return Verdict(
+            False, f"{said}, but their poses and the ground differ by {off}: bent", bent=True
+        )
+    return _judge_shape(edge, f"{said}, and the ground agrees to {off}")
+
+
+def _judge_shape(edge: Edge, accepted: str) -> Verdict:
+    near = f"{edge.agreement:.0%} of the matches that lie near each other agree"
+    if edge.agreement < _BENT:
+        return Verdict(False, f"only {near}: one of the two is bent", bent=True)
+    if edge.agreement < _SOUND:
+        return Verdict(True, accepted, f"only {near}: one of the two may be bent")
+    return Verdict(True, accepted)
+
+
+def _agreement(edge: Edge) -> str:
+    return (
         f"{edge.inliers} of {edge.matches} matches agree ({edge.share:.0%}) "
         f"over {edge.hull_share:.0%} of the smaller footprint"
-    )
-    if edge.share >= _WARP_SHARE:
-        return Verdict(True, agreement)
-    return Verdict(
-        True, agreement, f"only {edge.share:.0%} of the matches agree: one of the two may be bent"
     )

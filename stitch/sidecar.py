@@ -6,6 +6,7 @@ reconstruction (the frame its gaussians are in too). Under 1 MB for a segment.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, fields
@@ -22,7 +23,7 @@ from stitch.errors import FileUnreadable
 MAX_POINTS = 5500
 """Points kept of one segment: 149 bytes each, 0.8 MB."""
 
-_VERSION = 1
+_VERSION = 2
 _MIN_TRACK = 2
 _CELLS = 24  # per side of the grid that spreads the kept points over the ground
 _DESCRIPTOR_SCALE = 512.0  # as COLMAP stores unit-length RootSIFT in bytes
@@ -42,6 +43,7 @@ class Sidecar:
     error_px: npt.NDArray[np.float32]  # (P,) mean reprojection error
     rgb: npt.NDArray[np.uint8]  # (P,3)
     keyframe_names: tuple[str, ...]
+    keyframe_hashes: npt.NDArray[np.uint64]  # (K,) of the image files' bytes, 0 when unknown
     keyframe_time_s: npt.NDArray[np.float64]  # (K,) NaN when unknown
     rotations: npt.NDArray[np.float64]  # (K,4) wxyz, cam_from_world
     translations: npt.NDArray[np.float64]  # (K,3) cam_from_world
@@ -57,6 +59,7 @@ class Sidecar:
             ("track_length", np.uint16, (count,)),
             ("error_px", np.float32, (count,)),
             ("rgb", np.uint8, (count, 3)),
+            ("keyframe_hashes", np.uint64, (frames,)),
             ("keyframe_time_s", np.float64, (frames,)),
             ("rotations", np.float64, (frames, 4)),
             ("translations", np.float64, (frames, 3)),
@@ -132,12 +135,14 @@ def from_reconstruction(
     model: pycolmap.Reconstruction,
     database_path: Path,
     *,
+    images: Path | None = None,
     times: dict[str, float],
     gravity: dict[str, tuple[float, float, float]],
     gps: dict[str, tuple[float, float, float]],
     quality: dict[str, float | int | str],
 ) -> Sidecar:
-    """Sidecar of a COLMAP model whose keypoints and descriptors lie in `database_path`.
+    """Sidecar of a COLMAP model whose keypoints and descriptors lie in `database_path`, and its
+    images in `images`, whose contents let another reconstruction know the same frames.
 
     A point's descriptor is the mean of those of its track. `times` (seconds), `gravity` (camera
     axes) and `gps` are by image name and may lack images. Raises ValueError when the model has no
@@ -151,8 +156,8 @@ def from_reconstruction(
     error = np.array([model.points3D[i].error for i in ids])
     kept = spread(points, length, error, MAX_POINTS)
     chosen = [model.points3D[ids[i]] for i in kept]
-    images = sorted((i for i in model.images.values() if i.has_pose), key=lambda image: image.name)
-    poses = [image.cam_from_world() for image in images]
+    posed = sorted((i for i in model.images.values() if i.has_pose), key=lambda image: image.name)
+    poses = [image.cam_from_world() for image in posed]
     unknown = (float("nan"),) * 3
     return Sidecar(
         points=points[kept],
@@ -160,13 +165,14 @@ def from_reconstruction(
         track_length=np.minimum(length[kept], 65535),
         error_px=error[kept],
         rgb=np.array([p.color for p in chosen]),
-        keyframe_names=tuple(image.name for image in images),
-        keyframe_time_s=np.array([times.get(image.name, float("nan")) for image in images]),
+        keyframe_names=tuple(image.name for image in posed),
+        keyframe_hashes=np.array([_hash(images, i.name) for i in posed], np.uint64),
+        keyframe_time_s=np.array([times.get(image.name, float("nan")) for image in posed]),
         rotations=np.array([np.roll(pose.rotation.quat, 1) for pose in poses]).reshape(-1, 4),
         translations=np.array([pose.translation for pose in poses]).reshape(-1, 3),
-        gravity=np.array([gravity.get(image.name, unknown) for image in images]).reshape(-1, 3),
-        gps=np.array([gps.get(image.name, unknown) for image in images]).reshape(-1, 3),
-        quality=quality | {"median_depth": _median_depth(model, images)},
+        gravity=np.array([gravity.get(image.name, unknown) for image in posed]).reshape(-1, 3),
+        gps=np.array([gps.get(image.name, unknown) for image in posed]).reshape(-1, 3),
+        quality=quality | {"median_depth": _median_depth(model, posed)},
     )
 
 
@@ -193,6 +199,14 @@ def spread(
     rank[best] = np.arange(len(points)) - np.repeat(starts, np.diff(starts, append=len(points)))
     order = np.lexsort((error_px, -track_length.astype(np.int64), rank))
     return np.sort(order[:limit])
+
+
+def _hash(images: Path | None, name: str) -> int:
+    """0 when there is no such image."""
+    if images is None or not (images / name).is_file():
+        return 0
+    digest = hashlib.blake2b((images / name).read_bytes(), digest_size=8).digest()
+    return max(1, int.from_bytes(digest, "little"))
 
 
 def _mean_descriptors(tracks: list[Any], database_path: Path) -> npt.NDArray[np.uint8]:

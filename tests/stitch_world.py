@@ -36,14 +36,18 @@ class Seabed:
     """Points (N,3) in metres over `length` x 3 m, gently rough, with SIFT-like descriptors."""
 
     def __init__(self, seed: int, length: float = 12.0, count: int = 2400) -> None:
+        self.seed = seed
         self.rng = np.random.default_rng(seed)
         self.points: Array = self.rng.uniform([0, -1.5, 0], [length, 1.5, 0.15], size=(count, 3))
         self.descriptors: Array = self.rng.gamma(0.6, 1.0, size=(count, 128))
 
-    def segment(self, start: float, end: float, frame: Sim3, *, wrong: float = 0.0) -> Sidecar:
+    def segment(
+        self, start: float, end: float, frame: Sim3, *, wrong: float = 0.0, bend_m: float = 0.0
+    ) -> Sidecar:
         """A reconstruction of start <= x < end whose own frame `frame` takes to the world.
 
         A share `wrong` of its points is somewhere else than the world's point of the same look.
+        `bend_m`: its far end is reconstructed that much too high, cameras and all.
         """
         inside = np.flatnonzero((self.points[:, 0] >= start) & (self.points[:, 0] < end))
         count = len(inside)
@@ -56,6 +60,8 @@ class Seabed:
         look /= np.linalg.norm(look, axis=1, keepdims=True)
         centres = np.stack([np.arange(start, end, 0.4)] * 3, axis=1) * [1, 0, 0] + [0, 0, DEPTH_M]
         down = Rotation.from_euler("x", 180, degrees=True)
+        for bent in (points, centres):
+            bent[:, 2] += bend_m * ((bent[:, 0] - start) / (end - start)) ** 2
         back = frame.inverse()
         camera = down * Rotation.from_matrix(frame.rotation)
         frames = len(centres)
@@ -66,6 +72,7 @@ class Seabed:
             error_px=self.rng.uniform(0.1, 0.9, count),
             rgb=self.rng.integers(0, 256, (count, 3)),
             keyframe_names=tuple(f"f{i:06d}.jpg" for i in range(frames)),
+            keyframe_hashes=1 + self.seed * 100_000 + np.round(centres[:, 0] * 1000.0),
             keyframe_time_s=np.arange(frames) * 0.5,
             rotations=np.tile(np.roll(camera.as_quat(), 1), (frames, 1)),
             translations=-camera.apply(back.apply(centres)),

@@ -57,6 +57,7 @@ def save_sidecar(path: Path, track: Track, to_frame: Similarity, *, stray: int =
         error_px=np.full(len(points), 0.3),
         rgb=np.zeros((len(points), 3)),
         keyframe_names=tuple(f"f{i + 1:06d}.jpg" for i in range(count)),
+        keyframe_hashes=np.zeros(count),
         keyframe_time_s=track.times_s[::EVERY],
         rotations=np.roll(Rotation.from_matrix(camera_from_world).as_quat(), 1, axis=1),
         translations=-np.einsum("nij,nj->ni", camera_from_world, centres),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from stitch.register import Edge, match, register
+from stitch.register import Check, Edge, match, register
 from stitch.score import Thresholds, judge
+from stitch.shared_frames import register_frames
 from stitch.sim3 import Sim3
 from tests.stitch_world import DEPTH_M, Seabed, edge, random_sim3
 
@@ -145,10 +146,92 @@ def test_the_thresholds_themselves_are_enough() -> None:
     assert judge(exact, THRESHOLDS).accepted
 
 
-def test_an_accepted_pair_of_little_agreement_is_doubted() -> None:
-    sound = dataclasses.replace(edge(1, 0, Sim3.identity()), inliers=160)
-    bent = dataclasses.replace(sound, inliers=100)
-    assert judge(sound, THRESHOLDS).doubt == ""
-    verdict = judge(bent, THRESHOLDS)
-    assert verdict.accepted
-    assert "only 50% of the matches agree" in verdict.doubt
+@pytest.mark.parametrize(
+    ("loose", "accepted", "bent", "doubted"),
+    [(105, True, False, False), (120, True, False, True), (150, False, True, False)],
+)
+def test_matches_that_lie_near_each_other_but_disagree_mean_a_bend(
+    loose: int, accepted: bool, bent: bool, doubted: bool
+) -> None:
+    pair = dataclasses.replace(edge(1, 0, Sim3.identity()), inliers=100, loose=loose)
+    verdict = judge(pair, THRESHOLDS)
+    assert (verdict.accepted, verdict.bent, verdict.doubt != "") == (accepted, bent, doubted)
+
+
+def test_a_bent_reconstruction_is_refused_and_says_so() -> None:
+    """Half of the ground is common; the far end is 0.3 m too high at a depth of 2 m."""
+    refused = 0
+    for seed in range(6):
+        world = Seabed(4000 + seed)
+        a = world.segment(0.0, 9.0, random_sim3(world.rng))
+        b = world.segment(1.0, 8.0, random_sim3(world.rng), bend_m=0.5)
+        found = register(1, b, 0, a, RATIO)
+        verdict = judge(found, THRESHOLDS)
+        refused += verdict.bent and not verdict.accepted
+        sound = register(1, world.segment(1.0, 8.0, random_sim3(world.rng)), 0, a, RATIO)
+        assert sound.agreement > 0.97
+        assert judge(sound, THRESHOLDS).doubt == ""
+    assert refused == 6
+
+
+def test_shared_frames_fix_what_their_centres_leave_open() -> None:
+    """A straight track of 8 common frames: the roll comes from the rotations."""
+    for seed in range(8):
+        world = Seabed(5000 + seed)
+        a, b = random_sim3(world.rng), random_sim3(world.rng)
+        target, source = world.segment(0.0, 7.2, a), world.segment(4.0, 11.2, b)
+        points = register(1, source, 0, target, RATIO)
+        found = register_frames(points, source, target)
+        truth = a.inverse() @ b
+        assert found is not None
+        assert found.sim3 is not None
+        assert found.frames == 8
+        assert found.sim3.angle_to(truth) < 1e-4
+        assert found.sim3.scale / truth.scale == pytest.approx(1.0, abs=1e-6)
+        assert judge(found, THRESHOLDS).accepted
+        assert found.check is not None
+        assert found.check.angle_deg < 0.2
+
+
+def test_one_misplaced_frame_does_no_harm() -> None:
+    world = Seabed(6000)
+    a, b = random_sim3(world.rng), random_sim3(world.rng)
+    target, source = world.segment(0.0, 7.2, a), world.segment(4.0, 11.2, b)
+    rotations = source.rotations.copy()
+    rotations[2] = [1.0, 0.0, 0.0, 0.0]
+    source = dataclasses.replace(source, rotations=rotations)
+    found = register_frames(register(1, source, 0, target, RATIO), source, target)
+    assert found is not None
+    assert found.sim3 is not None
+    assert found.frames == 7
+    assert found.sim3.angle_to(a.inverse() @ b) < 1e-3
+
+
+def test_frames_and_ground_that_disagree_are_refused() -> None:
+    """Bent cameras carry their frames away from the ground that other clips saw."""
+    world = Seabed(6001)
+    target = world.segment(0.0, 7.2, random_sim3(world.rng))
+    source = world.segment(4.0, 11.2, random_sim3(world.rng))
+    points = register(1, source, 0, target, RATIO)
+    found = register_frames(points, source, target)
+    assert found is not None
+    far = Check(angle_deg=15.0, scale=0.001, offset=0.001)
+    verdict = judge(dataclasses.replace(found, check=far), THRESHOLDS)
+    assert (verdict.accepted, verdict.bent) == (False, True)
+    assert "15.00 degrees" in verdict.reason
+    blind = judge(dataclasses.replace(found, check=None), THRESHOLDS)
+    assert not blind.accepted
+
+
+def test_no_edge_from_two_frames_or_from_a_vehicle_that_stands_still() -> None:
+    world = Seabed(6002)
+    a = world.segment(0.0, 7.0, random_sim3(world.rng))
+    b = world.segment(6.4, 12.0, random_sim3(world.rng))
+    points = register(1, b, 0, a, RATIO)
+    assert register_frames(points, b, a) is None
+    still = dataclasses.replace(
+        a, translations=np.tile(a.translations[:1], (len(a.translations), 1))
+    )
+    assert register_frames(points, a, still) is None
+    other = Seabed(6003).segment(0.0, 7.0, random_sim3(world.rng))
+    assert register_frames(points, a, other) is None

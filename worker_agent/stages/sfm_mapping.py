@@ -243,6 +243,7 @@ def finish(request: Request) -> dict[str, Any]:
     sidecar = from_reconstruction(
         model,
         Path(request.database),
+        images=Path(request.images),
         times={row["name"]: row["time_s"] for row in rows},
         gravity={row["name"]: tuple(row["gravity"]) for row in rows if row["gravity"]},
         gps={row["name"]: tuple(row["gps"]) for row in rows if row["gps"]},

@@ -21,6 +21,7 @@ from stitch.ply import PlyFile
 from stitch.publish import edge_entry, member_entry, seam_entry, stitch_report
 from stitch.register import Edge, register
 from stitch.score import Thresholds, Verdict, judge
+from stitch.shared_frames import register_frames
 from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3
 from stitch.territory import Member
@@ -203,6 +204,7 @@ def _register_all(
     verdicts: list[Verdict] = []
     for done, (target, source) in enumerate(pairs, start=1):
         edge = register(source, sidecars[source], target, sidecars[target], float(config["ratio"]))
+        edge = register_frames(edge, sidecars[source], sidecars[target]) or edge
         edges.append(edge)
         verdicts.append(judge(edge, thresholds))
         if verdicts[-1].doubt:
