@@ -22,8 +22,20 @@ _CREDENTIALS = {
 
 
 @contextmanager
-def s3_server(base: Path) -> Iterator[dict[str, str]]:
-    """The environment in which clients reach it; it ends with the block."""
+def s3_environment(base: Path) -> Iterator[None]:
+    """A server for the length of the block, in which S3 clients of this process reach it."""
+    before = dict(os.environ)
+    with _server(base) as endpoint:
+        os.environ.update({**_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
+def _server(base: Path) -> Iterator[str]:
     with (base / "s3.log").open("wb") as log, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -34,7 +46,7 @@ def s3_server(base: Path) -> Iterator[dict[str, str]]:
         )  # fmt: skip
         try:
             _wait(process, port)
-            yield {**_CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+            yield f"http://127.0.0.1:{port}"
         finally:
             process.kill()
             process.wait()

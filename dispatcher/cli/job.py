@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,8 @@ from dispatcher.errors import UsageError
 from dispatcher.learning import Learning
 from dispatcher.progress import job_row
 from dispatcher.requests import ABANDON, CANCEL, PRIORITY, RETRY
+from dispatcher.setting_aside import set_aside
+from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Gpu
 
@@ -195,6 +198,32 @@ def priority(
     """Change the order among jobs that wait. `cosma plan --what-if 'priority JOB N'` says before
     what it would change."""
     ask(db, job, PRIORITY, {"priority": value})
+
+
+@app.command("set-aside")
+def set_aside_inputs(
+    job: JobId,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="The error area (default: ./cosma-errors, or COSMA_ERROR_AREA)."),
+    ] = None,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Move the videos of a held, failed or cancelled job out of the way, so that no ingest meets
+    them again; `cosma job retry` takes them from there."""
+    area = DispatcherSettings.load(database=db, error_area=to).error_area
+
+    async def work(store: Store) -> list[dict[str, str]]:
+        moves = await set_aside(store, await known_job(store, job), area)
+        return [{"from": str(move.source), "to": str(move.target)} for move in moves]
+
+    moved = with_store(db, work)
+    if json:
+        print_json({"job": job, "moved": moved})
+    elif moved:
+        print_rows(("from", "to"), moved)
+    print(f"{len(moved)} videos of {job} are set aside", file=sys.stderr)
 
 
 def _short(payload: dict[str, Any]) -> str:

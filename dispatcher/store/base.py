@@ -96,6 +96,10 @@ class Store(Protocol):
         self, *, acquisition: str | None = None, job: str | None = None
     ) -> list[Segment]: ...
 
+    async def move_clips(self, job: str, moved: Mapping[str, str]) -> None:
+        """The sources of a job's clips lie elsewhere now: old -> new."""
+        ...
+
     async def run(self, job: str) -> Run | None: ...
 
     # --- jobs and attempts ---

@@ -77,6 +77,15 @@ def segments(db: Database, acquisition: str | None, job: str | None) -> list[Seg
     ]
 
 
+def move_clips(db: Database, job: str, moved: Mapping[str, str]) -> None:
+    for segment in segments(db, None, job):
+        clips = [
+            {**dataclasses.asdict(clip), "source": moved.get(clip.source, clip.source)}
+            for clip in segment.clips
+        ]
+        db.change("update_clips", id=segment.id, clips=codec.to_json(clips))
+
+
 def run(db: Database, job: str) -> Run | None:
     row = db.row("select_run", job=job)
     return codec.run_of(row) if row is not None else None

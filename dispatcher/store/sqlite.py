@@ -117,6 +117,9 @@ class SqliteStore(DiskBooks):
     ) -> list[Segment]:
         return await self._reader.read(jobs.segments, acquisition, job)
 
+    async def move_clips(self, job: str, moved: Mapping[str, str]) -> None:
+        await self._writer.write(True, jobs.move_clips, job, moved)
+
     async def run(self, job: str) -> Run | None:
         return await self._reader.read(jobs.run, job)
 

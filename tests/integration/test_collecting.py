@@ -24,7 +24,7 @@ from dispatcher.object_store import ObjectStore
 from dispatcher.store.rows import ArtifactRow
 from dispatcher.store.sqlite import SqliteStore
 from tests.contract.store_builders import running
-from tests.s3 import s3_server
+from tests.s3 import s3_environment
 from tests.sshd import Farm, farm
 
 __all__ = ["farm"]
@@ -203,16 +203,9 @@ def test_where_nothing_can_be_linked_the_name_is_a_symbolic_link(
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = dict(os.environ)
-    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
-        os.environ.update(environment)
-        try:
-            ObjectStore("s3://survey")._fs.mkdir("survey")
-            yield
-        finally:
-            for name in environment.keys() - before.keys():
-                del os.environ[name]
-            os.environ.update(before)
+    with s3_environment(tmp_path_factory.mktemp("s3")):
+        ObjectStore("s3://survey")._fs.mkdir("survey")
+        yield
 
 
 async def test_results_lie_in_the_object_store_too_and_come_back_from_there(

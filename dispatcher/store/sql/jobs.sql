@@ -14,6 +14,9 @@ SELECT * FROM segments
 WHERE (:acquisition IS NULL OR acquisition = :acquisition) AND (:job IS NULL OR job = :job)
 ORDER BY auv, gopro_serial, label, id;
 
+-- name: update_clips
+UPDATE segments SET clips = :clips WHERE id = :id;
+
 -- name: insert_run
 INSERT INTO runs (job, config, sha256, provenance, created_at)
 VALUES (:job, :config, :sha256, :provenance, :created_at)
