@@ -100,6 +100,8 @@ class DispatcherSettings(Frozen):
     # Times the stages' leases (core/lease.py). Shorter frees the work of a lost host sooner, longer
     # outlasts a longer outage of the link; below 0.04 a renewal could come too late.
     lease_scale: float = Field(default=1.0, ge=0.04, le=100)
+    # After something was removed on a host: what else goes within this time is trimmed with it.
+    trim_window_s: float = Field(default=15.0, ge=0, le=86_400)
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
@@ -109,8 +111,6 @@ class DispatcherSettings(Frozen):
         Artifacts get an absolute path, as the database keeps it. Raises SettingsError.
         """
         env = os.environ if environment is None else environment
-    # After something was removed on a host: what else goes within this time is trimmed with it.
-    trim_window_s: float = Field(default=15.0, ge=0, le=86_400)
         names = {
             "database": "COSMA_QC_DB",
             "artifacts": "OUTPUT_PATH",
@@ -121,6 +121,7 @@ class DispatcherSettings(Frozen):
             "poll_s": "COSMA_QC_POLL_S",
             "probe_s": "COSMA_PROBE_S",
             "lease_scale": "COSMA_LEASE_SCALE",
+            "trim_window_s": "COSMA_TRIM_WINDOW_S",
         }
         data: dict[str, Any] = {k: env[v] for k, v in names.items() if env.get(v)}
         data.update({k: v for k, v in overrides.items() if v is not None})
@@ -130,7 +131,6 @@ class DispatcherSettings(Frozen):
             "artifacts": settings.artifacts.expanduser().absolute(),
             "error_area": settings.error_area.expanduser().absolute(),
         }
-            "trim_window_s": "COSMA_TRIM_WINDOW_S",
         return settings.model_copy(update=paths)
 
 
