@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 from worker_agent.block_messages import (
@@ -23,7 +24,7 @@ from worker_agent.block_messages import (
     TransferReport,
 )
 from worker_agent.digests import Digest, available, digest_by
-from worker_agent.messages import FailureCode, ProtocolError
+from worker_agent.messages import FailureCode, ProtocolError, Refusal
 from worker_agent.partial import Partial, disk_full, opened, part_path
 from worker_agent.paths import inside, run_directory
 from worker_agent.refusal import RefusedError, failed, is_disk_full
@@ -41,6 +42,11 @@ def arrived(request: ArrivedRequest) -> TransferReport:
                 path=request.path, bytes=size, sha256=None, complete=path == target
             )
     return TransferReport(path=request.path, bytes=0, sha256=None, complete=False)
+
+
+def is_here(target: Path, size: int) -> bool:
+    """A file of that size; whether it is the right one, only its content tells."""
+    return target.is_file() and target.stat().st_size == size
 
 
 def blocks_of(stream: BinaryIO, size: int, digest: Digest) -> Iterator[bytes]:
@@ -64,6 +70,9 @@ def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport | Ar
     began = time.monotonic()
     target = inside(run_directory(request.run_dir), request.path)
     algorithm = next(name for name in available() if name in request.algorithms)
+    adds = request.shared and not request.compare
+    if adds and is_here(target, request.bytes) and not part_path(target).exists():
+        raise RefusedError("bad_request", f"{target} is complete: nothing can be added")
     with opened(target, shared=request.shared) as part:
         part.require_space(request.bytes)
         yield _report(request, 0, began)
@@ -73,8 +82,8 @@ def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport | Ar
         complete = arrival.read(source)
         if complete:
             part.settle()
-        elif part.size() == 0 and arrival.alone:
-            part.path.unlink()
+        else:
+            part.drop_if_empty()
     yield _report(request, arrival.taken, began, complete=complete)
 
 
@@ -104,11 +113,12 @@ class Arrival:
     _unwritten: int = 0
     _writing_out: threading.Thread | None = None
 
-    def here(self) -> Arrived:
-        """Of the file itself, or of its .part file: that needs no second look then."""
+    def here(self, *, partial: bool = False) -> Arrived:
+        """Of the file itself, or (with `partial` only) of its .part file: that needs no second
+        look then."""
         digest = digest_by(self.algorithm)
         target = self.part.target
-        published = target.is_file() and target.stat().st_size == self.size
+        published = not partial and is_here(target, self.size)
         with (target if published else self.part.path).open("rb", buffering=0) as stream:
             digests = list(blocks_of(stream, self.size, digest))
         if not published:
@@ -200,7 +210,12 @@ def _head(line: bytes) -> Block:
     try:
         return Block.from_json(line)
     except ProtocolError as error:
-        raise RefusedError("bad_request", str(error)) from None
+        wrong = RefusedError("bad_request", str(error))
+    try:
+        said = Refusal.from_json(line)
+    except ProtocolError:
+        raise wrong from None
+    raise failed(said.error, said.message)
 
 
 def _fill(source: BinaryIO, block: memoryview) -> int:

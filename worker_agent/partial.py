@@ -45,6 +45,15 @@ class Partial:
                 left -= len(block)
         return digest
 
+    def drop_if_empty(self) -> None:
+        """Unless another transfer of the same file is at it."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if self.size() == 0 and _is_named(self.path, self.descriptor):
+            self.path.unlink()
+
     def publish(self, found: str, expected: str | None) -> None:
         """Rename into place, durably. Raises RefusedError (transfer_corrupt) and removes the
         .part file when the digests differ."""

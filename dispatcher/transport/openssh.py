@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -73,6 +74,9 @@ class SshFeed:
         self, process: asyncio.subprocess.Process, pipe: int, trusted: int | None, lost: Lost
     ) -> None:
         self._process = process
+        self._handle: int | None = None
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            self._handle = os.pidfd_open(process.pid)
         self._trusted = trusted
         self._lost = lost
         # Both are pipes: see `start`.
@@ -141,9 +145,11 @@ class SshFeed:
 
     def kill(self) -> None:
         """See Feed.kill."""
-        if self._process.returncode is None:
+        # Not Process.kill: that may reap the child under the watcher, which then cannot say how it
+        # ended.
+        if self._process.returncode is None and self._handle is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     async def close(self) -> None:
         """See Feed.close."""
@@ -152,6 +158,9 @@ class SshFeed:
         await self._process.wait()
         await asyncio.wait({self._stderr})
         self._forget()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def _close_pipe(self) -> None:
         if self.pipe >= 0:
