@@ -31,7 +31,9 @@ RECONSTRUCT: Mapping[str, StageEntry] = {
     "MetadataExtraction": StageEntry("metadata", (), (_FFMPEG,)),
     "ManifestGeneration": StageEntry("manifest", ("frames", "sfm"), ()),
     "ColmapReconstruction": StageEntry("sfm", ("sfm",), ("pycolmap",)),
-    "Training": StageEntry("train", ("train",), ("torch", "gsplat", "numba", "pycolmap")),
+    "Training": StageEntry(
+        "train", ("train", "reconstruct"), ("torch", "gsplat", "numba", "pycolmap")
+    ),
     "PlyExport": StageEntry("export_ply"),
     "SplatExport": StageEntry("export_splat", ("verdict",)),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,9 @@ from worker_agent.stages.api import (
 from worker_agent.stages.masks import MASKS
 
 if TYPE_CHECKING:
+    from stitch.gaussians import Gaussians
     from worker_agent.training.backend import Backend
+    from worker_agent.training.dataset import Dataset
     from worker_agent.training.settings import TrainSettings
 
 GAUSSIANS = Path("train/gaussians.npz")
@@ -33,7 +37,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     removed at the end.
 
     Raises StageFailure: TOOL_MISSING, CONFIG_INVALID, REGISTRATION_WEAK (a model that cannot be
-    trained on), TRAINING_DIVERGED, GPU_OUT_OF_MEMORY.
+    trained on), TRAINING_DIVERGED, GPU_OUT_OF_MEMORY; by a program of the operator's, those of
+    `train_command`.
     """
     try:
         import torch
@@ -72,6 +77,9 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             f"cannot train: {error}",
             advice="rerun the job from ColmapReconstruction",
         ) from None
+
+    if spec.config.get("reconstruct", {}).get("backend") == "command":
+        return _by_command(spec, report, dataset, backend)
 
     def on_progress(now: Progress) -> None:
         report.progress(
@@ -117,17 +125,30 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         "peak_vram_mib": None if result.peak_vram_mib is None else round(result.peak_vram_mib),
     }
     gaussians = to_world(trainer.parameters, dataset.normalisation)
+    more = {"device": backend.description, "resumed_from_step": result.resumed_from}
+    made = _published(root, gaussians, dataset, numbers, more)
+    # Three times the size of the result, and of no use once that is on the disk.
+    (root / CHECKPOINT).unlink(missing_ok=True)
+    return made
+
+
+def _published(
+    root: Path,
+    gaussians: Gaussians,
+    dataset: Dataset,
+    numbers: dict[str, Any],
+    more: dict[str, Any],
+) -> Artifacts:
     gaussians.save_npz(root / GAUSSIANS)
     write_json(
         root / REPORT,
         {
             **numbers,
-            "device": backend.description,
+            **more,
             "views_train": len(dataset.train),
             "views_test": len(dataset.test),
             "width": dataset.size[0],
             "height": dataset.size[1],
-            "resumed_from_step": result.resumed_from,
         },
     )
     files = (
@@ -135,13 +156,45 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         artifact(root, root / REPORT, "training_report"),
         artifact(root, root / PREVIEW, "preview"),
     )
-    # Three times the size of the result, and of no use once that is on the disk.
-    (root / CHECKPOINT).unlink(missing_ok=True)
     return Artifacts(
-        files=files,
-        metrics=numbers,
-        completed={"gaussian_count": result.gaussians},
+        files=files, metrics=numbers, completed={"gaussian_count": numbers["gaussians"]}
     )
+
+
+def _by_command(
+    spec: AttemptSpec, report: Reporter, dataset: Dataset, backend: Backend
+) -> Artifacts:
+    """By the operator's program; measured here."""
+    from stitch.errors import FileUnreadable
+    from worker_agent.stages.point_cloud import read_any
+    from worker_agent.stages.train_command import run_program
+    from worker_agent.training.evaluation import write_preview
+    from worker_agent.training.measuring import measure
+
+    root = Path(spec.run_dir)
+    began = time.monotonic()
+    output = run_program(spec, report, [dataset.names[view] for view in dataset.test])
+    seconds = time.monotonic() - began
+    try:
+        gaussians = read_any(output)
+    except FileUnreadable as error:
+        raise StageFailure(
+            FailureCode.STAGE_CRASHED,
+            f"what reconstruct.command left is not usable: {error}",
+            advice="See docs/backends.md for what a program must leave.",
+        ) from None
+    quality, rendering, truth = measure(gaussians, dataset, backend)
+    write_preview(root / PREVIEW, rendering, truth, dataset.test[:_PREVIEW_ROWS])
+    numbers = {
+        "psnr": round(quality.psnr, 3),
+        "ssim": round(quality.ssim, 4),
+        "gaussians": len(gaussians),
+        "seconds": round(seconds, 2),
+    }
+    program = Path(spec.config["reconstruct"]["command"][0]).name
+    made = _published(root, gaussians, dataset, numbers, {"device": f"command {program}"})
+    shutil.rmtree(output.parent)
+    return made
 
 
 def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:

@@ -23,7 +23,9 @@ def floaters(means: F32, sizes: F32) -> npt.NDArray[np.bool_]:
     distance = np.full(len(means), np.inf)
     found = cKDTree(means[finite]).query(means[finite], NEIGHBOURS + 1)[0]
     distance[finite] = found[:, -1]
-    alone: npt.NDArray[np.bool_] = distance > np.maximum(ALONE * float(np.median(distance[finite])), OWN * sizes)
+    alone: npt.NDArray[np.bool_] = distance > np.maximum(
+        ALONE * float(np.median(distance[finite])), OWN * sizes
+    )
     most = int(MOST * len(means))
     if alone.sum() > most:
         loneliest = np.argsort(-distance, kind="stable")[:most]
