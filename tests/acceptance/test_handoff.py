@@ -25,6 +25,10 @@ def rows(cosma: Cosma, query: str, *values: Any) -> list[tuple[Any, ...]]:
         return reader.execute(query, values).fetchall()
 
 
+# What jobs made stays where it is: only handoffs are looked at.
+KEEP = dict.fromkeys(("frames", "features", "training", "results"), "keep")
+
+
 def seen(query: str, *values: Any) -> Callable[[sqlite3.Connection], bool]:
     def there(reader: sqlite3.Connection) -> bool:
         return reader.execute(query, values).fetchone() is not None
@@ -89,7 +93,7 @@ def made_files(host: EmbeddedHost, job: str) -> set[str]:
 
 
 def test_a_drained_host_hands_over_what_its_stages_made(tmp_path: Path) -> None:
-    with rehearsal(tmp_path, hosts=2) as farm:
+    with rehearsal(tmp_path, hosts=2, reclaim=KEEP) as farm:
         cosma = farm.cosma
         (job,) = farm.ingest(1)
         farm.hold(True, "ColmapReconstruction")
@@ -120,7 +124,7 @@ def test_a_drained_host_hands_over_what_its_stages_made(tmp_path: Path) -> None:
 
 
 def test_a_host_without_a_gpu_extracts_and_maps_for_one_that_trains(tmp_path: Path) -> None:
-    with rehearsal(tmp_path, hosts=2) as farm:
+    with rehearsal(tmp_path, hosts=2, reclaim=KEEP) as farm:
         cosma = farm.cosma
         inventory = yaml.safe_load(cosma.inventory.read_text())
         inventory["hosts"][0]["gpus"] = []
@@ -139,7 +143,7 @@ def test_a_host_without_a_gpu_extracts_and_maps_for_one_that_trains(tmp_path: Pa
 
 def test_what_was_handed_over_resumes_and_what_was_spoilt_is_made_again(tmp_path: Path) -> None:
     """The agent of the new host believes the checkpoint only where hash and files agree."""
-    with rehearsal(tmp_path, hosts=2) as farm:
+    with rehearsal(tmp_path, hosts=2, reclaim=KEEP) as farm:
         cosma = farm.cosma
         (job,) = farm.ingest(1)
         farm.hold(True, "Training")
@@ -162,7 +166,7 @@ def test_what_was_handed_over_resumes_and_what_was_spoilt_is_made_again(tmp_path
 
 
 def test_a_dispatcher_killed_in_a_handoff_goes_on_with_it(tmp_path: Path) -> None:
-    with rehearsal(tmp_path, hosts=2) as farm:
+    with rehearsal(tmp_path, hosts=2, reclaim=KEEP) as farm:
         cosma = farm.cosma
         (job,) = farm.ingest(1, clip_bytes=160_000_000)
         farm.hold(True, "ColmapReconstruction")
@@ -193,7 +197,7 @@ def test_a_dispatcher_killed_in_a_handoff_goes_on_with_it(tmp_path: Path) -> Non
 
 
 def test_a_job_of_a_dead_host_starts_over(tmp_path: Path) -> None:
-    with rehearsal(tmp_path, hosts=2) as farm:
+    with rehearsal(tmp_path, hosts=2, reclaim=KEEP) as farm:
         cosma = farm.cosma
         (job,) = farm.ingest(1)
         farm.hold(True, "Training")

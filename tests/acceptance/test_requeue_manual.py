@@ -163,6 +163,5 @@ def test_only_the_operator_gives_up_what_a_silent_host_may_still_do(farm: Rehear
         old, *new = rows(cosma, f"{attempts} ORDER BY attempt", job)
         assert old == (1, host, "failed", "host_unreachable")
         assert [row[1:3] for row in new] == [("host-3", "succeeded")] * 8
-        assert rows(cosma, "SELECT DISTINCT host FROM artifacts WHERE job = ?", job) == [
-            ("host-3",)
-        ]
+        made = "SELECT DISTINCT host FROM artifacts WHERE job = ? AND host IS NOT NULL"
+        assert rows(cosma, made, job) == [("host-3",)]
