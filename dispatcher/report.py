@@ -14,6 +14,8 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from dispatcher.amounts import human_bytes, human_seconds
+
 _NONE = "–"
 
 
@@ -80,29 +82,9 @@ def build_report(summary: Mapping[str, Any], details: ReportDetails) -> str:
     )
 
 
-def human_bytes(count: float | None) -> str:
-    """
-    >>> human_bytes(1536)
-    '1.5 KiB'
-    """
-    if count is None:
-        return _NONE
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def human_seconds(seconds: float | None) -> str:
-    """
-    >>> human_seconds(312)
-    '5 min 12 s'
-    """
-    if seconds is None:
-        return _NONE
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def amount(value: float | None, show: Callable[[float], str]) -> str:
+    """What is not known is a dash."""
+    return _NONE if value is None else show(value)
 
 
 def _text(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -134,7 +116,7 @@ _SEGMENT_COLUMNS = (
     _Column("PSNR, dB", _number("psnr", "{:.1f}")),
     _Column("SSIM", _number("ssim", "{:.3f}")),
     _Column("Gaussians", _number("gaussians", "{:,}")),
-    _Column("Time", lambda row: human_seconds(row.get("seconds"))),
+    _Column("Time", lambda row: amount(row.get("seconds"), human_seconds)),
 )
 _STITCH_COLUMNS = (
     _Column(
@@ -174,9 +156,9 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "Segments done": f"{_done(segments)} of {len(segments)}",
         "Stitches done": f"{_done(stitches)} of {len(stitches)}",
         "Gaussians": f"{sum(row.get('gaussians') or 0 for row in segments):,}",
-        "Source video left": human_bytes(summary.get("source_bytes_left")),
-        "Given back by fstrim": human_bytes(summary.get("trimmed_bytes")),
-        "Total time": human_seconds(summary.get("seconds")),
+        "Source video left": amount(summary.get("source_bytes_left"), human_bytes),
+        "Given back by fstrim": amount(summary.get("trimmed_bytes"), human_bytes),
+        "Total time": amount(summary.get("seconds"), human_seconds),
     }
     return "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
 

@@ -18,12 +18,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from dispatcher import demo as steps
+from dispatcher.amounts import human_bytes, human_seconds
 from dispatcher.cli.render import table
 from dispatcher.cli.stored import with_store
 from dispatcher.core.model import PROGRESS, Job, JobState
 from dispatcher.embedded import EmbeddedHosts
 from dispatcher.errors import CosmaError, ExitCode
-from dispatcher.report import FileRow, human_bytes, human_seconds
+from dispatcher.report import FileRow, amount
 from dispatcher.results import RELEASE, Results, load_results
 from dispatcher.store.base import Store
 
@@ -192,9 +193,9 @@ def _print(summary: dict[str, Any], files: Sequence[FileRow], results: Results) 
         if job.state is not JobState.DONE
     ]
     lines.append(
-        f"Source video left on the hosts: {human_bytes(summary['source_bytes_left'])}; "
-        f"given back by fstrim: {human_bytes(summary['trimmed_bytes'])}; "
-        f"total time {human_seconds(summary['seconds'])}"
+        f"Source video left on the hosts: {amount(summary['source_bytes_left'], human_bytes)}; "
+        f"given back by fstrim: {amount(summary['trimmed_bytes'], human_bytes)}; "
+        f"total time {amount(summary['seconds'], human_seconds)}"
     )
     lines += [f"{file.label:>10}  {file.path}" for file in files]
     lines.append(f"{'report':>10}  {summary['report']}")

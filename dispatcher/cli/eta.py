@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from dispatcher.cli.render import clock_text, human_seconds
+from dispatcher.amounts import clock_text, human_seconds
 from dispatcher.core.outlook import MOST_JOBS, Eta, Outlook, look_ahead
 from dispatcher.errors import InventoryError
 from dispatcher.store.base import Store

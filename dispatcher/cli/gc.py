@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from dispatcher.amounts import human_bytes
 from dispatcher.artifact_store import ArtifactStore
 from dispatcher.cli import options
-from dispatcher.cli.render import human_bytes, print_json, print_rows
+from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.clock import SystemClock
 from dispatcher.core.retention import Garbage

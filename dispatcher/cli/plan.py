@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dispatcher.amounts import clock_text, human_seconds
 from dispatcher.cli import options
 from dispatcher.cli.eta import eta_json, eta_text
-from dispatcher.cli.render import clock_text, human_seconds, print_json, print_rows
+from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.core import whatif
 from dispatcher.core.outlook import MOST_JOBS, Outlook, look_ahead

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,37 +53,6 @@ def mark(state: str) -> str:
     """The state with its glyph and colour, as rich markup."""
     glyph, style = MARKS.get(state, ("?", "yellow"))
     return f"[{style}]{glyph} {escape(state)}[/]"
-
-
-def human_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
-
-
-def human_seconds(seconds: float) -> str:
-    """Two units at most: `47 s`, `1 min 20 s`, `3 h 5 min`, `2 d 4 h`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    for size, unit, smaller, name in (
-        (86_400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {name}" if rest else "")
-    raise AssertionError("unreachable")
-
-
-def clock_text(at: float, now: float) -> str:
-    """Local time; with the date when it is not today."""
-    then, today = time.localtime(at), time.localtime(now)
-    same = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
-    return time.strftime("%H:%M" if same else "%Y-%m-%d %H:%M", then)
 
 
 def _cell(column: str, value: Any) -> str:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dispatcher.amounts import clock_text, human_seconds
 from dispatcher.cli import options
 from dispatcher.cli.eta import eta_json, eta_text
-from dispatcher.cli.render import clock_text, human_seconds, print_json
+from dispatcher.cli.render import print_json
 from dispatcher.cli.stored import known_job, with_store
 from dispatcher.core.memory import shares
 from dispatcher.core.model import SETTLED, Job, JobState, Step

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dispatcher.cli import render
+from dispatcher.amounts import human_bytes
 from dispatcher.core.views import GpuView, HostView
 from dispatcher.fleet_view import HostState, not_ready
 from worker_agent.protocol import GpuFacts
@@ -48,7 +48,7 @@ def host_row(state: HostState, view: HostView) -> dict[str, Any]:
         "vram_free_mib": max((gpu.free_mib for gpu in view.gpus), default=None),
         "ram_free_mib": facts.ram_free_mib if facts else None,
         "cores": facts.cpu_count if facts else None,
-        "disk_free": render.human_bytes(facts.disk_free_bytes) if facts else None,
+        "disk_free": human_bytes(facts.disk_free_bytes) if facts else None,
         "missing": ", ".join(facts.stage_missing) or None if facts else None,
         "reason": state.reason
         or (view.quarantine.line if view.quarantine else None)

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dispatcher.cli.render import clock_text, mark
+from dispatcher.amounts import clock_text
+from dispatcher.cli.render import mark
 from dispatcher.progress import JobRow
 from dispatcher.risk import Risk
 
