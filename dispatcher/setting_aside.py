@@ -34,6 +34,8 @@ async def set_aside(store: Store, job: Job, area: Path) -> list[Move]:
     then stays there, and is found again by the next call."""
     segment = await _segment(store, job)
     moves = _moves(segment, area / job.acquisition / job.id)
+    if not moves:
+        return []
     await asyncio.to_thread(_check, moves)
     told = {"moves": [[str(move.source), str(move.target)] for move in moves]}
     await store.record_event(INTENDED, job=job.id, payload=told)
