@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dispatcher.agent_bundle import build
 from dispatcher.artifact_store import ArtifactStore
+from dispatcher.bringing import Bringing
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.collecting import Collecting
 from dispatcher.core.model import Job, Reason
@@ -109,6 +110,14 @@ async def _run(
             fleet=fleet,
             session=lambda host: dispatcher.session(host),
             store=store,
+            bringing=Bringing(
+                fleet=fleet,
+                store=store,
+                collecting=collecting,
+                specs=specs,
+                clock=clock,
+                epoch=epoch,
+            ),
             collecting=collecting,
             specs=specs,
             handoff=Handoff(

@@ -7,9 +7,8 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from dispatcher.at_once import at_once
+from dispatcher.bringing import Bringing
 from dispatcher.clock import Clock
 from dispatcher.collecting import Collecting
 from dispatcher.core.events import (
@@ -25,23 +24,21 @@ from dispatcher.core.lease import lease_s, may_requeue_at
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.reclaiming import Kind
 from dispatcher.errors import HostError, TransportError
-from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
-from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.jobspec import JobSpecs
 from dispatcher.leases import lease_of, renewed_at
 from dispatcher.reclaim import Reclaimer
 from dispatcher.session import RENEW_CALL_S, RESTART, HostSession
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Lease
-from worker_agent.protocol import AttemptRef, AttemptState, FetchRequest
+from worker_agent.protocol import AttemptRef, AttemptState
 
 log = logging.getLogger("cosma")
 
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
 CONNECT_PATIENCE_S = 120.0  # for a host that was there when the stage was placed
-DELIVERED = "input_delivered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +48,7 @@ class Effects:
     fleet: Fleet
     session: Callable[[str], HostSession]
     store: Store
+    bringing: Bringing
     collecting: Collecting
     specs: JobSpecs
     handoff: Handoff
@@ -62,36 +60,10 @@ class Effects:
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
         try:
-            executor = self.fleet.executor(host)
-            run_dir = await self.specs.run_dir(job, executor)
-            there = await self._delivered(job, host)
-            await at_once(
-                self._deliver(executor, run_dir, item, job, host)
-                for item in await self.specs.inputs(job)
-                if item.path not in there
-            )
+            await self.bringing.inputs(job, host)
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         return InputsReady(at=self.clock.now(), stimulus=stimulus)
-
-    async def _deliver(
-        self, executor: Executor, run_dir: str, item: Input, job: Job, host: str
-    ) -> None:
-        await self._bring(executor, run_dir, item)
-        # The hash, where it is known: what a stitch was made of is kept as long as the stitch.
-        payload = {"path": item.path, "bytes": item.bytes, "sha256": item.sha256}
-        await self.store.record_event(DELIVERED, job=job.id, host=host, payload=payload)
-
-    async def _delivered(self, job: Job, host: str) -> set[str]:
-        """What a transfer that was cut short has brought already. Asking the host instead costs a
-        process there for each file, so that short-lived dispatchers would never get further."""
-        if not await self.store.events(job=job.id, kind=DELIVERED, limit=1):
-            return set()
-        since = 0
-        for kind in ("host_assigned", "inputs_reclaimed", "release_requested"):
-            since = max([since, *(e.id for e in await self.store.events(job=job.id, kind=kind))])
-        known = await self.store.events(job=job.id, kind=DELIVERED, after=since)
-        return {event.payload["path"] for event in known if event.host == host}
 
     async def start_attempt(self, job: Job, stimulus: str) -> Event:
         """Start with the same attempt id until the host answers, or until no earlier try that
@@ -234,26 +206,6 @@ class Effects:
             bytes=sum(row.bytes for row in rows),
             left_on=await self.specs.left_on(job),
         )
-
-    async def _bring(self, executor: Executor, run_dir: str, item: Input) -> None:
-        if item.pull is not None:
-            await executor.fetch(
-                FetchRequest(
-                    source=item.pull, run_dir=run_dir, path=item.path, bytes=item.bytes,
-                    sha256=item.sha256,
-                )
-            )  # fmt: skip
-            return
-        local = Path(item.local)
-        here = await asyncio.to_thread(local.is_file)
-        if not here and not await self.collecting.bring_back(local):
-            raise HostError(
-                Reason.INPUT_MISSING,
-                "the source file is not there any more",
-                where=item.local,
-                fix="put it back where it was ingested",
-            )
-        await executor.push_file(local, run_dir, item.path, sha256=item.sha256)
 
     def _transfer_failed(self, error: HostError, stimulus: str) -> TransferFailed:
         return TransferFailed(

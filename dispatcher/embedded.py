@@ -200,6 +200,7 @@ class EmbeddedHosts:
                 "identity_file": str(host.identity_file),
                 "host_key": host.host_key,
                 "work_dir": str(host.work_dir),
+                "transfer": {"authorized_keys": str(self.base / host.name / "authorized_keys")},
             }
             for host in self.hosts
         ]

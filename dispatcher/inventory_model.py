@@ -60,15 +60,22 @@ class Disk(_Frozen):
 
 
 class Transfer(_Frozen):
-    """How files are brought to a host."""
+    """How files are brought to a host, and from there to others."""
 
     # Connections for one large file; None: one where the round trip is short, else four.
     streams: int | None = Field(default=None, ge=1, le=4)
     limit_mib_s: float | None = Field(default=None, gt=0)  # for all of them together
+    # Where the key of another host gets its line, for the length of one transfer; None: never.
+    authorized_keys: str | None = "~/.ssh/authorized_keys"
 
     @property
     def bytes_s(self) -> float | None:
         return None if self.limit_mib_s is None else self.limit_mib_s * 2**20
+
+    @field_validator("authorized_keys", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return None if value in (False, "off") else value
 
     @field_validator("streams", mode="before")
     @classmethod

@@ -24,7 +24,8 @@ MEMBER_KINDS = ("ply", "registration")
 class Input:
     """One file the first stage reads; `path` is relative to the run directory.
 
-    `pull` is set when the host itself must fetch it (`host:/path`), else `local` is pushed.
+    `pull` is set when the host itself must fetch it (`host:/path`), else `local` is pushed. What
+    a stage made lies on `made_on`, too: at `made_at`, relative to the work directory there.
     """
 
     path: str
@@ -32,6 +33,8 @@ class Input:
     bytes: int
     pull: str | None = None
     sha256: str | None = None
+    made_on: str | None = None
+    made_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ class JobSpecs:
     async def inputs(self, job: Job) -> list[Input]:
         if job.kind is JobKind.STITCH:
             return [
-                item for member in await self._members(job) for item in await self._files(member)
+                item
+                for member in await self._members(job)
+                for item in await self._files(member, job.acquisition)
             ]
         segment = await self._segment(job)
         return [
@@ -183,7 +188,7 @@ class JobSpecs:
             members.append(Member(name=member.id, auv=member.auv or "", job=made_by))
         return members
 
-    async def _files(self, member: Member) -> list[Input]:
+    async def _files(self, member: Member, acquisition: str) -> list[Input]:
         rows = {row.kind: row for row in await self.store.artifacts(job=member.job)}
         files = []
         for kind in MEMBER_KINDS:
@@ -201,6 +206,8 @@ class JobSpecs:
                     local=row.local_path,
                     bytes=row.bytes,
                     sha256=row.sha256,
+                    made_on=row.host,
+                    made_at=f"{acquisition}/{member.job}/{row.path}",
                 )
             )
         return files

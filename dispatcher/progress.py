@@ -34,10 +34,11 @@ def job_row(
     reason, message = str(job.reason or ""), job.message
     if waiting is not None and job.step is Step.PLACE and not reason:
         reason, message = str(waiting.reason), waiting.message
-    elif job.step is Step.RUN and progress is not None:
+    elif job.step is Step.RUN and progress is not None and not _of_transfer(progress):
         message = progress.message
     elif job.step is Step.TRANSFER:
-        message = message or "inputs are being brought to the host"
+        known = progress.message if _of_transfer(progress) and progress else ""
+        message = message or known or "inputs are being brought to the host"
     return JobRow(
         job=job.id,
         kind=job.kind.value,
@@ -51,6 +52,11 @@ def job_row(
         reason=reason,
         message=message,
     )
+
+
+def _of_transfer(progress: Progress | None) -> bool:
+    """It says how far the inputs were, not the stage (see dispatcher.bringing)."""
+    return progress is not None and "transfer" in progress.numbers
 
 
 def percent(job: Job, progress: Progress | None) -> float:

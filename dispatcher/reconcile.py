@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from dispatcher.clock import Clock
 from dispatcher.core.model import Job
 from dispatcher.core.reconcile import DIFFERENCES, Finding, Kind, Seen, Shown, reconcile
-from dispatcher.errors import HostError
+from dispatcher.errors import AgentRefusal, HostError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
 from dispatcher.session import HostSession
@@ -71,6 +71,7 @@ class Reconciler:
         try:
             executor = self.fleet.executor(name)
             statuses = await executor.list_attempts()
+            await self._sweep(name, executor)
         except HostError as error:
             log.debug("%s: not compared with the database: %s", name, error.line)
             return False
@@ -84,6 +85,16 @@ class Reconciler:
             elif finding.kind is Kind.SUPERSEDED:
                 ended = await self._cancel(name, executor, finding) and ended
         return ended
+
+    async def _sweep(self, name: str, executor: Executor) -> None:
+        """A dispatcher that died within a transfer has left its key behind."""
+        try:
+            swept = await executor.sweep_grants(self.epoch)
+        except AgentRefusal as refusal:
+            log.warning("%s: %s", name, refusal.line)
+            return
+        if swept:
+            await self.store.record_event("grants_swept", host=name, payload={"keys": swept})
 
     async def _record(self, host: str, findings: Sequence[Finding]) -> None:
         now = self.clock.now()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatcher.artifact_store import OBJECTS, ArtifactStore
+from dispatcher.bringing import DELIVERED
 from dispatcher.clock import Clock
 from dispatcher.core.model import TERMINAL, Job
 from dispatcher.core.retention import Garbage, References, Sort, Stored, garbage, hashes_in
-from dispatcher.effects import DELIVERED
 from dispatcher.errors import HostError
 from dispatcher.object_store import ObjectStore
 from dispatcher.store.base import Store

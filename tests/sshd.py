@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -80,6 +81,8 @@ class Sshd:
             "host_key": self.host_key,
             "work_dir": str(self.work_dir),
         }
+        keys = {"authorized_keys": str(self.directory / "authorized_keys")}
+        changes["transfer"] = {**keys, **cast(dict[str, object], changes.get("transfer", {}))}
         return InventoryHost.model_validate({**values, **changes})
 
     def sessions(self) -> list[int]:

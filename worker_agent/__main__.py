@@ -1,4 +1,5 @@
 """The agent on a host: `python3 agent.pyz VERB`, one JSON request on stdin, JSON on stdout.
+Only `give` has an argument: what the key may read with which sshd was asked to run it.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 refused; unless 0, stdout holds one `Refusal`.
 """
@@ -67,6 +68,7 @@ def _load_all() -> None:
         control,
         disk,
         fetch,
+        grants,
         launch,
         pack,
         probe,
@@ -96,6 +98,28 @@ def _fetch(line: bytes) -> int:
     from worker_agent.protocol import FetchRequest
 
     return _reply([fetch(FetchRequest.from_json(line))])
+
+
+def _grant(line: bytes) -> int:
+    from worker_agent.grants import grant
+    from worker_agent.protocol import GrantRequest
+
+    return _reply([grant(GrantRequest.from_json(line))])
+
+
+def _revoke(line: bytes) -> int:
+    from worker_agent.grants import revoke
+    from worker_agent.protocol import RevokeRequest
+
+    return _reply([revoke(RevokeRequest.from_json(line))])
+
+
+def _give(line: bytes) -> int:
+    from worker_agent.block_messages import GiveRequest
+    from worker_agent.give import give
+
+    give(sys.argv[2], GiveRequest.from_json(line), sys.stdout.buffer)
+    return EXIT_OK
 
 
 def _arrived(line: bytes) -> int:
@@ -180,6 +204,9 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "renew": _renew,
     "cancel": _cancel,
     "fetch": _fetch,
+    "grant": _grant,
+    "revoke": _revoke,
+    "give": _give,
     "arrived": _arrived,
     "take": _take,
     "receive": _receive,
@@ -209,7 +236,7 @@ def _refuse(refusal: Refusal, exit_code: int) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if len(arguments) != 1:
+    if len(arguments) != (2 if arguments[:1] == ["give"] else 1):
         return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
     return _run_one(arguments[0])
 

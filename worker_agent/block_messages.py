@@ -60,3 +60,14 @@ class Block(Message):
     offset: int
     bytes: int
     digest: str  # hex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveRequest(Message):
+    """First line on the stdin of `give`, which replies with Blocks: those of the file that are not
+    the same at whoever asks, and the last one."""
+
+    bytes: int
+    algorithm: str
+    digests: tuple[str, ...]  # hex, of what is there already
+    bytes_s: float = 0.0  # not to be exceeded; 0: as fast as it goes

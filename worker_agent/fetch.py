@@ -15,6 +15,7 @@ from pathlib import Path
 
 from worker_agent.partial import Partial, disk_full, opened
 from worker_agent.paths import inside, run_directory
+from worker_agent.peer import pull
 from worker_agent.protocol import BLOCK_BYTES, FailureCode, FetchRequest, TransferReport
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 from worker_agent.transfer import is_complete
@@ -26,7 +27,7 @@ SSH_OPTIONS = (
     "-oServerAliveInterval=10",
     "-oServerAliveCountMax=3",
 )
-_SOURCE = re.compile(r"(?:(?P<host>\[[^\]/]+\]|[^:/\-][^:/]*):)?(?P<path>/.+)", re.DOTALL)
+_SOURCE = re.compile(r"(?:(?P<host>\[[^\]/]+\]|[^:/\-\n][^:/\n]*):)?(?P<path>/.+)", re.DOTALL)
 
 
 def fetch(request: FetchRequest) -> TransferReport:
@@ -39,17 +40,21 @@ def fetch(request: FetchRequest) -> TransferReport:
     began = time.monotonic()
     target = inside(run_directory(request.run_dir), request.path)
     host, path = parse_source(request.source)
+    if request.peer is not None and (host is not None or request.bytes is None):
+        raise RefusedError("bad_request", "of a peer, a path and its size must be known")
     if is_complete(target, request.bytes, request.sha256):
         return _report(request, target, request.sha256, began)
     with opened(target) as part:
-        if request.sha256 is None and host is None:
+        if request.sha256 is None and host is None and request.peer is None:
             os.ftruncate(part.descriptor, 0)  # nothing could tell a stale beginning from a fresh
         if request.bytes is not None:
             part.require_space(request.bytes)
-        if host is None:
+        if request.peer is not None:
+            pull(request.peer, part, request.bytes or 0, request.bytes_s)
+        elif host is None:
             _copy(Path(path), part)
         else:
-            _pull(host, path, part, resumable=request.sha256 is not None)
+            _pull(host, path, part, request)
         size = part.size()
         if request.bytes is not None and size != request.bytes:
             part.path.unlink()
@@ -66,7 +71,7 @@ def fetch(request: FetchRequest) -> TransferReport:
 def parse_source(source: str) -> tuple[str | None, str]:
     """("host", "/path") or (None, "/path"). Raises RefusedError for anything else."""
     match = _SOURCE.fullmatch(source)
-    if match is None or "\n" in source:
+    if match is None:
         raise RefusedError(
             "bad_request", f"source {source!r} is neither host:/absolute/path nor /absolute/path"
         )
@@ -105,7 +110,9 @@ def _copy(source: Path, part: Partial) -> None:
             stream.seek(at)
 
 
-def _pull(host: str, path: str, part: Partial, *, resumable: bool) -> None:
+def _pull(host: str, path: str, part: Partial, request: FetchRequest) -> None:
+    capped = request.bytes_s is not None
+    kib_s = max(1, round((request.bytes_s or 0.0) / 1024))
     if shutil.which("rsync") is not None:
         command = [
             "rsync",
@@ -113,6 +120,7 @@ def _pull(host: str, path: str, part: Partial, *, resumable: bool) -> None:
             "--partial",
             "--inplace",
             "--append-verify",
+            *([f"--bwlimit={kib_s}"] if capped else []),
             "-e",
             shlex.join(["ssh", *SSH_OPTIONS]),
             f"{host}:{path}",
@@ -128,11 +136,16 @@ def _pull(host: str, path: str, part: Partial, *, resumable: bool) -> None:
             FailureCode.TOOL_MISSING,
             "neither rsync nor sftp is installed on this host: install one",
         )
-    if not resumable:
+    if "\n" in path:
+        raise failed(
+            FailureCode.TOOL_MISSING, "sftp cannot name a file with a line end: install rsync here"
+        )
+    if request.sha256 is None:
         os.ftruncate(part.descriptor, 0)
     verb = "reget" if part.size() else "get"
     batch = f"{verb} {_sftp_quote(path)} {_sftp_quote(str(part.path))}\n"
-    command = ["sftp", "-q", *SSH_OPTIONS, "-b", "-", host]
+    cap = ["-l", str(kib_s * 8)] if capped else []
+    command = ["sftp", "-q", *cap, *SSH_OPTIONS, "-b", "-", host]
     code, text = _run(command, part, batch.encode())
     if code != 0:
         raise _failure(host, path, code, text)

@@ -229,14 +229,56 @@ class FrameHeader(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrantRequest(Message):
+    """`grant`: the holder of a key may read one file, until it is taken back or expires."""
+
+    epoch: int
+    work_dir: str
+    authorized_keys: str
+    public_key: str
+    name: str  # hex, of the grant
+    path: str  # absolute
+    command: tuple[str, ...]  # how sshd runs the agent
+    lifetime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeRequest(Message):
+    """`revoke`: one grant; without a name all that earlier dispatchers have left."""
+
+    epoch: int
+    work_dir: str
+    authorized_keys: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantReply(Message):
+    lines: int  # of authorized_keys, that were added or removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer(Message):
+    """Another host of the farm, and the key that it lets read one file."""
+
+    destination: str  # [user@]address
+    port: int | None
+    host_key: str  # the one that is trusted
+    private_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchRequest(Message):
-    """`fetch`: pull one file from another host (or this one) straight onto this host."""
+    """`fetch`: pull one file from another host (or this one) straight onto this host. With `peer`,
+    from there: then `source` is a path on it, and `bytes` must be known."""
 
     source: str  # "host:/absolute/path" as this host's own ssh knows it, or "/absolute/path"
     run_dir: str
     path: str  # target, relative to run_dir
     bytes: int | None = None
     sha256: str | None = None
+    peer: Peer | None = None
+    bytes_s: float | None = None  # not to be exceeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,6 +213,9 @@ class AgentLink:
             raise self._broken(verb, f"unexpected reply {feed.reply[:100]!r}") from None
         return feed
 
+    async def host_key(self) -> str:
+        return await self._transport.host_key()
+
     async def round_trip_s(self) -> float | None:
         return await self._transport.round_trip_s()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from worker_agent.protocol import (
     HostFacts,
     PackRequest,
     PackSource,
+    Peer,
     ReclaimReport,
     SelftestReport,
     StartReply,
@@ -85,6 +87,18 @@ class Executor(Protocol):
 
     async def fetch(self, request: FetchRequest) -> TransferReport:
         """The host itself pulls a file from another host, or from its own file system."""
+        ...
+
+    def granted(self, path: str, epoch: int) -> AbstractAsyncContextManager[Peer]:
+        """While it is open, another host may pull the file `path` from here with the Peer."""
+        ...
+
+    async def sweep_grants(self, epoch: int) -> int:
+        """Take back what earlier dispatchers have granted; how many there were."""
+        ...
+
+    async def arrived(self, run_dir: str, path: str) -> int:
+        """Bytes that are here of a file that is being pulled."""
         ...
 
     async def push_file(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from dispatcher.agent_bundle import AgentBundle
-from dispatcher.executors import relay, small_files, transfer
+from dispatcher.executors import peer_key, relay, small_files, transfer
 from dispatcher.executors.agent import AgentLink
 from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress, Wanted
 from dispatcher.executors.follow import AgentFollower
@@ -20,6 +22,7 @@ from dispatcher.transport.target import SshTarget
 from worker_agent.protocol import (
     EXIT_FAILED,
     EXIT_OK,
+    ArrivedRequest,
     AttemptRef,
     AttemptSpec,
     AttemptStatus,
@@ -29,6 +32,7 @@ from worker_agent.protocol import (
     ListRequest,
     PackRequest,
     PackSource,
+    Peer,
     ProbeRequest,
     ReclaimReport,
     ReclaimRequest,
@@ -136,9 +140,20 @@ class SshExecutor:
         return await self._agent.call_one("cancel", request, AttemptStatus, timeout_s=timeout_s)
 
     async def fetch(self, request: FetchRequest) -> TransferReport:
+        request = replace(request, bytes_s=self.host.transfer.bytes_s)
         return await self._agent.call_one(
             "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, slow=True
         )
+
+    def granted(self, path: str, epoch: int) -> AbstractAsyncContextManager[Peer]:
+        return peer_key.granted(self._agent, self.host, path, epoch)
+
+    async def sweep_grants(self, epoch: int) -> int:
+        return await peer_key.sweep(self._agent, self.host, epoch)
+
+    async def arrived(self, run_dir: str, path: str) -> int:
+        request = ArrivedRequest(run_dir=run_dir, path=path)
+        return (await self._agent.call_one("arrived", request, TransferReport)).bytes
 
     async def push_file(
         self,

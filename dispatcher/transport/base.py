@@ -101,6 +101,10 @@ class BulkTransport(Transport, Protocol):
         `request` with a line. Raises TransportError."""
         ...
 
+    async def host_key(self) -> str:
+        """The public key that the host has shown, and that was accepted. Raises TransportError."""
+        ...
+
     async def round_trip_s(self) -> float | None:
         """To the host and back; None where that cannot be told. Raises TransportError."""
         ...

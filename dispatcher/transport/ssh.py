@@ -78,6 +78,10 @@ class SshTransport:
         """See BulkTransport.feed."""
         return await self._command.feed(argv, request)
 
+    async def host_key(self) -> str:
+        """See BulkTransport.host_key."""
+        return await self._command.host_key()
+
     async def round_trip_s(self) -> float | None:
         """See BulkTransport.round_trip_s."""
         return await self._command.round_trip_s()
@@ -143,12 +147,7 @@ class _Link:
 
     async def feed(self, argv: Sequence[str], request: bytes) -> SshFeed:
         """It trusts the very key that this connection was made with, however that is pinned."""
-        key = None
-        if self.target.host_key is not None:
-            shown = (await self._connected()).get_server_host_key()
-            if shown is None:
-                raise self.unreachable("the connection has no host key any more")
-            key = shown.export_public_key("openssh").decode().strip()
+        key = None if self.target.host_key is None else await self.host_key()
         async with gate(self.target.proxy_jump or self._address()):
             feed = await SshFeed.start(self.target, key, argv, self.unreachable)
             try:
@@ -157,6 +156,12 @@ class _Link:
                 await feed.close()
                 raise
         return feed
+
+    async def host_key(self) -> str:
+        shown = (await self._connected()).get_server_host_key()
+        if shown is None:
+            raise self.unreachable("the connection has no host key any more")
+        return shown.export_public_key("openssh").decode().strip()
 
     async def round_trip_s(self) -> float | None:
         """As the kernel measures it; None where the connection goes by way of another host."""

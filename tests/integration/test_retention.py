@@ -22,7 +22,7 @@ from dispatcher.artifact_store import ArtifactStore
 from dispatcher.clock import ManualClock
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.retention import Sort
-from dispatcher.effects import DELIVERED
+from dispatcher.bringing import DELIVERED
 from dispatcher.object_store import ObjectStore
 from dispatcher.retention import DAY_S, NOT_REMOVED, REMOVED, Retention
 from dispatcher.store.rows import Acquisition, ArtifactRow, Run

@@ -1,0 +1,173 @@
+"""Brings what a job's first stage reads to its host, by the shortest way that there is.
+
+A file of another host of the farm goes straight from there, with a key made for that transfer; from
+a store that the farm does not know, the host pulls it by its own ssh. What lies here is pushed. The
+way of each file, and why it was not the shorter one, is in its event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatcher.arriving import Arriving
+from dispatcher.at_once import at_once
+from dispatcher.clock import Clock
+from dispatcher.collecting import Collecting
+from dispatcher.core.model import Job, Reason
+from dispatcher.errors import AgentRefusal, HostError, TransferError
+from dispatcher.executors.base import Executor
+from dispatcher.fleet import Fleet
+from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.sources import split_remote
+from dispatcher.store.base import Store
+from worker_agent.protocol import FetchRequest, Peer
+
+log = logging.getLogger("cosma")
+
+DELIVERED = "input_delivered"
+TELL_S = 1.0
+# Not the other host's fault, nor the link's: nothing would be different by another way.
+_NO_OTHER_WAY = frozenset({"disk_full", "transfer_corrupt", "stale_epoch", "busy"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    route: str  # direct | local | pulled | pushed
+    note: str = ""  # why by no shorter one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bringing:
+    fleet: Fleet
+    store: Store
+    collecting: Collecting
+    specs: JobSpecs
+    clock: Clock
+    epoch: int
+
+    async def inputs(self, job: Job, host: str) -> None:
+        """All that is not there yet. Raises HostError."""
+        executor = self.fleet.executor(host)
+        run_dir = await self.specs.run_dir(job, executor)
+        there = await self._delivered(job, host)
+        items = [item for item in await self.specs.inputs(job) if item.path not in there]
+        arriving = Arriving(sum(item.bytes for item in items))
+        async with self._told(job, executor, run_dir, arriving, items):
+            await at_once(
+                self._deliver(executor, run_dir, item, job, host, arriving) for item in items
+            )
+
+    async def _deliver(
+        self, executor: Executor, run_dir: str, item: Input, job: Job, host: str, to: Arriving
+    ) -> None:
+        brought = await self._bring(executor, run_dir, item, host, to)
+        to.there[item.path] = item.bytes
+        # The hash, where it is known: what a stitch was made of is kept as long as the stitch.
+        payload = {"path": item.path, "bytes": item.bytes, "sha256": item.sha256}
+        payload |= {"route": brought.route, "note": brought.note}
+        await self.store.record_event(DELIVERED, job=job.id, host=host, payload=payload)
+
+    async def _delivered(self, job: Job, host: str) -> set[str]:
+        """What a transfer that was cut short has brought already. Asking the host instead costs a
+        process there for each file, so that short-lived dispatchers would never get further."""
+        if not await self.store.events(job=job.id, kind=DELIVERED, limit=1):
+            return set()
+        since = 0
+        for kind in ("host_assigned", "inputs_reclaimed", "release_requested"):
+            since = max([since, *(e.id for e in await self.store.events(job=job.id, kind=kind))])
+        known = await self.store.events(job=job.id, kind=DELIVERED, after=since)
+        return {event.payload["path"] for event in known if event.host == host}
+
+    async def _bring(
+        self, executor: Executor, run_dir: str, item: Input, host: str, to: Arriving
+    ) -> _Brought:
+        note = ""
+        at = self._on_a_host(item)
+        if at is not None:
+            try:
+                return await self._from_host(executor, run_dir, item, host, *at)
+            except HostError as error:
+                if isinstance(error, AgentRefusal) and error.refusal.error in _NO_OTHER_WAY:
+                    raise
+                note = f"not straight from {at[0]}: {error.line}"
+                log.warning("%s: %s", item.path, note)
+        if item.pull is not None:
+            await executor.fetch(_request(item, run_dir, item.pull))
+            return _Brought("pulled", note)
+        await self._push(executor, run_dir, item, to)
+        return _Brought("pushed", note)
+
+    def _on_a_host(self, item: Input) -> tuple[str, str] | None:
+        """(host of the farm, absolute path on it) of a file that lies on one."""
+        name, path = split_remote(item.pull) or (None, "") if item.pull else (item.made_on, "")
+        if name is None or self.fleet.state(name) is None:
+            return None
+        return name, path
+
+    async def _from_host(
+        self, executor: Executor, run_dir: str, item: Input, host: str, source: str, path: str
+    ) -> _Brought:
+        giver = self.fleet.executor(source)
+        path = path or f"{await giver.work_dir()}/{item.made_at}"
+        request = _request(item, run_dir, path)
+        if source == host:
+            await executor.fetch(request)
+            return _Brought("local")
+        async with giver.granted(path, self.epoch) as peer:
+            await executor.fetch(_request(item, run_dir, path, peer))
+        return _Brought("direct")
+
+    async def _push(self, executor: Executor, run_dir: str, item: Input, to: Arriving) -> None:
+        local = Path(item.local)
+        here = await asyncio.to_thread(local.is_file)
+        if not here and not await self.collecting.bring_back(local):
+            raise TransferError(
+                Reason.INPUT_MISSING,
+                "the source file is not there any more",
+                where=item.local,
+                fix="put it back where it was ingested",
+            )
+
+        def told(there: int, _: int) -> None:
+            to.there[item.path] = there
+
+        await executor.push_file(local, run_dir, item.path, sha256=item.sha256, progress=told)
+
+    @asynccontextmanager
+    async def _told(
+        self, job: Job, executor: Executor, run_dir: str, arriving: Arriving, items: list[Input]
+    ) -> AsyncIterator[None]:
+        """How far it is stands in the database, for `cosma top` and `cosma jobs`."""
+        pulled = [item for item in items if item.pull is not None or item.made_on is not None]
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(TELL_S)
+                for item in pulled:
+                    if arriving.there.get(item.path) != item.bytes:
+                        with contextlib.suppress(HostError):
+                            arriving.there[item.path] = await executor.arrived(run_dir, item.path)
+                line = arriving.look(self.clock.monotonic())
+                numbers = {"transfer": arriving.bytes, "of": arriving.total}
+                await self.store.set_progress(job.id, 0.0, line, numbers, self.clock.now())
+
+        arriving.look(self.clock.monotonic())
+        telling = asyncio.ensure_future(tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+
+
+def _request(item: Input, run_dir: str, source: str, peer: Peer | None = None) -> FetchRequest:
+    return FetchRequest(
+        source=source, run_dir=run_dir, path=item.path, bytes=item.bytes, sha256=item.sha256,
+        peer=peer,
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""Pulling a file from another host of the farm, with the key that was made for it.
+
+The key never lies on a disk here: ssh reads it, and the one host key it trusts, from memory of this
+process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+from worker_agent.block_messages import GiveRequest
+from worker_agent.blocks import Arrival
+from worker_agent.digests import SHA256, available
+from worker_agent.messages import FailureCode
+from worker_agent.partial import Partial
+from worker_agent.protocol import Peer
+from worker_agent.refusal import RefusedError, failed
+
+_ALIAS = "cosma-peer"
+_OPTIONS = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    f"HostKeyAlias={_ALIAS}",
+    "GlobalKnownHostsFile=/dev/null",
+    "UpdateHostKeys=no",
+    "CheckHostIP=no",
+    "IdentitiesOnly=yes",
+    "IdentityAgent=none",
+    "ForwardAgent=no",
+    "ClearAllForwardings=yes",
+    "PermitLocalCommand=no",
+    "ControlPath=none",
+    "Compression=no",
+    "LogLevel=ERROR",
+    "ConnectTimeout=5",
+    "ServerAliveInterval=15",
+    "ServerAliveCountMax=3",
+    "Ciphers=aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,chacha20-poly1305@openssh.com",
+)
+
+
+def pull(peer: Peer, part: Partial, size: int, bytes_s: float | None) -> None:
+    """All of `part`, proven block by block and as a whole; what is there already is not sent again.
+
+    Raises RefusedError: transfer_failed with ssh's own words, transfer_corrupt, disk_full,
+    input_missing, tool_missing.
+    """
+    try:
+        _pull_by(available()[0], peer, part, size, bytes_s)
+    except RefusedError as error:
+        # The other host may have no library for the fast one.
+        if error.refusal.error != "bad_request" or available()[0] == SHA256:
+            raise
+        _pull_by(SHA256, peer, part, size, bytes_s)
+
+
+def _pull_by(algorithm: str, peer: Peer, part: Partial, size: int, bytes_s: float | None) -> None:
+    arrival = Arrival(part, size, algorithm, alone=True)
+    request = GiveRequest(
+        bytes=size,
+        algorithm=algorithm,
+        digests=arrival.here(partial=True).digests,
+        bytes_s=bytes_s or 0.0,
+    )
+    with _asked(peer, request, part) as stream:
+        if not arrival.read(stream):
+            raise failed(FailureCode.TRANSFER_FAILED, "the stream of blocks broke off")
+
+
+@contextmanager
+def _asked(peer: Peer, request: GiveRequest, part: Partial) -> Iterator[BinaryIO]:
+    if peer.destination.startswith("-"):
+        raise RefusedError("bad_request", f"{peer.destination!r} is no destination of ssh")
+    port = () if peer.port is None else ("-p", str(peer.port))
+    with (
+        _in_memory(peer.private_key) as key,
+        _in_memory(f"{_ALIAS} {peer.host_key}\n") as known,
+        tempfile.TemporaryFile() as said,
+    ):
+        options = (*_OPTIONS, f"UserKnownHostsFile={known}")
+        command = [
+            "ssh", "-aTx", *(f"-o{option}" for option in options), "-i", key, *port, "--",
+            peer.destination, "give",
+        ]  # fmt: skip
+        try:
+            # The child inherits the lock: it may outlive a killed verb.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                pass_fds=(part.descriptor,),
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise failed(FailureCode.TOOL_MISSING, "ssh is not installed on this host") from None
+        asking, stream = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # ssh has ended and said why
+                asking.write(request.to_json().encode() + b"\n")
+                asking.close()
+            yield stream
+        except RefusedError as error:
+            if error.refusal.error != FailureCode.TRANSFER_FAILED or process.wait() != 255:
+                raise
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            why = lines[-1] if lines else error.refusal.message
+            raise failed(FailureCode.TRANSFER_FAILED, f"ssh {peer.destination}: {why}") from None
+        finally:
+            process.kill()
+            stream.close()
+            process.wait()
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[str]:
+    """The name under which a child of this process can read it."""
+    descriptor = os.memfd_create("cosma", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.write(descriptor, text.encode())
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
