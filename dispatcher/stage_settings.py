@@ -75,6 +75,7 @@ class TrainConfig(Frozen):
     checkpoint_every_s: float = Field(default=20.0, gt=0)
     ssim_weight: float = Field(default=0.2, ge=0, le=1)
     exposure: bool = False
+    medium: bool = False
     # Ways to end before the last step; 0: not that way.
     plateau: float = Field(default=0.0, ge=0, le=1)
     target_ssim: float = Field(default=0.0, ge=0, le=1)

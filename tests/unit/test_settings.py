@@ -40,6 +40,7 @@ DEFAULTS = {
         "checkpoint_every_s": 20.0,
         "ssim_weight": 0.2,
         "exposure": False,
+        "medium": False,
         "plateau": 0.0,
         "target_ssim": 0.0,
         "budget_s": 0.0,

@@ -23,6 +23,7 @@ def checkpoint() -> Checkpoint:
         adam={"steps": 7, "first": {"means": torch.randn(5, 3)}, "second": {}},
         strategy={"score": torch.rand(5), "stalled": 1},
         exposure={"values": torch.randn(3, 6)},
+        medium={},
         history=[0.25, 0.5],
         seconds=1.5,
     )

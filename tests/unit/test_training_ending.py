@@ -1,4 +1,4 @@
-"""When training ends early, and which gaussians are taken out at its end."""
+"""When training ends early, which gaussians go at its end, and what cameras and water do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from worker_agent.training.exposure import Exposures
 from worker_agent.training.floaters import MOST, floaters
+from worker_agent.training.medium import Medium
 from worker_agent.training.stopping import ending
 
 
@@ -63,3 +64,26 @@ def test_exposures_start_at_no_change_and_keep_their_mean() -> None:
     again = Exposures(5, [0, 2, 4], torch.device("cpu"))
     again.restore(exposures.state())
     assert torch.equal(again.apply(image, 1), exposures.apply(image, 1))
+
+
+def test_water_of_known_colours_is_recovered() -> None:
+    """Attenuation, backscatter and light that a seabed at 0.5 to 3 depths was seen through."""
+    generator = torch.Generator().manual_seed(0)
+    colors = torch.rand(300, 3, generator=generator)
+    depths = 0.5 + 2.5 * torch.rand(300, generator=generator)
+    a, b = torch.tensor([0.5, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.4])
+    light = torch.tensor([0.1, 0.4, 0.5])
+    seen = colors * torch.exp(-depths[:, None] * a) + light * (1 - torch.exp(-depths[:, None] * b))
+    footage = (255 * seen.clamp(0, 1)).to(torch.uint8).reshape(1, 15, 20, 3)
+    medium = Medium(footage, torch.device("cpu"))
+    for _ in range(1000):
+        (medium.apply(colors, depths) - seen).abs().mean().backward()
+        medium.step(0.0)
+    found = medium.described(2.0)  # two median depths to a unit of the model
+    assert torch.allclose(torch.tensor(found["attenuation"]), 2 * a, atol=0.06)
+    far = torch.tensor([1.0, 3.0])
+    veil = medium.apply(torch.zeros(2, 3), far).detach()
+    assert torch.allclose(veil, light * (1 - torch.exp(-far[:, None] * b)), atol=0.02)
+    again = Medium(footage, torch.device("cpu"))
+    again.restore(medium.state())
+    assert again.described(2.0) == found

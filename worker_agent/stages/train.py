@@ -100,7 +100,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             warn=report.warning,
         )
         result = trainer.run(on_progress)
-        write_preview(root / PREVIEW, trainer.render, trainer.truth, dataset.test[:_PREVIEW_ROWS])
+        rows = dataset.test[:_PREVIEW_ROWS]
+        write_preview(root / PREVIEW, trainer.render, trainer.truth, rows, trainer.in_air)
     except TrainingDiverged as error:
         raise StageFailure(
             FailureCode.TRAINING_DIVERGED,
@@ -125,7 +126,11 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         "peak_vram_mib": None if result.peak_vram_mib is None else round(result.peak_vram_mib),
     }
     gaussians = to_world(trainer.parameters, dataset.normalisation)
-    more = {"device": backend.description, "resumed_from_step": result.resumed_from}
+    more = {
+        "device": backend.description,
+        "resumed_from_step": result.resumed_from,
+        "water": trainer.water,
+    }
     made = _published(root, gaussians, dataset, numbers, more)
     # Three times the size of the result, and of no use once that is on the disk.
     (root / CHECKPOINT).unlink(missing_ok=True)

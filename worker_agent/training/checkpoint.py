@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointUnusable(ValueError):
@@ -28,6 +28,7 @@ class Checkpoint:
     adam: dict[str, Any]
     strategy: dict[str, Any]
     exposure: dict[str, Any]  # empty: not learned
+    medium: dict[str, Any]  # likewise
     history: list[float]  # held-out SSIM at the checks so far
     seconds: float  # of training up to here, over all attempts
 

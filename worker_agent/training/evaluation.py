@@ -48,11 +48,14 @@ def write_preview(
     render: Callable[[int], Tensor],
     truth: Callable[[int], Tensor],
     views: Sequence[int],
+    in_air: Callable[[int], Tensor | None] = lambda _: None,
 ) -> None:
-    """JPEG with one row per view: the rendering at the left, the truth at the right."""
+    """JPEG with one row per view: the rendering at the left, the truth beside it, and at the right
+    the scene without the water where `in_air` knows it."""
     rows = []
     for view in views:
-        pair = torch.cat([render(view).clamp(0.0, 1.0), truth(view)], dim=1)
+        shown = [render(view), truth(view), in_air(view)]
+        pair = torch.cat([p.clamp(0.0, 1.0) for p in shown if p is not None], dim=1)
         rows.append((pair.cpu().numpy() * 255.0 + 0.5).astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

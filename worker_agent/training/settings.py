@@ -27,6 +27,7 @@ class TrainSettings:
     threads: int = 1  # of the CPU rasterizer
     frame_stride: int = 1  # every n-th frame is used: all of them did not fit into memory
     exposure: bool = False  # a gain and an offset per view and channel are learned
+    medium: bool = False  # water is learned and taken out of the gaussians' colours
     plateau: float = 0.0  # least gain in SSIM, else training ends early (stopping.py); 0: never
     target_ssim: float = 0.0  # held-out SSIM at which it ends; 0: none
     budget_s: float = 0.0  # seconds after which it ends, over all attempts; 0: none

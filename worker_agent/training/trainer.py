@@ -25,6 +25,8 @@ from worker_agent.training.evaluation import Quality, evaluate
 from worker_agent.training.exposure import Exposures
 from worker_agent.training.floaters import floaters
 from worker_agent.training.gaussians import Parameters, initial_gaussians
+from worker_agent.training.medium import Medium
+from worker_agent.training.projection import spherical_harmonics
 from worker_agent.training.schedule import Schedule
 from worker_agent.training.settings import TrainSettings
 from worker_agent.training.ssim import ssim
@@ -107,6 +109,7 @@ class Trainer:
         self._exposures = (
             Exposures(len(dataset.names), dataset.train, device) if settings.exposure else None
         )
+        self._medium = Medium(dataset.images, device) if settings.medium else None
         self._history: list[float] = []  # held-out SSIM since the last gaussian was added
         self._pyramid = {1: dataset.images, 2: _halved(dataset.images)}
         self._shown = None if dataset.masks is None else _both_sizes(dataset.masks)
@@ -196,6 +199,17 @@ class Trainer:
         """(H, W, 3) of a view at full size, with all SH bands trained so far."""
         return self._exposed(self._rasterize(view, 1)[0], view)
 
+    @torch.no_grad()
+    def in_air(self, view: int) -> Tensor | None:
+        """(H, W, 3) of a view without the water; None where none was learned."""
+        return None if self._medium is None else self._rasterize(view, 1, clear=True)[0]
+
+    @property
+    def water(self) -> dict[str, list[float]] | None:
+        """What was learned of it, per unit of the SfM model."""
+        scale = self._dataset.normalisation.scale
+        return None if self._medium is None else self._medium.described(scale)
+
     def _exposed(self, image: Tensor, view: int) -> Tensor:
         return image if self._exposures is None else self._exposures.apply(image, view)
 
@@ -226,8 +240,9 @@ class Trainer:
         torch.autograd.backward(loss)
         self._strategy.observe(meta)
         self._adam.step(self._schedule.learning_rates(self._step))
-        if self._exposures is not None:
-            self._exposures.step(self._step / self._settings.steps)
+        for learned in (self._exposures, self._medium):
+            if learned is not None:
+                learned.step(self._step / self._settings.steps)
         self._step += 1
         if self._schedule.refines_at(self._step):
             self._strategy.refine(self._step, self._adam)
@@ -240,27 +255,42 @@ class Trainer:
         order = torch.randperm(len(self._dataset.train), generator=generator)
         return self._dataset.train[int(order[place])]
 
-    def _rasterize(self, view: int, factor: int) -> tuple[Tensor, dict[str, object]]:
+    def _rasterize(
+        self, view: int, factor: int, *, clear: bool = False
+    ) -> tuple[Tensor, dict[str, object]]:
         height, width = self._pyramid[factor].shape[1:3]
         full_width, full_height = self._dataset.size
         scale = self._intrinsics.new_tensor([width / full_width, height / full_height, 1.0])
         p = self._adam.parameters
+        degree: int | None = self._schedule.active_sh_degree(self._step)
+        colors, background = torch.cat([p["sh0"], p["shN"]], dim=1), self._background
+        if self._medium is not None and not clear:
+            colors = self._under_water(self._medium, view, colors, degree or 0)
+            degree, background = None, self._medium.background[None]
         image, _, meta = self._backend.rasterize(
             means=p["means"],
             quats=p["quats"],
             scales=torch.exp(p["scales"]),
             opacities=torch.sigmoid(p["opacities"]),
-            colors=torch.cat([p["sh0"], p["shN"]], dim=1),
+            colors=colors,
             viewmats=self._viewmats[view : view + 1],
             Ks=self._intrinsics[view : view + 1] * scale[:, None],
             width=int(width),
             height=int(height),
-            sh_degree=self._schedule.active_sh_degree(self._step),
+            sh_degree=degree,
             packed=False,
             absgrad=True,
-            backgrounds=self._background,
+            backgrounds=background,
         )
         return image[0], meta
+
+    def _under_water(self, medium: Medium, view: int, bands: Tensor, degree: int) -> Tensor:
+        """(N, 3) colours of the gaussians as this view's camera sees them through the water."""
+        pose = self._viewmats[view]
+        means = self._adam.parameters["means"]
+        directions = means + pose[:3, :3].T @ pose[:3, 3]
+        colors = (spherical_harmonics(degree, directions, bands) + 0.5).clamp_min(0.0)
+        return medium.apply(colors, (means @ pose[2, :3] + pose[2, 3]).clamp_min(0.0))
 
     def _target(self, view: int, factor: int) -> Tensor:
         image = self._pyramid[factor][view].to(self._backend.device, non_blocking=True)
@@ -277,7 +307,8 @@ class Trainer:
     def _identity(self) -> str:
         digest = hashlib.sha256(repr((astuple(self._schedule), self._backend.name)).encode())
         settings = self._settings
-        run = (settings.seed, settings.ssim_weight, settings.exposure, self._dataset.names)
+        learned = (settings.exposure, settings.medium)
+        run = (settings.seed, settings.ssim_weight, learned, self._dataset.names)
         digest.update(repr((run, self._dataset.train, self._dataset.normalisation)).encode())
         for tensor in (self._dataset.images, self._dataset.viewmats, self._dataset.intrinsics):
             digest.update(tensor.contiguous().numpy().data)
@@ -297,6 +328,7 @@ class Trainer:
                 adam=self._adam.state(),
                 strategy=self._strategy.state(),
                 exposure={} if self._exposures is None else self._exposures.state(),
+                medium={} if self._medium is None else self._medium.state(),
                 history=self._history,
                 seconds=self._seconds,
             ),
@@ -318,6 +350,8 @@ class Trainer:
         self._strategy.restore(found.strategy)
         if self._exposures is not None:
             self._exposures.restore(found.exposure)
+        if self._medium is not None:
+            self._medium.restore(found.medium)
         self._history = list(found.history)
         self._step, self._seconds = found.step, found.seconds
         return found.step
