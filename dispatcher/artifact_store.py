@@ -7,9 +7,10 @@ the file system cannot link, it is a symbolic link. An object comes into being w
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import hashlib
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -101,6 +102,23 @@ class ArtifactStore:
             _name(target, local)
 
 
+def write_whole(local: Path, content: bytes) -> None:
+    """Durably, and not again where it is the same. Raises OSError."""
+    if local.is_file() and file_sha256(local) == hashlib.sha256(content).hexdigest():
+        return
+    local.parent.mkdir(parents=True, exist_ok=True)
+    fresh = _fresh(local)
+    fresh.write_bytes(content)
+    put_in_place(fresh, local)
+
+
+def put_in_place(fresh: Path, local: Path) -> None:
+    """Durably. Raises OSError."""
+    sync(fresh)
+    fresh.replace(local)
+    sync(local.parent)
+
+
 def store_of(local: Path, acquisition: str, job: str) -> ArtifactStore:
     """The store that `local` is a name in. Raises ValueError."""
     for parent in local.parents:
@@ -137,11 +155,9 @@ def _link(source: Path, name: Path) -> None:
 
 
 def _fresh(path: Path) -> Path:
-    """A name beside `path` that nobody has: what another process left of it goes."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()
-    return fresh
+    """A name beside `path` that nobody has, not even a thread that outlives its cancelled task;
+    one that is left by a crash goes with the retention."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
 
 
 def sync(path: Path) -> None:

@@ -4,7 +4,6 @@ store also there. Doing it again copies nothing twice."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from dispatcher.artifact_store import (
     KEPT_KINDS,
     LOG,
     ArtifactStore,
-    sync,
+    put_in_place,
+    write_whole,
 )
 from dispatcher.at_once import at_once
 from dispatcher.core.model import Job, JobKind
@@ -47,7 +47,7 @@ class Collecting:
             for file in [*left, *(file for file in files if file.bytes > SMALL)]
         )
         log = self._wanted(job, LOG, "log", 0, None)
-        await asyncio.to_thread(_write, log.local, await job_log(self.store, job.id))
+        await asyncio.to_thread(write_whole, log.local, await job_log(self.store, job.id))
         added = await asyncio.to_thread(_added, job, (checkpoint, log))
         await asyncio.to_thread(self._keep, files, added)
         here = {file.path: str(file.local) for file in files}
@@ -141,20 +141,3 @@ def _added(job: Job, files: Iterable[Wanted]) -> list[ArtifactRow]:
         )
         rows.append(row if file.path == LOG else replace(row, host=job.host))
     return rows
-
-
-def _write(local: Path, content: bytes) -> None:
-    """Whole or not at all; not again where it is the same."""
-    if local.is_file() and file_sha256(local) == hashlib.sha256(content).hexdigest():
-        return
-    local.parent.mkdir(parents=True, exist_ok=True)
-    part = local.with_name(f"{local.name}.part")
-    part.write_bytes(content)
-    put_in_place(part, local)
-
-
-def put_in_place(part: Path, local: Path) -> None:
-    """Durably."""
-    sync(part)
-    part.replace(local)
-    sync(local.parent)

@@ -81,6 +81,8 @@ class PoolWatch:
                         if pool.key not in self._reading:  # a slow one delays no other
                             tasks.create_task(self._follow(pool, changed))
                     await asyncio.sleep(self._every_s)
+        except BaseExceptionGroup as failed:  # the database's, say: told as what it is
+            raise failed.exceptions[0] from None
         finally:
             await asyncio.gather(*(link.close() for _, link in self._links.values()))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -176,6 +178,29 @@ async def test_a_file_that_is_not_what_its_stage_said_is_refused(world: World) -
     assert (await world.rows())["ply"].local_path is None
     directory = world.collecting.artifacts.root / "dive" / world.job.id
     assert not (directory / "model.ply").exists()
+
+
+async def test_a_collection_broken_off_anywhere_leaves_nothing_half(world: World) -> None:
+    """It is cancelled after more and more turns of the event loop, until one comes to its end."""
+    whole = {content for _, content in FILES.values()} | {b'{"stage": "Completed"}'}
+    for turns in itertools.count(start=1, step=7):
+        collecting = asyncio.create_task(world.collect())
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        collecting.cancel()
+        try:
+            await collecting
+            break
+        except asyncio.CancelledError:
+            pass
+        for path in world.collecting.artifacts.root.rglob("*"):
+            if path.is_file() and path.suffix not in (".part", ".new"):
+                content = path.read_bytes()
+                assert content in whole or LOG_TEXT in content, path
+    for row in (await world.rows()).values():
+        assert sha256(Path(row.local_path or "").read_bytes()) == row.sha256
+    left = [path.name for path in world.collecting.artifacts.root.rglob("*") if path.is_file()]
+    assert not [name for name in left if name.endswith((".part", ".new"))]
 
 
 def test_where_nothing_can_be_linked_the_name_is_a_symbolic_link(

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from dispatcher import agent_bundle
 from dispatcher.clock import ManualClock
 from dispatcher.core.model import Reason
 from dispatcher.core.pool import STALE_S, Pool
 from dispatcher.core.views import HostView
+from dispatcher.executors.ssh import SshExecutor
 from dispatcher.fleet import Fleet
 from dispatcher.fleet_view import pools_of
 from dispatcher.inventory import parse_inventory
+from dispatcher.store.base import StoreError
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.thin_pool import _ARGUMENTS, TRIM_AGAIN_S, PoolWatch
 from tests.sshd import Farm, Sshd, farm
@@ -96,20 +99,15 @@ async def world(tmp_path: Path, farm: Farm) -> AsyncIterator[World]:
     )  # fmt: skip
     clock = ManualClock()
     store = await SqliteStore.open(tmp_path / "cosma.db", clock)
-    fleet = Fleet(inventory, {host.name: _NoExecutor() for host in inventory.hosts}, clock=clock)
+    bundle = agent_bundle.build()
+    fleet = Fleet.of(inventory, lambda host: SshExecutor.connect_to(host, bundle), clock=clock)
     made = World(hypervisor, store, fleet, clock, None)  # type: ignore[arg-type]
     made.watch = PoolWatch(
         store, fleet, clock, want_trim=lambda *one: made.trims.append(one), every_s=0.01, read_s=30
     )
     yield made
+    await fleet.close()
     await store.close()
-
-
-class _NoExecutor:
-    """Hosts are never asked anything here."""
-
-    async def close(self) -> None:
-        pass
 
 
 async def turns(world: World, until: str, times: int = 1) -> None:
@@ -217,6 +215,14 @@ async def test_a_user_who_is_not_root_asks_for_what_the_sudoers_line_allows(worl
     (rule,) = (line for line in lines if not line.startswith("#"))
     allowed = re.sub(r"\\(.)", r"\1", rule.partition("NOPASSWD: ")[2]).split()
     assert [Path(allowed[0]).name, *allowed[1:]] == asked[1:]
+
+
+async def test_what_fails_here_ends_the_watch_as_what_it_is(world: World) -> None:
+    world.hypervisor.says("30.00")
+    await world.store.close()
+    world.fleet.pools = {}
+    with pytest.raises(StoreError, match="not open"):
+        await world.watch.run(lambda: None)
 
 
 async def test_the_last_dispatchers_gate_is_remembered(world: World) -> None:
