@@ -17,6 +17,7 @@ from dispatcher.core.policy import Policy
 from dispatcher.core.views import released
 from dispatcher.fleet import Fleet
 from dispatcher.fleet_view import HostState
+from dispatcher.written import Written
 
 LOOKED_AT = 50  # hosts whose ages are looked at for one decision
 TOLD = 3000  # jobs x hosts that are put into words for one decision
@@ -33,6 +34,7 @@ class Deciding:
     _ended: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)  # by host; when
     _shown: dict[str, HostState] = field(default_factory=dict)  # as the board knows them
     _freed: set[str] = field(default_factory=set)  # hosts where an attempt ended since then
+    _written: Written = field(default_factory=Written)
     _turn: deque[str] = field(default_factory=deque)  # hosts to look at next
     _turn_at: float = float("-inf")
     _words_at: float = float("-inf")
@@ -53,6 +55,8 @@ class Deciding:
             ended = self._ended.setdefault(old.host, {})
             ended[old.job, old.attempt] = self.clock.monotonic()
             self._freed.add(old.host)
+        if host := self._written.note(before, after, self.clock.monotonic()):
+            self._freed.add(host)
 
     def decide(self, policy: Policy) -> Placement:
         now = self.clock.monotonic()
@@ -93,9 +97,10 @@ class Deciding:
         """A probe may be older than the end of an attempt that it saw memory of."""
         name = state.host.name
         view = self.fleet.view(state, now, {})
+        probed_at = state.probed_at if state.probed_at is not None else float("-inf")
+        view = self._written.taken_off(view, probed_at)
         ended = self._ended.get(name)
         if ended:
-            probed_at = state.probed_at if state.probed_at is not None else float("-inf")
             for attempt in [key for key, at in ended.items() if at <= probed_at]:
                 del ended[attempt]
             view = released(view, ended)

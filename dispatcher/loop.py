@@ -104,7 +104,7 @@ class Dispatcher:
     _timers: _Timers = field(default_factory=_Timers)
     _probes: Counter[str] = field(default_factory=Counter)
     _position: int = 0  # up to where in the store jobs were taken up
-    _plans: int = 0
+    _errands: int = 0  # under way, and of no event
     _settled_at: float = 0.0
     _stopping: bool = False
     _undecided: bool = True
@@ -310,18 +310,29 @@ class Dispatcher:
         if isinstance(event, ev.AttemptSucceeded | ev.AttemptFailed):
             self._tasks.serve(self.learning.learn(after.id, event.attempt))
         if isinstance(event, FREED) and event.freed_bytes:
-            self._tasks.serve(self._probe(event.host, anew=True))
+            self._tasks.serve(self._errand(self._probe(event.host, anew=True)))
         for effect in effects:
             self._performing.perform(applied.job, effect, stimulus=applied.event)
 
-    async def _plan(self, acquisition: str) -> None:
-        self._plans += 1
-        try:
+    def _plan(self, acquisition: str) -> Coroutine[Any, Any, None]:
+        async def plan() -> None:
             await self.stitching.plan(acquisition)
             await self._load(restart=False)
             await self._give_back({acquisition})
-        finally:
-            self._plans -= 1
+
+        return self._errand(plan())
+
+    def _errand(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        """Counts from now on, not from when it comes to run: nothing is given up before its end."""
+        self._errands += 1
+
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                self._errands -= 1
+
+        return run()
 
     async def _give_back(self, acquisitions: Set[str]) -> None:
         """What of these is of no more use on the hosts goes."""
@@ -379,15 +390,17 @@ class Dispatcher:
                 self.post(job, event)
 
     def _at_work(self) -> bool:
-        return self._tasks.busy or any(
-            job.step not in (Step.PLACE, Step.REST) for job in self._jobs.values()
+        return (
+            self._tasks.busy
+            or bool(self._errands)
+            or any(job.step not in (Step.PLACE, Step.REST) for job in self._jobs.values())
         )
 
     def _drained(self) -> bool:
         return (
             not self._queue
             and not self._tasks.busy
-            and not self._plans
+            and not self._errands
             and all(job.state in SETTLED for job in self._jobs.values())
             and not self.effects.reclaimer.trims.hurry()
         )

@@ -35,6 +35,7 @@ class Cosma:
     directory: Path
     inventory: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)  # of the commands' environment
 
     @property
     def database(self) -> Path:
@@ -46,7 +47,7 @@ class Cosma:
     @property
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("COSMA_")}
-        return {**kept, "COSMA_INVENTORY": str(self.inventory)}
+        return {**kept, "COSMA_INVENTORY": str(self.inventory), **self.variables}
 
     def run(self, *words: str, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

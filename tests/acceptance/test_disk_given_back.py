@@ -48,10 +48,10 @@ def about(measured: int, told: int) -> bool:
 
 
 def test_what_a_job_took_is_given_back_and_told(
-    farm: tuple[Rehearsal, DiskImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    farm: tuple[Rehearsal, DiskImage], tmp_path: Path
 ) -> None:
     there, image = farm
-    monkeypatch.setenv("COSMA_TRIM_WINDOW_S", "0")
+    there.cosma.variables["COSMA_TRIM_WINDOW_S"] = "0"
     plan = tmp_path / "plan.yaml"
     plan.write_text("train: {cuda: {cap: 1000}}\n")
     (name,) = there.ingest(1, clip_bytes=CLIP_BYTES, options=("--config", str(plan)))
