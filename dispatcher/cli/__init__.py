@@ -11,6 +11,7 @@ import typer
 
 from dispatcher.cli import (
     artifact,
+    calibrate,
     chaos,
     demo,
     dispatch,
@@ -48,6 +49,7 @@ app.command("fsck")(fsck.fsck)
 app.command("gc")(gc.gc)
 app.add_typer(artifact.app, name="artifact")
 app.command("summary")(summary.summary)
+app.command("calibrate")(calibrate.calibrate)
 app.command("chaos")(chaos.chaos)
 
 

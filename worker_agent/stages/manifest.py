@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from worker_agent.stages.api import (
     write_json,
 )
 
-__all__ = ["camera_guess", "interpolate", "main"]
+__all__ = ["at_source_size", "camera_guess", "interpolate", "main"]
 
 GUESSED_FOCAL = 0.9  # of the longer side: about 58 degrees, between Linear and narrow modes
 MAX_GPS_GAP_S = 3.0  # a vehicle that was longer without a fix may be anywhere
@@ -70,7 +70,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             "segment": spec.inputs.get("segment", spec.job),
             "auv": spec.inputs.get("auv", ""),
             "frames": rows,
-            "camera": camera,
+            "camera": {**camera, "source_width": source[0], "source_height": source[1]},
         },
     )
     located = sum(row["gps"] is not None for row in rows)
@@ -161,10 +161,7 @@ def camera_guess(
         given = _numbers(params)
         if len(given) != count:
             raise _invalid(f"sfm.camera_params holds {len(given)} numbers; {name} takes {count}")
-        sx, sy = width / source[0], height / source[1]
-        scales = ([sx] if focals == 1 else [sx, sy]) + [sx, sy]
-        scales += [1.0] * (count - len(scales))
-        values = [value * scale for value, scale in zip(given, scales, strict=True)]
+        values = _scaled(name, given, width / source[0], height / source[1])
         if values[0] <= 0:
             raise _invalid("the focal length in sfm.camera_params is not positive")
         origin = "config"
@@ -176,6 +173,21 @@ def camera_guess(
         "source": origin,
         "prior_focal": origin == "config",
     }
+
+
+def at_source_size(model: str, params: Sequence[float], camera: Mapping[str, Any]) -> list[float]:
+    """Parameters of the frames' camera at the size of the source video, as `sfm.camera_params`
+    takes them. `camera` is the manifest's. Raises KeyError for a model not in MODELS."""
+    sx, sy = (camera[f"source_{side}"] / camera[side] for side in ("width", "height"))
+    return _scaled(model, params, sx, sy)
+
+
+def _scaled(model: str, params: Sequence[float], sx: float, sy: float) -> list[float]:
+    """For a picture sx and sy times as large: focal lengths and centre grow, distortion stays."""
+    focals, count = MODELS[model]
+    scales = ([sx] if focals == 1 else [sx, sy]) + [sx, sy]
+    scales += [1.0] * (count - len(scales))
+    return [value * scale for value, scale in zip(params, scales, strict=True)]
 
 
 def _numbers(params: Sequence[float] | str) -> list[float]:

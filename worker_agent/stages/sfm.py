@@ -25,6 +25,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.manifest import at_source_size
 from worker_agent.stages.masks import PER_FRAME, prepare
 from worker_agent.stages.sfm_acceptance import (
     Candidate,
@@ -258,6 +259,13 @@ class _Ladder:
         facts["points"] = published["points"]
         facts["reprojection_px"] = round(published["reprojection_px"], 4)
         facts |= published["world"]
+        lens = published["camera"]
+        facts["camera"] = {
+            "model": lens["model"],
+            "params": at_source_size(lens["model"], lens["params"], self._request.camera),
+            "width": self._request.camera["source_width"],
+            "height": self._request.camera["source_height"],
+        }
         shutil.rmtree(request.work)
         target = self._run_dir / "output" / "sfm.json"
         write_json(target, facts)

@@ -2,19 +2,20 @@
 
 SfM leaves a model in a frame of its own. Gravity readings say which way is down, positions (GPS on
 the surface, a vehicle's navigation below it) what a metre is and where north lies. The result has
-x east, y north, z up; without positions, only z up and a scale of SfM's own. numpy alone.
+x east, y north, z up; without positions, only z up and a scale of SfM's own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Frame", "WorldFrame", "georeference", "to_enu"]
+__all__ = ["Frame", "WorldFrame", "georeference", "place", "to_enu"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -87,6 +88,40 @@ def georeference(frames: Sequence[Frame]) -> WorldFrame | None:
         return None
     centre = np.median(np.array([frame.centre for frame in frames]), axis=0)
     return WorldFrame(1.0, up, -up @ centre, True, False, None, 0)
+
+
+def place(pc: Any, model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Move a pycolmap model (`pc` is that module) to where its cameras say it is; what came of
+    that. `rows`: the manifest's frames."""
+    by_name = {row["name"]: row for row in rows}
+    posed = [image for image in model.images.values() if image.has_pose and image.name in by_name]
+    located = [image.name for image in posed if by_name[image.name]["gps"]]
+    positions: dict[str, Any] = {}
+    origin: tuple[float, ...] | None = None
+    if located:
+        enu, origin = to_enu([tuple(by_name[name]["gps"]) for name in located])
+        positions = dict(zip(located, enu, strict=True))
+    frames = []
+    for image in posed:
+        gravity = by_name[image.name]["gravity"]
+        turned = image.cam_from_world().rotation.matrix().T
+        frames.append(
+            Frame(
+                centre=np.asarray(image.projection_center()),
+                down=turned @ np.asarray(gravity, float) if gravity else None,
+                position=positions.get(image.name),
+            )
+        )
+    world = georeference(frames)
+    if world is None:
+        return {"upright": False, "metric": False, "drift_m": None, "origin": None}
+    model.transform(pc.Sim3d(world.scale, pc.Rotation3d(world.rotation), world.translation))
+    return {
+        "upright": world.upright,
+        "metric": world.metric,
+        "drift_m": world.drift_m,
+        "origin": origin if world.metric else None,
+    }
 
 
 def _up(frames: Sequence[Frame]) -> F64 | None:

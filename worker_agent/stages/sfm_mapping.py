@@ -229,6 +229,7 @@ def finish(request: Request) -> dict[str, Any]:
     known, coloured, and its sidecar."""
     pc = _pycolmap(request)
     from stitch.sidecar import from_reconstruction
+    from worker_agent.stages.sfm_georeference import place
 
     model = pc.Reconstruction(request.accepted)
     unwanted = set(request.drop or ())
@@ -237,7 +238,7 @@ def finish(request: Request) -> dict[str, Any]:
             model.deregister_frame(image.frame_id)
     model.extract_colors_for_all_images(request.images, num_threads=request.threads)
     rows = json.loads(Path(request.manifest).read_text())["frames"]
-    world = _georeferenced(pc, model, rows)
+    world = place(pc, model, rows)
     staging = _empty(Path(request.work) / "published")
     model.write_binary(str(staging))
     sidecar = from_reconstruction(
@@ -254,48 +255,13 @@ def finish(request: Request) -> dict[str, Any]:
     if target.exists():
         shutil.rmtree(target)
     staging.replace(target)
+    camera = next(iter(model.cameras.values()))
     return {
+        "camera": {"model": camera.model.name, "params": [float(v) for v in camera.params]},
         "points": model.num_points3D(),
         "registered": model.num_reg_images(),
         "reprojection_px": model.compute_mean_reprojection_error(),
         "world": world,
-    }
-
-
-def _georeferenced(pc: Any, model: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Move the model to where its cameras say it is; what came of that."""
-    import numpy as np
-
-    from worker_agent.stages.sfm_georeference import Frame, georeference, to_enu
-
-    by_name = {row["name"]: row for row in rows}
-    posed = [image for image in model.images.values() if image.has_pose and image.name in by_name]
-    located = [image.name for image in posed if by_name[image.name]["gps"]]
-    positions: dict[str, Any] = {}
-    origin: tuple[float, ...] | None = None
-    if located:
-        enu, origin = to_enu([tuple(by_name[name]["gps"]) for name in located])
-        positions = dict(zip(located, enu, strict=True))
-    frames = []
-    for image in posed:
-        gravity = by_name[image.name]["gravity"]
-        turned = image.cam_from_world().rotation.matrix().T
-        frames.append(
-            Frame(
-                centre=np.asarray(image.projection_center()),
-                down=turned @ np.asarray(gravity, float) if gravity else None,
-                position=positions.get(image.name),
-            )
-        )
-    world = georeference(frames)
-    if world is None:
-        return {"upright": False, "metric": False, "drift_m": None, "origin": None}
-    model.transform(pc.Sim3d(world.scale, pc.Rotation3d(world.rotation), world.translation))
-    return {
-        "upright": world.upright,
-        "metric": world.metric,
-        "drift_m": world.drift_m,
-        "origin": origin if world.metric else None,
     }
 
 
