@@ -41,7 +41,10 @@ class CosmaError(Exception):
     @property
     def line(self) -> str:
         """`message`, and what to do about it."""
-        return _one_line(f"{self.message}. {self.fix}" if self.fix else self.message)
+        # A command is written as it is typed.
+        typed = self.fix.startswith("cosma ")
+        fix = self.fix if typed else self.fix[:1].upper() + self.fix[1:]
+        return _one_line(f"{self.message}. {fix}" if fix else self.message)
 
 
 def _one_line(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from dispatcher.core.estimate import ClipSize, frames_of, pixels_of
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.survey import PlannedSegment, clip_name, group_clips, printable, slug
+from dispatcher.errors import UsageError
 from dispatcher.settings import PipelineConfig
 from dispatcher.sources import ClipProblem, SourceFile, find_videos, inspect_clip
 from dispatcher.store.base import Store
@@ -49,12 +50,17 @@ async def ingest(
     """Make segments and jobs of everything at `location`; what exists already stays as it is.
 
     A segment with a clip that is plainly bad becomes a held job with the reason, so that the
-    operator sees it beside the others. Raises UsageError when there is nothing to ingest.
+    operator sees it beside the others. Raises UsageError when there is nothing to ingest, or when
+    the survey has no name.
     """
+    if not acquisition.strip():
+        raise UsageError("the survey has no name", fix="Give it one: --acquisition NAME")
     files = {file.relative: file for file in find_videos(location)}
     survey = slug(acquisition)
-    await store.create_acquisition(Acquisition(id=survey, name=acquisition, created_at=time.time()))
     planned = group_clips(files, auv=auv, serial=serial)
+    if not planned:
+        raise UsageError("no video", where=location, why="its name does not end in .MP4")
+    await store.create_acquisition(Acquisition(id=survey, name=acquisition, created_at=time.time()))
     ids = job_ids(survey, planned)
     return [
         await _ingest_segment(

@@ -95,7 +95,10 @@ def load_inventory(path: Path) -> Inventory:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InventoryError(
-            "cannot read the inventory", where=str(path), why=str(error), fix="Check the file"
+            "cannot read the inventory",
+            where=str(path),
+            why=getattr(error, "strerror", None) or str(error),
+            fix="Check the file",
         ) from None
     return parse_inventory(text, str(path), os.environ)
 

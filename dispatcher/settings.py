@@ -125,7 +125,7 @@ class DispatcherSettings(Frozen):
         }
         data: dict[str, Any] = {k: env[v] for k, v in names.items() if env.get(v)}
         data.update({k: v for k, v in overrides.items() if v is not None})
-        settings = _checked(cls, data, ", ".join(names.values()))
+        settings = _checked(cls, data, names)
         paths = {
             "database": settings.database.expanduser(),
             "artifacts": settings.artifacts.expanduser().absolute(),
@@ -139,10 +139,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            "cannot read the configuration", where=str(path), why=str(error)
-        ) from None
+            "cannot read the configuration", where=str(path),
+            why=getattr(error, "strerror", None) or str(error),
+        ) from None  # fmt: skip
     except yaml.YAMLError as error:
-        raise SettingsError("not valid YAML", where=str(path), why=str(error)) from None
+        mark = getattr(error, "problem_mark", None)
+        raise SettingsError(
+            "not valid YAML", where=f"{path}:{mark.line + 1}" if mark else str(path),
+            why=getattr(error, "problem", None) or str(error),
+            fix="Check the indentation and the quotes on this line",
+        ) from None  # fmt: skip
     if data is not None and not isinstance(data, dict):
         raise SettingsError("expected `key: value` lines", where=str(path))
     return data or {}
@@ -151,12 +157,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 M = TypeVar("M", bound=BaseModel)
 
 
-def _checked(model: type[M], data: Any, where: str) -> M:
+def _checked(model: type[M], data: Any, source: str | Mapping[str, str]) -> M:
+    """`source`: the file, or by key the variable that it comes from."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
+    where = source if isinstance(source, str) else source.get(key, "")
     if first["type"] == "extra_forbidden":
         raise SettingsError(key, where=where, why="unknown key", fix="Remove it or correct it")
     why = f"{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"

@@ -14,7 +14,7 @@ from dispatcher.cli import options
 from dispatcher.cli.render import print_json
 from dispatcher.core.model import JobState
 from dispatcher.daemon import Ended, run_dispatcher
-from dispatcher.errors import ExitCode, NoHost
+from dispatcher.errors import ExitCode, NoHost, UsageError
 from dispatcher.operator_log import operator_log
 from dispatcher.settings import DispatcherSettings
 
@@ -34,6 +34,11 @@ def dispatch(
     """Place, run, collect and stitch. One dispatcher per database; SIGTERM leaves the hosts'
     work running and the next start takes it up again."""
     settings = DispatcherSettings.load(database=db, artifacts=artifacts)
+    if settings.artifacts.exists() and not settings.artifacts.is_dir():
+        raise UsageError(
+            "results cannot go there", where=str(settings.artifacts), why="it is no directory",
+            fix="Name another one with --artifacts",
+        )  # fmt: skip
     with operator_log(logging.DEBUG if verbose else logging.INFO):
         ended = asyncio.run(run_dispatcher(settings, inventory, once=once))
     states = Counter(job.state.value for job in ended.jobs.values())

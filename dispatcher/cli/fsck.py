@@ -34,7 +34,9 @@ def fsck(
     db: options.Database = None,
     json: options.Json = False,
 ) -> None:
-    """List what differs. Exit code 0: nothing; 1: something; 3: nothing, but a host was silent.
+    """Compare the database, the hosts and the collected results; list what differs.
+
+    Exit code 0: nothing; 1: something; 3: nothing, but a host was silent.
     --fix needs the database for itself: stop the dispatcher first."""
     hosts = find_inventory(inventory)
     bundle = agent_bundle.build()
@@ -66,7 +68,7 @@ def fsck(
     elif rows:
         print_rows(COLUMNS, rows)
     for host, why in report.unanswered.items():
-        print(f"{host} did not answer: {why}", file=sys.stderr)
+        print(f"{host} did not answer: {why.removeprefix(f'{host}: ')}", file=sys.stderr)
     left = len(report.left)
     print(
         f"{report.jobs} jobs, {report.hosts - len(report.unanswered)} of {report.hosts} hosts: "

@@ -130,6 +130,11 @@ def logs(
 
     async def text(store: Store) -> bytes:
         found = await known_job(store, job)
+        if attempt is not None and not 1 <= attempt <= found.attempt:
+            raise UsageError(
+                f"no attempt {attempt}", where=job, why=f"it has had {found.attempt}",
+                fix=f"`cosma job show {job}` lists them",
+            )  # fmt: skip
         return await store.logs(job, found.attempt if attempt is None else attempt)
 
     async def facts(store: Store) -> list[dict[str, Any]]:

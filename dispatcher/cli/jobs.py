@@ -11,7 +11,8 @@ import typer
 from dispatcher.cli import options
 from dispatcher.cli.eta import eta_short, load_outlook
 from dispatcher.cli.render import print_json, print_rows
-from dispatcher.cli.stored import with_store
+from dispatcher.cli.stored import known_acquisition, with_store
+from dispatcher.core.model import JobState
 from dispatcher.core.outlook import Outlook
 from dispatcher.progress import JobRow, job_row
 from dispatcher.settings import DispatcherSettings
@@ -33,7 +34,7 @@ def jobs(
     acquisition: Annotated[
         str | None, typer.Option("--acquisition", "-a", help="Only of this survey.")
     ] = None,
-    state: Annotated[str | None, typer.Option(help="Only in this state.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only in this state.")] = None,
     inventory: options.Inventory = None,
     db: options.Database = None,
     json: options.Json = False,
@@ -43,7 +44,8 @@ def jobs(
     database = DispatcherSettings.load(database=db).database
 
     async def work(store: Store) -> list[JobRow]:
-        return await load_rows(store, acquisition, await load_outlook(store, database, inventory))
+        survey = None if acquisition is None else await known_acquisition(store, acquisition)
+        return await load_rows(store, survey, await load_outlook(store, database, inventory))
 
     rows = [row for row in with_store(db, work) if state in (None, row.state)]
     if json:

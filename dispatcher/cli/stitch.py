@@ -9,9 +9,10 @@ import typer
 from dispatcher.cli import options
 from dispatcher.cli.job import retry as retry_job
 from dispatcher.cli.render import print_json, print_rows
-from dispatcher.cli.stored import with_store
+from dispatcher.cli.stored import known_acquisition, with_store
 from dispatcher.errors import UsageError
 from dispatcher.store.base import Store
+from dispatcher.store.rows import Stitch
 
 app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
 
@@ -29,6 +30,7 @@ def ls(
     """All stitches, with their members and state."""
 
     async def work(store: Store) -> list[dict[str, Any]]:
+        survey = None if acquisition is None else await known_acquisition(store, acquisition)
         return [
             {
                 "stitch": s.id,
@@ -39,7 +41,7 @@ def ls(
                 "members": ", ".join(s.members),
                 "pass_through": s.passthrough,
             }
-            for s in await store.stitches(acquisition=acquisition)
+            for s in await store.stitches(acquisition=survey)
         ]
 
     rows = with_store(db, work)
@@ -54,9 +56,7 @@ def show(stitch: StitchId, db: options.Database = None, json: options.Json = Fal
     """Its report: transforms, edges with their inliers, what was left out."""
 
     async def work(store: Store) -> dict[str, Any]:
-        found = await store.stitch(stitch)
-        if found is None:
-            raise UsageError("no such stitch", where=stitch, fix="`cosma stitch ls` lists them")
+        found = await _known(store, stitch)
         job = await store.job(found.job) if found.job else None
         return {
             "stitch": found.id,
@@ -96,4 +96,14 @@ def show(stitch: StitchId, db: options.Database = None, json: options.Json = Fal
 @app.command()
 def retry(stitch: StitchId, db: options.Database = None) -> None:
     """Make a held or failed stitch again."""
-    retry_job(stitch, db=db)
+    found = with_store(db, lambda store: _known(store, stitch))
+    if found.job is None:
+        raise UsageError("nothing to make", where=stitch, why="it is its one member as it is")
+    retry_job(found.job, db=db)
+
+
+async def _known(store: Store, stitch: str) -> Stitch:
+    found = await store.stitch(stitch)
+    if found is None:
+        raise UsageError("no such stitch", where=stitch, fix="`cosma stitch ls` lists them")
+    return found

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from dispatcher.core.model import Job
+from dispatcher.core.survey import slug
 from dispatcher.errors import UsageError
 from dispatcher.settings import DispatcherSettings
-from dispatcher.store.base import Store
+from dispatcher.store.base import Store, StoreError
 from dispatcher.store.sqlite import SqliteStore
 
 T = TypeVar("T")
@@ -29,7 +30,13 @@ def with_store(
         )
 
     async def run() -> T:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                "the database cannot be made", where=str(path), why=error.strerror or str(error),
+                fix="Name another file with --db",
+            ) from None  # fmt: skip
         store = await SqliteStore.open(path)
         try:
             return await work(store)
@@ -37,6 +44,15 @@ def with_store(
             await store.close()
 
     return asyncio.run(run())
+
+
+async def known_acquisition(store: Store, name: str) -> str:
+    """Its id. Raises UsageError, with those that there are."""
+    known = await store.acquisitions()
+    if slug(name) not in {row.id for row in known}:
+        names = ", ".join(row.name for row in known)
+        raise UsageError("no such acquisition", where=name, fix=f"Known are: {names or 'none'}")
+    return slug(name)
 
 
 async def known_job(store: Store, job_id: str) -> Job:

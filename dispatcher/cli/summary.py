@@ -9,11 +9,10 @@ import typer
 from dispatcher.cli import options
 from dispatcher.cli.eta import eta_json, eta_text, load_outlook
 from dispatcher.cli.render import print_json, print_rows
-from dispatcher.cli.stored import with_store
+from dispatcher.cli.stored import known_acquisition, with_store
 from dispatcher.core.model import SETTLED
 from dispatcher.core.outlook import Outlook
 from dispatcher.core.survey import slug
-from dispatcher.errors import UsageError
 from dispatcher.results import load_results
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
@@ -31,16 +30,11 @@ def summary(
 ) -> None:
     """Per segment: frames registered, errors, held-out PSNR; per stitch: state and file. While
     work is left, when the survey will be done."""
-    survey = slug(acquisition)
     database = DispatcherSettings.load(database=db).database
 
     async def work(store: Store) -> tuple[dict[str, Any], Outlook | None]:
+        survey = await known_acquisition(store, acquisition)
         found = await load_results(store, survey)
-        if not found.segments:
-            known = ", ".join(row.name for row in await store.acquisitions())
-            raise UsageError(
-                "no such acquisition", where=acquisition, fix=f"known are: {known or 'none'}"
-            )
         outlook = await load_outlook(store, database, inventory)
         etas = outlook.jobs if outlook is not None else {}
         view = {
@@ -85,4 +79,4 @@ def summary(
     print_rows(SEGMENTS, view["segments"])
     print_rows(STITCHES, view["stitches"])
     if outlook is not None and any(row["state"] not in SETTLED for row in rows):
-        print(f"done: {eta_text(outlook.acquisitions.get(survey), outlook)}")
+        print(f"done: {eta_text(outlook.acquisitions.get(slug(acquisition)), outlook)}")

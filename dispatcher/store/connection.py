@@ -155,9 +155,8 @@ class Worker:
             return work(*args)
         except sqlite3.Error as error:
             raise StoreError(
-                "the database failed", where=str(self._path), why=str(error),
-                fix="check that the disk has room and the file can be written",
-            ) from error  # fmt: skip
+                "the database failed", where=str(self._path), why=str(error), fix=_fix(error)
+            ) from error
 
     def _open(self, migrate: bool) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None)
@@ -219,3 +218,13 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _fix(error: sqlite3.Error) -> str:
+    match getattr(error, "sqlite_errorcode", None):
+        case sqlite3.SQLITE_NOTADB:
+            return "Name another one with --db"
+        case sqlite3.SQLITE_CORRUPT:
+            return "Put a copy of it back, or what `sqlite3 FILE .recover` still reads of it"
+        case _:
+            return "Check that the disk has room, and that file and directory can be written"

@@ -113,7 +113,7 @@ class _Link:
             "host cannot be reached",
             where=self.target.name,
             why=f"{self._address()}: {why}",
-            fix=f"Check that the host is up: `cosma worker probe {self.target.name}`",
+            fix="Check that the host is up, and that its SSH server listens there",
         )
 
     def _address(self) -> str:
