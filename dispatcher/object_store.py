@@ -59,7 +59,8 @@ class ObjectStore:
             ) from None
         self.url = url.rstrip("/")
         self._failures: tuple[type[Exception], ...] = (OSError, BotoCoreError, ClientError)
-        self._fs: Any = fsspec.filesystem("s3", **_OPTIONS)
+        # One of its own: the environment may name another endpoint than the last time.
+        self._fs: Any = fsspec.filesystem("s3", skip_instance_cache=True, **_OPTIONS)
         self._root = self.url.removeprefix("s3://")
 
     def url_of(self, sha256: str) -> str:

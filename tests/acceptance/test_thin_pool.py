@@ -6,11 +6,12 @@ import json
 import signal
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from tests.acceptance.cosma import kill
+from tests.acceptance.cosma import kill, running_stage
 from tests.rehearsal import rehearsal
 from tests.sshd import Farm, farm
 
@@ -51,21 +52,32 @@ def test_placement_stops_over_the_watermark_and_goes_on_under_it(
         )  # fmt: skip
         there.cosma.started.append(dispatcher)
 
-        def waits_for_the_pool(reader: sqlite3.Connection) -> bool:
-            return bool(
-                reader.execute("SELECT 1 FROM waiting WHERE reason = 'pool_full'").fetchone()
-            )
-
-        there.cosma.wait_until("the job waits for the pool", waits_for_the_pool)
+        waits = "SELECT 1 FROM waiting WHERE reason = 'pool_full'"
+        there.cosma.wait_until("the job waits for the pool", row(waits))
         why = there.cosma.json("why", job)
         assert why["reason"] == "pool_full"
         assert "91.3% full of data" in why["message"]
         assert "high watermark 85.0%" in why["message"]
         assert not there.lines()
 
+        there.hold(True, "Validation")
         says(programs, "60.00")
-        there.cosma.wait_until(
-            "its first stage is on the host",
-            lambda reader: bool(reader.execute("SELECT 1 FROM attempts").fetchone()),
-        )
+        there.cosma.wait_until("its first stage runs", running_stage("Validation"))
+        says(programs, "91.30")
+        shut = "SELECT 1 FROM events WHERE kind = 'thin_pool_shut' LIMIT 1 OFFSET 1"
+        there.cosma.wait_until("the pool is shut again", row(shut))
+        there.hold(False)
+        there.cosma.wait_until("it waits for the pool with its next stage", row(waits))
+        with sqlite3.connect(there.cosma.database) as reader:
+            assert reader.execute("SELECT stage, state FROM attempts").fetchall() == [
+                ("Validation", "succeeded")
+            ]
+
+        says(programs, "60.00")
+        there.cosma.wait_until("it goes on", row("SELECT 1 FROM attempts WHERE attempt = 2"))
         kill(dispatcher, signal.SIGTERM)
+
+
+def row(query: str) -> Callable[[sqlite3.Connection], bool]:
+    """Whether there is one."""
+    return lambda reader: reader.execute(query).fetchone() is not None

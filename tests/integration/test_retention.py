@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.artifact_store import ArtifactStore
+from dispatcher.bringing import DELIVERED
 from dispatcher.clock import ManualClock
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.retention import Sort
-from dispatcher.bringing import DELIVERED
 from dispatcher.object_store import ObjectStore
 from dispatcher.retention import DAY_S, NOT_REMOVED, REMOVED, Retention
 from dispatcher.store.rows import Acquisition, ArtifactRow, Run
@@ -105,7 +105,7 @@ histories = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(history=histories, stitched=st.lists(texts, max_size=2), days=st.sampled_from([0.0, 30.0]))
 def test_what_a_job_or_a_stitch_refers_to_is_never_removed(
     history: list[tuple[JobState, list[tuple[str, bytes]]]], stitched: list[bytes], days: float
