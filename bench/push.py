@@ -7,6 +7,8 @@ the SSH server's process tree with the agent in it. scp is OpenSSH's, with the s
 
 push4_over_scp_20ms: over a link of 20 ms round trip (bench/delay.py), over four connections.
 resume_cpu_over_full: a push that was cut off at half of the file, against a whole one.
+pull_over_relay: one host pulls the file from another with a key made for that (the making and the
+taking back included), against the same bytes brought through the dispatcher as one stream.
 """
 
 from __future__ import annotations
@@ -25,15 +27,18 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.delay import THERE, delayed
 from bench.results import Result, parser, show
 from dispatcher import agent_bundle
 from dispatcher.executors.ssh import SshExecutor
+from dispatcher.executors.transfer import file_sha256
 from tests.sshd import SSHD, Farm, Sshd
+from worker_agent.protocol import Artifact, FetchRequest, UnpackRequest
 
+EPOCH = 1
 CIPHER = "aes128-gcm@openssh.com"
 ROUND_TRIP_S = 0.02
 MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, not a place for secrets
@@ -85,6 +90,7 @@ class Place:
     address: str
     executor: SshExecutor
     connections: int  # that stay, for commands
+    beside: tuple[Sshd, ...] = ()  # other servers that have a part in it
 
     @property
     def run_dir(self) -> Path:
@@ -99,7 +105,8 @@ class Place:
         self.target.parent.mkdir(parents=True)
 
     def cpu_s(self) -> float:
-        return own_cpu_s() + tree_cpu_s(self.server.process.pid)
+        servers = (self.server, *self.beside)
+        return own_cpu_s() + sum(tree_cpu_s(server.process.pid) for server in servers)
 
     async def measured(self, work: Callable[[], Awaitable[object]]) -> Cost:
         await self.settled()
@@ -188,6 +195,50 @@ async def place(
         await executor.close()
 
 
+async def pull(giver: Place, taker: Place) -> None:
+    async with giver.executor.granted(str(giver.source), EPOCH) as peer:
+        await taker.executor.fetch(
+            FetchRequest(
+                source=str(giver.source), run_dir=str(taker.run_dir), path="input/clip.mp4",
+                bytes=giver.source.stat().st_size, peer=peer,
+            )
+        )  # fmt: skip
+
+
+async def relay(giver: Place, taker: Place, sha256: str) -> None:
+    """As a job's files go where no host reaches the other."""
+    kept = giver.run_dir / "input" / "clip.mp4"
+    made = Artifact(kind="ply", path="input/clip.mp4", bytes=kept.stat().st_size, sha256=sha256)
+    request = UnpackRequest(
+        epoch=EPOCH, job="push", run_dir=str(taker.run_dir), files=(made,),
+        source_run_dir=str(giver.run_dir),
+    )  # fmt: skip
+    report = await taker.executor.unpack(request, giver.executor.pack)
+    if report.missing:
+        raise SystemExit(f"not relayed: {report.missing}")
+
+
+async def between(source: Path, one: Sshd, other: Sshd, rounds: int) -> dict[str, Series]:
+    series = {name: Series() for name in ("pull", "relay")}
+    async with (  # the connections for bulk copies stay, too
+        place(source, one, connections=2) as giver,
+        place(source, other, connections=2) as taker,
+    ):
+        taker = replace(taker, beside=(one,))
+        giver.clear()
+        shutil.copyfile(source, giver.target)
+        sha256 = file_sha256(source)
+        for _ in range(rounds):
+            for name, work in (
+                ("pull", lambda: pull(giver, taker)),
+                ("relay", lambda: relay(giver, taker, sha256)),
+            ):
+                taker.clear()
+                await giver.settled()
+                series[name].costs.append(await taker.measured(work))
+    return series
+
+
 async def near(source: Path, server: Sshd, rounds: int) -> dict[str, Series]:
     series = {name: Series() for name in ("scp", "push", "resume", "raw")}
     async with place(source, server) as at:
@@ -246,6 +297,10 @@ def results(mib: int, near: dict[str, Series], far: dict[str, Series]) -> list[R
         speed("push", near["push"]),
         cpu("scp_cpu", near["scp"]),
         cpu("push_cpu", near["push"]),
+        speed("pull", near["pull"]),
+        speed("relay", near["relay"]),
+        cpu("pull_cpu", near["pull"]),
+        cpu("relay_cpu", near["relay"]),
         speed("scp_20ms", far["scp"]),
         speed("push1_20ms", far["push1"]),
         speed("push4_20ms", far["push4"]),
@@ -260,6 +315,10 @@ def results(mib: int, near: dict[str, Series], far: dict[str, Series]) -> list[R
         Result(
             name="push4_over_scp_20ms", value=far["scp"].seconds / far["push4"].seconds, unit="",
             better="higher", target=1.5,
+        ),
+        Result(
+            name="pull_over_relay", value=near["relay"].seconds / near["pull"].seconds, unit="",
+            better="higher", target=2.0,
         ),
         Result(
             name="resume_cpu_over_full", value=near["resume"].cpu_s / near["push"].cpu_s, unit="",
@@ -282,6 +341,8 @@ def main() -> int:
         try:
             server = farm.start("near")
             at_hand = asyncio.run(near(source, server, given.rounds))
+            other = farm.start("other")
+            at_hand |= asyncio.run(between(source, server, other, given.rounds))
             with far_away(farm) as server:
                 away = asyncio.run(far(source, server, given.rounds))
         finally:

@@ -22,6 +22,7 @@ from dispatcher.collecting import Collecting
 from dispatcher.core.model import Job, Reason
 from dispatcher.errors import AgentRefusal, HostError, TransferError
 from dispatcher.executors.base import Executor
+from dispatcher.executors.transfer import SMALL
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.sources import split_remote
@@ -89,7 +90,8 @@ class Bringing:
     ) -> _Brought:
         note = ""
         at = self._on_a_host(item)
-        if at is not None:
+        # A key of its own is dearer than a small file that lies here, too.
+        if at is not None and (item.pull is not None or item.bytes > SMALL or at[0] == host):
             try:
                 return await self._from_host(executor, run_dir, item, host, *at)
             except HostError as error:

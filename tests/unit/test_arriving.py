@@ -22,7 +22,7 @@ def test_bytes_rate_and_time_left_of_all_files_together() -> None:
     assert arriving.look(105.0).endswith("60.0 MB/s, 45 s left")
     for now in range(106, 117):
         line = arriving.look(float(now))
-    assert line == "inputs: 300.0 MB of 3.0 GB, nothing for 11 s"
+    assert line == "inputs: 300.0 MB of 3.0 GB, nothing for 10 s"
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -66,7 +66,8 @@ def test_without_a_cap_nobody_waits() -> None:
 @pytest.mark.parametrize("step", [Step.TRANSFER, Step.RUN])
 def test_what_arrives_is_told_while_it_does_and_is_no_part_of_the_stage(step: Step) -> None:
     job = Job(
-        id="a-1", acquisition="reef", kind=JobKind.SEGMENT, state=JobState.CLAIMED, step=step,
+        id="a-1", kind=JobKind.RECONSTRUCT, acquisition="reef", name="a-1", auv="a", created_at=0.0,
+        state=JobState.CLAIMED, step=step,
         stage=Stage.VALIDATION, host="gpu-a",
     )  # fmt: skip
     line = "inputs: 1.0 GB of 3.0 GB, 100.0 MB/s, 20 s left"
