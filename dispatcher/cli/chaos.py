@@ -27,8 +27,10 @@ def chaos(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Real SSH hosts in namespaces of their own, short stages, and a seeded schedule of faults;
-    then the logs of both sides are checked. Exit code 0 only when no invariant is broken.
+    """Drill the dispatcher with faults, on hosts made for it.
+
+    Real SSH hosts in namespaces of their own, short stages, and a seeded schedule of faults; then
+    the logs of both sides are checked. Exit code 0 only when no invariant is broken.
 
     Without root the hosts share this machine's network: what then cannot happen to them is named,
     and the exit code is 3.

@@ -28,8 +28,11 @@ def summary(
     db: options.Database = None,
     json: options.Json = False,
 ) -> None:
-    """Per segment: frames registered, errors, held-out PSNR; per stitch: state and file. While
-    work is left, when the survey will be done."""
+    """Show what a survey has come to.
+
+    Per segment: frames registered, errors, held-out PSNR; per stitch: state and file. While work is
+    left, when the survey will be done.
+    """
     database = DispatcherSettings.load(database=db).database
 
     async def work(store: Store) -> tuple[dict[str, Any], Outlook | None]:
