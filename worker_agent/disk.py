@@ -11,7 +11,7 @@ from pathlib import Path
 
 from worker_agent.epoch import check_epoch
 from worker_agent.exclusive import alone
-from worker_agent.frames import sha256_of, verify_frames
+from worker_agent.frames import sha256_of, verify_counts, verify_frames
 from worker_agent.partial import part_path
 from worker_agent.paths import inside, run_directory, work_directory
 from worker_agent.protocol import ReclaimReport, ReclaimRequest
@@ -38,6 +38,7 @@ def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
     targets = [_target(run_dir, relative) for relative in request.paths]
     proven = False
     if request.verified_by is not None and any(path.exists() for path in targets):
+        verify_counts(run_dir, request.verified_by)
         verify_frames(run_dir, request.verified_by)
         proven = True
     _verify_hashes(run_dir, request)

@@ -36,6 +36,38 @@ def verify_frames(run_dir: Path, listing: str) -> int:
     return len(expected)
 
 
+# Pictures of a source that may be missing of those that its container says are shown: duration and
+# rate are rounded there, and the first and the last may belong to an open group.
+MAX_UNDECODED, MAX_UNDECODED_SHARE = 2, 0.01
+
+
+def missing_pictures(shown: int, decoded: int) -> bool:
+    """Whether more of the pictures that a clip shows were not decoded than may be missing."""
+    return decoded < shown - max(MAX_UNDECODED, int(MAX_UNDECODED_SHARE * shown))
+
+
+def verify_counts(run_dir: Path, listing: str) -> None:
+    """Check that what was decoded of every clip for a frames.json is what its container holds.
+
+    Raises RefusedError naming the first clip of which too little was decoded, or that no frame is
+    of.
+    """
+    path = inside(run_dir, listing)
+    try:
+        data = json.loads(path.read_bytes())
+        clips = [(str(c["name"]), int(c["shown"]), int(c["decoded"])) for c in data["clips"]]
+        with_frames = {str(frame["clip"]) for frame in data["frames"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unproven(f"{path} does not say what was decoded ({error!r})") from None
+    if not clips:
+        raise _unproven(f"{path} lists no clip")
+    for name, shown, decoded in clips:
+        if missing_pictures(shown, decoded):
+            raise _unproven(f"{path}: {decoded} of {shown} pictures of {name} were decoded")
+        if name not in with_frames:
+            raise _unproven(f"{path} has no frame of {name}")
+
+
 def _unproven(what: str) -> RefusedError:
     return RefusedError("agent_failed", f"{what}: nothing was removed, extract the frames again")
 

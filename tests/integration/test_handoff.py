@@ -84,8 +84,10 @@ def make(root: Path) -> dict[Stage, tuple[Artifact, ...]]:
         frame = root / "frames" / f"f{number:06d}.jpg"
         frame.write_bytes(random.Random(number).randbytes(20_000))
         row = artifact(root, frame, "frame")
-        rows.append({"name": frame.name, "bytes": row.bytes, "sha256": row.sha256})
-    write_json(root / "frames" / "frames.json", {"frames": rows})
+        known = {"bytes": row.bytes, "sha256": row.sha256}
+        rows.append({"name": frame.name, "clip": "GX010001.MP4", **known})
+    clips = [{"name": "GX010001.MP4", "shown": FRAMES, "decoded": FRAMES}]
+    write_json(root / "frames" / "frames.json", {"clips": clips, "frames": rows})
     (root / "sfm" / "model.bin").write_bytes(random.Random(1).randbytes(MODEL_BYTES))
     for name in ("validation", "metadata", "manifest"):
         (root / "output" / f"{name}.json").write_text(json.dumps({"name": name}))

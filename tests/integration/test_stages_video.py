@@ -155,6 +155,8 @@ REAL: dict[str, FailureCode | None] = {
     "corrupt_mdat": FailureCode.DECODE_FAILED,
     "single_frame": FailureCode.FRAMES_TOO_FEW,
     "black_3s": FailureCode.FRAMES_UNUSABLE,
+    "blurred_2s": FailureCode.FRAMES_UNUSABLE,
+    "tiny": FailureCode.FRAMES_TOO_FEW,
     "editlist_preroll_3.6s_of_7s": None,
     "rotated90_meta": None,
     "vfr": None,
@@ -176,6 +178,10 @@ def test_frames_are_verified_timed_and_listed(run: Run, clip: Path) -> None:
     made = run.add("GX010001.MP4", clip.read_bytes()).do(validate, frames)
     listing = run.json("frames/frames.json")
     assert listing["verified"] is True
+    (stored,) = (c["frames_stored"] for c in run.json("output/validation.json")["clips"])
+    assert stored > 20 and listing["clips"] == [
+        {"name": "GX010001.MP4", "shown": stored, "decoded": stored}
+    ]
     assert (listing["width"], listing["height"]) == (320, 180)
     assert [f["name"] for f in listing["frames"]] == [f"f{i:06d}.jpg" for i in range(1, 21)]
     assert [f["time_s"] for f in listing["frames"]] == pytest.approx([0.2 * i for i in range(20)])
@@ -409,5 +415,8 @@ def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Pat
     assert facts["gps_note"] == "127 of 127 GPS samples without a fix were dropped"
     rows = run.json("output/manifest.json")["frames"]
     assert all(row["gps"] is None for row in rows)
+    assert all(1 / 2000 < row["readings"]["shutter_s"] < 1 / 24 for row in rows)
+    assert all(row["readings"]["iso"] >= 100 for row in rows)
+    assert all(9.0 < row["readings"]["acceleration_m_s2"] < 11.0 for row in rows)
     # The camera looks ahead and down: gravity points to the picture's lower edge.
     assert all(row["gravity"][1] > 0.7 for row in rows)

@@ -13,6 +13,7 @@ from worker_agent.refusal import RefusedError
 from worker_agent.trim import mount_of, trim
 
 VIDEO = b"\0" * 1000
+CLIP = "GX010123.MP4"
 
 
 @pytest.fixture
@@ -27,8 +28,9 @@ def run_dir(tmp_path: Path) -> Path:
         data = f"jpeg {number}".encode()
         (path / "frames" / name).write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
-        frames.append({"name": name, "bytes": len(data), "sha256": digest})
-    (path / "frames" / "frames.json").write_text(json.dumps({"frames": frames}))
+        frames.append({"name": name, "clip": CLIP, "bytes": len(data), "sha256": digest})
+    clips = [{"name": CLIP, "shown": 300, "decoded": 300}]
+    (path / "frames" / "frames.json").write_text(json.dumps({"clips": clips, "frames": frames}))
     return path
 
 
@@ -67,6 +69,31 @@ def test_video_stays_when_the_frames_do_not_verify(run_dir: Path, damage: str) -
     with pytest.raises(RefusedError):
         reclaim(request(run_dir, "input", verified_by="frames/frames.json"))
     assert (run_dir / "input" / "GX010123.MP4").read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"clips": [{"name": CLIP, "shown": 300, "decoded": 296}]}, "296 of 300 pictures"),
+        ({"clips": [{"name": CLIP, "shown": 300, "decoded": 297}]}, ""),
+        ({"clips": [{"name": CLIP, "shown": 30, "decoded": 27}]}, "27 of 30 pictures"),
+        ({"clips": [{"name": "GX020123.MP4", "shown": 9, "decoded": 9}]}, "no frame of GX020123"),
+        ({"clips": []}, "lists no clip"),
+        ({"clips": None}, "does not say what was decoded"),
+    ],
+)
+def test_video_stays_when_not_all_of_it_was_decoded(
+    run_dir: Path, change: dict[str, object], why: str
+) -> None:
+    listing = run_dir / "frames" / "frames.json"
+    listing.write_text(json.dumps({**json.loads(listing.read_text()), **change}))
+    asked = request(run_dir, f"input/{CLIP}", verified_by="frames/frames.json")
+    if not why:
+        assert reclaim(asked).removed_bytes == 1000
+        return
+    with pytest.raises(RefusedError, match=why):
+        reclaim(asked)
+    assert (run_dir / "input" / CLIP).read_bytes() == VIDEO
 
 
 def test_input_without_any_proof_stays(run_dir: Path) -> None:

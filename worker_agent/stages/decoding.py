@@ -14,6 +14,7 @@ from typing import IO
 
 import ffmpeg
 
+from worker_agent.frames import missing_pictures
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
 from worker_agent.stages.ffprobe import COPY_AGAIN, ClipFacts, ffmpeg_path, printable
@@ -24,14 +25,19 @@ TIME_BASE = 90_000  # ticks a second in the names of the pictures
 MAX_DAMAGED_SHARE = 0.01  # of a clip's source frames; each one spoils the rest of its GOP
 END_SLACK_S = 1.0  # how far before the clip's end its last picture may lie, beyond one interval
 
+_LEVEL = re.compile(r"\[(panic|fatal|error|warning|info|verbose|debug)\] +")
+_TOLD = frozenset({"panic", "fatal", "error", "warning"})
+_DECODED = re.compile(r"Input stream .*\(video\): .* (\d+) frames decoded")
 _DAMAGE = re.compile(r"corrupt decoded frame|Error while decoding stream|Decoding error", re.I)
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """(seconds on the clip's timeline, file) in time order, and how many pictures were damaged."""
+    """(seconds on the clip's timeline, file) in time order; how many pictures of the source were
+    decoded for them, and how many of these were damaged."""
 
     files: list[tuple[float, Path]]
+    decoded: int
     damaged: int
 
 
@@ -82,7 +88,7 @@ def decode_clip(
         complaints.join()
     files = sorted((int(p.stem) / TIME_BASE, p) for p in scratch.glob("*.jpg"))
     _judge(clip, fps, files, returncode, complaints)
-    return Pictures(files, complaints.damaged)
+    return Pictures(files, complaints.decoded, complaints.damaged)
 
 
 def _command(source: Path, clip: ClipFacts, fps: float, size: tuple[int, int]) -> list[str]:
@@ -103,7 +109,7 @@ def _command(source: Path, clip: ClipFacts, fps: float, size: tuple[int, int]) -
         frame_pts=1,
         **{"q:v": 2},
     )
-    quiet = ("-nostdin", "-nostats", "-v", "repeat+warning", "-progress", "pipe:1")
+    quiet = ("-nostdin", "-nostats", "-v", "repeat+level+verbose", "-progress", "pipe:1")
     program, *rest = ffmpeg.compile(output)
     return [program, *quiet, *rest]
 
@@ -126,6 +132,7 @@ def _judge(
         "clip": clip.name,
         "pictures": len(files),
         "expected": expected_pictures(clip, fps),
+        "decoded": complaints.decoded,
         "damaged": complaints.damaged,
         "ffmpeg": complaints.last,
     }
@@ -152,6 +159,14 @@ def _judge(
             advice=COPY_AGAIN,
             evidence=evidence,
         )
+    if missing_pictures(clip.frames_estimated, complaints.decoded):
+        raise StageFailure(
+            FailureCode.DECODE_FAILED,
+            f"clip {name}: {complaints.decoded} of {clip.frames_estimated} pictures could be "
+            "decoded",
+            advice=COPY_AGAIN,
+            evidence=evidence,
+        )
     last = files[-1][0]
     end = clip.start_s + clip.duration_s
     if last < end - 1.0 / fps - max(END_SLACK_S, 2.0 / clip.fps):
@@ -164,21 +179,27 @@ def _judge(
 
 
 class _Complaints(Thread):
-    """Reads ffmpeg's stderr to its end: counts damage, keeps the last line."""
+    """Reads ffmpeg's stderr to its end: counts what was decoded and what is damaged, keeps the
+    last complaint."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         super().__init__(daemon=True)
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=20)
         self.damaged = 0
+        self.decoded = 0
         self.partial = False
         self.no_space = False
 
     def run(self) -> None:
         for raw in self._stream:
             line = raw.decode(errors="replace").strip()
-            if not line or "deprecated" in line:
+            level = _LEVEL.search(line)
+            if counted := _DECODED.search(line):
+                self.decoded = max(self.decoded, int(counted[1]))
+            if level is None or level[1] not in _TOLD or "deprecated" in line:
                 continue
+            line = line[: level.start()] + line[level.end() :]
             self.damaged += bool(_DAMAGE.search(line))
             self.partial |= "partial file" in line
             self.no_space |= "No space left on device" in line

@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
                 "fps": float(config["fps"]),
                 "width": width,
                 "height": height,
+                "clips": kept.clips,
                 "frames": [asdict(frame) for frame in kept.frames],
                 "verified": True,
             },
@@ -168,6 +169,7 @@ class _Kept:
     frames: list[Frame]
     qualities: list[FrameQuality]
     candidates: int = 0
+    clips: list[dict[str, Any]] = field(default_factory=list)  # what was decoded of each
     furthest: float = 0.0  # largest motion against a keyframe, where that is measured
 
 
@@ -199,6 +201,9 @@ def _extract(
         scratch = work / "decoding"
         scratch.mkdir()
         pictures = decode_clip(run_dir / "input" / clip.name, clip, scratch, rate, size, advance)
+        kept.clips.append(
+            {"name": clip.name, "shown": clip.frames_estimated, "decoded": pictures.decoded}
+        )
         if pictures.damaged:
             report.warning(
                 f"clip {name}: {pictures.damaged} damaged pictures were concealed",

@@ -138,7 +138,12 @@ def _extract(run_dir: Path, spec: AttemptSpec) -> Artifacts:
                 }
             )
     listing = folder / "frames.json"
-    write_json(listing, {"fps": 1.0, "width": 0, "height": 0, "frames": rows, "verified": True})
+    clips = [
+        {"name": clip["name"], "shown": FRAMES_PER_CLIP, "decoded": FRAMES_PER_CLIP}
+        for clip in spec.inputs["clips"]
+    ]
+    made_of = {"clips": clips, "frames": rows, "verified": True}
+    write_json(listing, {"fps": 1.0, "width": 0, "height": 0, **made_of})
     return Artifacts(
         files=(artifact(run_dir, listing, "frames"),),
         metrics={"frame_bytes": sum((folder / str(row["name"])).stat().st_size for row in rows)},
