@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 from collections.abc import Callable
@@ -194,8 +195,10 @@ class Effects:
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return TransferFailed(
-                at=self.clock.now(), stimulus=stimulus, reason=Reason.TRANSFER_FAILED,
+                at=self.clock.now(), stimulus=stimulus,
+                reason=Reason.DISK_FULL if full else Reason.TRANSFER_FAILED,
                 message=f"cannot write to the artifact store: {error}",
                 advice="make room or give --artifacts another directory",
             )  # fmt: skip
