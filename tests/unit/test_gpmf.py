@@ -120,6 +120,28 @@ def test_gravity_is_unit_length_and_a_zero_reading_is_dropped() -> None:
     assert found.gps_note == "no GPS stream"
 
 
+def test_exposure_and_motion_are_one_number_a_sample() -> None:
+    streams = (
+        nest("STRM", klv("SHUT", "f", 4, 2, struct.pack(">2f", 0.004, 0.008))),
+        nest("STRM", klv("ISOG", "f", 4, 1, struct.pack(">f", 1.5))),
+        nest("STRM", klv("WBAL", "S", 2, 1, struct.pack(">H", 5600))),
+        nest(
+            "STRM",
+            klv("SCAL", "s", 2, 1, struct.pack(">h", 100)),
+            klv("GYRO", "s", 6, 1, struct.pack(">3h", 30, 40, 0)),
+        ),
+    )
+    found = read_telemetry([payload(*streams), payload(*streams[:1], time_s=1.0)])
+    assert found.readings["shutter_s"] == [
+        (time_s, pytest.approx(value))
+        for time_s, value in ((0.0, 0.004), (0.5, 0.008), (1.0, 0.004), (1.5, 0.008))
+    ]
+    assert found.readings["iso"] == [(0.0, 1.5)]
+    assert found.readings["white_balance_k"] == [(0.0, 5600.0)]
+    assert found.readings["turning_rad_s"] == [(0.0, pytest.approx(0.5))]
+    assert "acceleration_m_s2" not in found.readings
+
+
 def test_a_length_that_runs_past_the_end_is_refused() -> None:
     data = gps5([(1.0, 2.0, 3.0)], 3, 1.0)
     with pytest.raises(GpmfError, match="runs past the end"):

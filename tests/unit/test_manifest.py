@@ -49,13 +49,16 @@ def test_frames_get_the_telemetry_of_their_own_clip() -> None:
                 "name": "one",
                 "gps": [fix(0, 1.0), fix(1, 2.0)],
                 "gravity": [down(0, 1, 0), down(1, 0, 1)],
+                "readings": {"iso": [[0.0, 100.0], [1.0, 200.0]], "shutter_s": [[9.0, 0.01]]},
             },
-            {"name": "two", "gps": [fix(0, 50.0)], "gravity": []},
+            {"name": "two", "gps": [fix(0, 50.0)], "gravity": [], "readings": {}},
         ],
     )
     assert [row["gps"] for row in rows] == [[1.5, 8.0, 1.0], [50.0, 8.0, 1.0], None]
     assert rows[0]["gravity"] == pytest.approx([math.sqrt(0.5), math.sqrt(0.5), 0.0])
     assert rows[1]["gravity"] is None
+    # No shutter within reach of that frame.
+    assert [row["readings"] for row in rows] == [{"iso": 150.0}, {}, {}]
 
 
 def test_without_parameters_the_camera_is_a_marked_guess() -> None:

@@ -1,4 +1,4 @@
-"""GoPro telemetry (GPMF): key-length-value parsing, GPS fixes and gravity.
+"""GoPro telemetry (GPMF): key-length-value parsing, GPS fixes, gravity and exposure.
 
 Format: https://github.com/gopro/gpmf-parser (README, "GPMF Deeper Dive"). A payload is a DEVC
 container with one STRM a sensor; big-endian; every value is padded to four bytes. One payload
@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["GpmfError", "GpsFix", "GravitySample", "Telemetry", "TimedPayload", "read_telemetry"]
 
 MIN_FIX = 2  # GPSF: 0 no lock, 2 2D, 3 3D
 MAX_DILUTION = 10.0  # of precision; a receiver without lock says 99.99
+# Streams whose samples are kept as one number each: name -> (its keys on different models, how the
+# number comes of a row).
+READINGS: dict[str, tuple[tuple[str, ...], Callable[[tuple[float, ...]], float]]] = {
+    "shutter_s": (("SHUT",), lambda row: row[0]),
+    "iso": (("ISOE", "ISOG"), lambda row: row[0]),
+    "white_balance_k": (("WBAL",), lambda row: row[0]),
+    "turning_rad_s": (("GYRO",), lambda row: math.hypot(*row)),
+    "acceleration_m_s2": (("ACCL",), lambda row: math.hypot(*row)),
+}
 MAX_DEPTH = 8  # of nested containers; GoPro's writers use 3
 
 # Type characters of the format -> struct codes; Q numbers (q, Q) and '?' are handled apart.
@@ -84,6 +93,7 @@ class Telemetry:
     gps: list[GpsFix]
     gps_note: str  # why there are no, or fewer, fixes; empty when all is well
     gravity: list[GravitySample]
+    readings: dict[str, list[tuple[float, float]]]  # name of READINGS -> (time_s, value)
 
 
 def parse(data: bytes) -> Iterator[Klv]:
@@ -168,7 +178,7 @@ def scaled(entries: Sequence[Klv], key: str) -> list[tuple[float, ...]]:
 
 
 def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
-    """GPS fixes and gravity of one clip, in time order.
+    """GPS fixes, gravity and readings of one clip, in time order.
 
     A position counts only when GPSF says 2D or 3D and GPSP (dilution x 100) is small: receivers
     under water write 0,0 or repeat a stale position. Raises GpmfError for bytes that are not GPMF.
@@ -176,6 +186,7 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
     device: str | None = None
     gps: list[GpsFix] = []
     gravity: list[GravitySample] = []
+    readings: dict[str, list[tuple[float, float]]] = {}
     seen = 0
     for payload in payloads:
         for name, entries in streams(payload.data):
@@ -189,12 +200,27 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
                 if len(row) == 3 and 0.5 < length < 2.0:
                     x, y, z = (v / length for v in row)
                     gravity.append(GravitySample(time_s, x, y, z))
+            for key, value in _readings(payload, entries):
+                readings.setdefault(key, []).append(value)
     note = ""
     if seen == 0:
         note = "no GPS stream"
     elif len(gps) < seen:
         note = f"{seen - len(gps)} of {seen} GPS samples without a fix were dropped"
-    return Telemetry(device, gps, note, gravity)
+    return Telemetry(device, gps, note, gravity, readings)
+
+
+def _readings(
+    payload: TimedPayload, entries: Sequence[Klv]
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    for key, (keys, number) in READINGS.items():
+        for one in keys:
+            try:
+                rows = scaled(entries, one)
+            except GpmfError:  # of a form that is not known: worth no position
+                continue
+            for time_s, row in _spread(payload, rows):
+                yield key, (time_s, number(row))
 
 
 def _gps5(

@@ -87,12 +87,16 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
 
 
 def join(frames: Sequence[dict[str, Any]], clips: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a frame, with GPS and gravity interpolated to the frame's time within its clip."""
+    """One row a frame, with GPS, gravity and readings interpolated to its time within its clip."""
     tracks: dict[str, tuple[list[tuple[float, ...]], list[tuple[float, ...]]]] = {
         clip["name"]: (
             [(p["time_s"], p["lat"], p["lon"], p["alt"]) for p in clip["gps"]],
             [(g["time_s"], g["x"], g["y"], g["z"]) for g in clip["gravity"]],
         )
+        for clip in clips
+    }
+    readings = {
+        clip["name"]: {key: [tuple(s) for s in track] for key, track in clip["readings"].items()}
         for clip in clips
     }
     rows: list[dict[str, Any]] = []
@@ -108,6 +112,11 @@ def join(frames: Sequence[dict[str, Any]], clips: Sequence[dict[str, Any]]) -> l
                 "time_s": time_s,
                 "gps": interpolate(gps_track, time_s, MAX_GPS_GAP_S),
                 "gravity": [v / length for v in gravity] if gravity and length > 1e-6 else None,
+                "readings": {
+                    key: value[0]
+                    for key, track in readings.get(frame["clip"], {}).items()
+                    if (value := interpolate(track, time_s, MAX_GRAVITY_GAP_S)) is not None
+                },
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""MetadataExtraction: device, creation time, GPS fixes and gravity of every clip.
+"""MetadataExtraction: device, creation time, GPS fixes, gravity and exposure of every clip.
 
 Works from `output/validation.json` and the telemetry that FrameExtraction set aside: the videos
 may be gone by now.
@@ -52,6 +52,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
                 "gps": [asdict(fix) for fix in telemetry.gps],
                 "gps_note": telemetry.gps_note,
                 "gravity": [asdict(sample) for sample in telemetry.gravity],
+                "readings": telemetry.readings,
             }
         )
     target = run_dir / "output" / "metadata.json"
@@ -86,11 +87,11 @@ def _telemetry(run_dir: Path, clip: ClipFacts, report: Reporter) -> Telemetry:
     times = track.with_suffix(".json")
     if not track.is_file() or not times.is_file():
         note = "the telemetry track could not be read" if clip.has_gpmd else "no telemetry track"
-        return Telemetry(None, [], note, [])
+        return Telemetry(None, [], note, [], {})
     try:
         packets = json.loads(times.read_text())["packets"]
         return read_telemetry(split_payloads(track.read_bytes(), packets))
     except GpmfError as error:
         note = f"the telemetry is malformed: {error}"
         report.warning(f"clip {printable(clip.name)}: {note}; going on without GPS and gravity")
-        return Telemetry(None, [], note, [])
+        return Telemetry(None, [], note, [], {})
