@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from dispatcher.clock import Clock
 from dispatcher.core.board import Board, Placement
-from dispatcher.core.model import Job, Step, Waiting
+from dispatcher.core.model import Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
 from dispatcher.core.views import released
 from dispatcher.fleet import Fleet
@@ -105,6 +105,11 @@ class Deciding:
                 del ended[attempt]
             view = released(view, ended)
         self.board.put_host(view)
+
+    def wants_disk(self) -> bool:
+        """Whether some job waits for room on a disk: what is freed there cannot wait for the next
+        probe."""
+        return any(waiting.reason is Reason.DISK_LOW for waiting in self.waiting.values())
 
     def words(self) -> dict[str, Waiting | None]:
         """Why jobs wait, where that has changed since it was asked last; None: it waits no more.

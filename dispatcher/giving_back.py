@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.core.effects import Effect, ReclaimInputs, ReclaimMade
@@ -21,12 +22,13 @@ class GivingBack:
     clock: Clock
     _asked: set[tuple[str, int, Kind]] = field(default_factory=set)  # job, attempt, kind
     _later: dict[str, float] = field(default_factory=dict)  # acquisition -> when to look again
+    # Of jobs that are done, by (job, attempt): their own rules, and since when they are done. Each
+    # one's end looks at all of its acquisition.
+    _known: dict[tuple[str, int], tuple[Mapping[str, Any], float]] = field(default_factory=dict)
 
     async def policy(self, job: Job, host: str) -> Policy:
         """What the inventory says of the host goes before what the job was given."""
-        state = self.fleet.state(host)
-        of_host = state.host.reclaim if state is not None else ReclaimRules()
-        return policy_of((await self.specs.config(job)).get("reclaim", {}), of_host)
+        return policy_of((await self.specs.config(job)).get("reclaim", {}), self._of_host(host))
 
     async def trim_mode(self, job: Job, host: str) -> str:
         state = self.fleet.state(host)
@@ -40,8 +42,9 @@ class GivingBack:
         if job.state is not JobState.DONE or job.host is None:
             return ()
         jobs = await self.specs.store.load_jobs(acquisition=job.acquisition)
-        facts = await self._facts(job, all(one.state in SETTLED for one in jobs))
-        return due(job, await self.policy(job, job.host), facts, self.clock.now())
+        stitched = all(one.state in SETTLED for one in jobs)
+        policy, facts = await self._rules(job, job.host, stitched)
+        return due(job, policy, facts, self.clock.now())
 
     async def effects(self, jobs: Iterable[Job]) -> list[tuple[Job, Effect]]:
         """What is to be removed now; each is told once. `jobs`: all of some acquisitions."""
@@ -67,7 +70,7 @@ class GivingBack:
     async def _of(self, job: Job, host: str, stitched: bool) -> list[tuple[Job, Effect]]:
         if len(job.reclaimed) == len(Kind) - 1 and not job.inputs_on_host:
             return []
-        policy, facts = await self.policy(job, host), await self._facts(job, stitched)
+        policy, facts = await self._rules(job, host, stitched)
         now = self.clock.now()
         later = next_due(job, policy, facts, now)
         if later is not None:
@@ -87,7 +90,17 @@ class GivingBack:
             effects.append(ReclaimMade(job=job.id, host=host, kinds=made))
         return [(job, effect) for effect in effects]
 
-    async def _facts(self, job: Job, stitched: bool) -> Facts:
-        ends = await self.specs.store.events(job=job.id, kind="results_collected")
-        done_at = ends[-1].at if ends else job.created_at
-        return Facts(done_at=done_at, stitched=stitched)
+    async def _rules(self, job: Job, host: str, stitched: bool) -> tuple[Policy, Facts]:
+        """Of a job that is done."""
+        key = (job.id, job.attempt)
+        if key not in self._known:
+            of_job = (await self.specs.config(job)).get("reclaim", {})
+            ends = await self.specs.store.events(job=job.id, kind="results_collected")
+            self._known[key] = of_job, ends[-1].at if ends else job.created_at
+        of_job, done_at = self._known[key]
+        policy = policy_of(of_job, self._of_host(host))
+        return policy, Facts(done_at=done_at, stitched=stitched)
+
+    def _of_host(self, host: str) -> ReclaimRules:
+        state = self.fleet.state(host)
+        return state.host.reclaim if state is not None else ReclaimRules()

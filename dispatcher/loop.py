@@ -309,7 +309,7 @@ class Dispatcher:
         tell(before, applied.job, event)
         if isinstance(event, ev.AttemptSucceeded | ev.AttemptFailed):
             self._tasks.serve(self.learning.learn(after.id, event.attempt))
-        if isinstance(event, FREED) and event.freed_bytes:
+        if isinstance(event, FREED) and event.freed_bytes and self._deciding.wants_disk():
             self._tasks.serve(self._errand(self._probe(event.host, anew=True)))
         for effect in effects:
             self._performing.perform(applied.job, effect, stimulus=applied.event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -220,9 +220,8 @@ class Reclaimer:
         now = await self.specs.store.job(job.id)
         if now is None or now.state is not JobState.DONE or now.host != host:
             raise HostError(Reason.AGENT_FAILED, "the job has been taken up again", where=host)
-        for row in await self.specs.store.artifacts(job=job.id):
-            if row.kind in COLLECTED_KINDS:
-                await asyncio.to_thread(_require_copy, row)
+        rows = await self.specs.store.artifacts(job=job.id)
+        await asyncio.to_thread(_require_copies, [r for r in rows if r.kind in COLLECTED_KINDS])
         # One after the other: the books tell what each kind took.
         done = [await self._remove(job, executor, host, kind, [MADE[kind]]) for kind in kinds]
         return sum(length for length, _ in done), sum(blocks for _, blocks in done)
@@ -256,6 +255,11 @@ class Reclaimer:
                     if (row.attempt or 0) <= (event.attempt or 0)
                 }
         return {}  # only a part had come there, from a host that still has all
+
+
+def _require_copies(rows: Iterable[ArtifactRow]) -> None:
+    for row in rows:
+        _require_copy(row)
 
 
 def _require_copy(row: ArtifactRow) -> None:

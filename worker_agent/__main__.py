@@ -77,6 +77,9 @@ def _load_all() -> None:
         trim,
         unpack,
     )
+    from worker_agent.messages import know_all
+
+    know_all()
 
 
 def _renew(line: bytes) -> int:

@@ -29,7 +29,7 @@ def write_json(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w") as stream:
-            json.dump(value, stream, indent=1)
+            stream.write(json.dumps(value))  # `dump`, and lines, would be encoded in Python
             stream.flush()
             if not this_boot:
                 os.fsync(stream.fileno())

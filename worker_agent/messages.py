@@ -112,6 +112,12 @@ def _shape(kind: Hashable) -> tuple[tuple[str, Any, bool], ...]:
     )
 
 
+def know_all() -> None:
+    """Learn the shape of every message now, so that no fork of this process has to."""
+    for kind in Message.__subclasses__():
+        _shape(typing.cast(Hashable, kind))
+
+
 def _decode(kind: type[T], data: object, where: str) -> T:
     if not isinstance(data, dict):
         raise ProtocolError(f"{where}: expected an object, got {type(data).__name__}")
