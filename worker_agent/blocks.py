@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -108,6 +108,7 @@ class Arrival:
     size: int
     algorithm: str
     alone: bool
+    passed: Callable[[int], None] | None = None  # told up to where a stream in order has got
     taken: int = 0  # bytes
     _seen: dict[int, bytes] = field(default_factory=dict)  # offset -> digest
     _unwritten: int = 0
@@ -152,6 +153,8 @@ class Arrival:
                 self._write(block, head.offset)
                 self._seen[head.offset] = found
                 self.taken += len(block)
+                if self.passed is not None:
+                    self.passed(head.offset + len(block))
             return False
         finally:
             if self._writing_out is not None:

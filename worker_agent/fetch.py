@@ -49,8 +49,9 @@ def fetch(request: FetchRequest) -> TransferReport:
             os.ftruncate(part.descriptor, 0)  # nothing could tell a stale beginning from a fresh
         if request.bytes is not None:
             part.require_space(request.bytes)
+        digest = None
         if request.peer is not None:
-            pull(request.peer, part, request.bytes or 0, request.bytes_s)
+            digest = pull(request.peer, part, request.bytes or 0, request.bytes_s)
         elif host is None:
             _copy(Path(path), part)
         else:
@@ -63,7 +64,7 @@ def fetch(request: FetchRequest) -> TransferReport:
                 f"{request.source} has {size} bytes, {request.bytes} were announced: "
                 "the source changed, ingest it again",
             )
-        digest = part.digest().hexdigest()
+        digest = digest or part.digest().hexdigest()
         part.publish(digest, request.sha256)
     return _report(request, target, digest, began)
 
