@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
+from dispatcher.core.closing import Closing
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.policy import Policy, device_stage, share_key
-from dispatcher.core.queue import Label, Queue
-from dispatcher.core.yard import Device, Rank, Yard
+from dispatcher.core.queue import Label, Place, Queue
+from dispatcher.core.yard import Fit, HostKind, Rank, Yard
 
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
-MANY = 8  # jobs in the queue for each device: then none is too slow
 Key = tuple[float, ...]
 
 
@@ -36,11 +36,17 @@ class Assigner:
         self._yard = yard
         self._queue = queue
         self._ledgers = ledgers
-        self._queue_ends: dict[frozenset[Device], float] = {}
+        self._closing = Closing(yard, queue)
+        self._earliest: dict[Hashable, float] = {}  # until a job is given a host
+        self._sated: dict[int, bool] = {}  # kind of host -> whether none needs a job
         self._full: dict[int, int] = {}  # kind of host -> fewest bytes that none of them can take
         self._kept: dict[str, str] = {}  # host -> old job that its disk is kept for
         self._held: list[tuple[tuple[str, str], int]] = []
         self.coming: dict[str, tuple[str, Label]] = {}  # job -> its host
+
+    def learn(self, policy: Policy) -> None:
+        """Other needs, of a decision that was undone."""
+        self._policy = policy
 
     def undo(self) -> dict[str, tuple[str, Label]]:
         """Take back the last decision; what came of it is told as jobs. Returns the jobs with
@@ -55,26 +61,28 @@ class Assigner:
         self.coming.clear()
         self._full.clear()
         self._kept.clear()
-        self._queue_ends.clear()
+        self._closing.begin()
+        self._earliest.clear()
+        self._sated.clear()
         return jobs
 
     def assign(self, jobs: Mapping[str, Job], now: float) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         yard, shelves = self._yard, self._queue.shelves
-        heap = [
-            (-label.priority, *shelf.first(), number, label)
-            for number, (label, shelf) in enumerate(shelves.items())
-            if label.fit.kinds & yard.open_mask
-        ]
+        heap: list[tuple[int, bool, int, float, str, int, Label]] = []
+        urgent = self._urgent(jobs)
+        for number, (label, shelf) in enumerate(shelves.items()):
+            if label.fit.kinds & yard.open_mask:
+                later = (label.fit, label.length) not in urgent
+                heap.append((-label.priority, later, *shelf.first(), number, label))
         heapq.heapify(heap)
         while heap and yard.open_mask:
-            *known, number, label = heapq.heappop(heap)
-            shelf = shelves.get(label)
-            if shelf is None or not label.fit.kinds & yard.open_mask:
+            before, later, *place, number, label = heapq.heappop(heap)
+            if label not in shelves or not label.fit.kinds & yard.open_mask:
                 continue
-            first = (-label.priority, *shelf.first())
-            if first != tuple(known):  # a share grew since
-                heapq.heappush(heap, (*first, number, label))
+            first = shelves[label].first()
+            if first != tuple(place):  # a share grew since
+                heapq.heappush(heap, (before, later, *first, number, label))
                 continue
             job = jobs[first[-1]]
             ledger = self._choose(job, label)
@@ -85,8 +93,36 @@ class Assigner:
             self._give(job, label, ledger)
             found.append((job.id, ledger.host.name))
             if label in shelves:
-                heapq.heappush(heap, (-label.priority, *shelf.first(), number, label))
+                heapq.heappush(heap, (before, later, *shelves[label].first(), number, label))
         return found
+
+    def _urgent(self, jobs: Mapping[str, Job]) -> set[tuple[Fit, int]]:
+        """Of which fit and length a job would end after all else, did it get a host only when one
+        more like it had gone before."""
+        if not self._yard.open_mask or self._policy.order != "earliest_finish":
+            return set()
+        if self._closing.all_s() == math.inf:
+            return set()
+        alike: dict[tuple[Fit, int], dict[Place, Label]] = {}
+        for label, shelf in self._queue.shelves.items():
+            if label.length:
+                alike.setdefault((label.fit, label.length), {})[shelf.first()] = label
+        return {
+            like
+            for like, labels in alike.items()
+            for first in (min(labels),)
+            if self._ends_last(jobs[first[-1]], labels[first])
+        }
+
+    def _ends_last(self, job: Job, label: Label) -> bool:
+        ends = [
+            (self._key(job, ledger, rank)[-1], self._yard.ahead(kind, job).device_s)
+            for kind in self._yard.kinds_in(label.fit.kinds)
+            for rank in kind.every[:1]
+            for ledger in (self._ledgers[rank[-1]],)
+            if ledger.host.gpus
+        ]
+        return sum(min(ends, default=(0.0, 0.0))) >= self._closing.all_s()
 
     def _give(self, job: Job, label: Label, ledger: Ledger) -> None:
         name, share = ledger.host.name, share_key(job)
@@ -97,19 +133,32 @@ class Assigner:
         self.coming[job.id] = (name, label)
         ledger.expect(job)
         self._yard.put(ledger)
+        self._earliest.clear()
+        self._sated.pop(bit, None)
 
     def _choose(self, job: Job, label: Label) -> Ledger | None:
+        """Hosts of a kind are compared as long as one could be better than the best so far: they
+        are sorted by how long a device is busy there."""
         avoid = self._avoided(job, label)
         plain = not (avoid or label.leaves or label.cached)
         best: tuple[Key, Rank] | None = None
         latest = self._latest_s(job, label, avoid)
+        few = self._closing.few
         for kind in self._yard.open_kinds(label.fit.kinds):
+            if few and self._needs_none(kind):
+                continue
             if label.bytes >= self._full.get(kind.bit, label.bytes + 1):
                 continue
             refused: set[Reason] = set()
             taken = 0
             for rank in kind.open:
+                least = self._least(job, kind, rank)
+                if least[-1] > latest or (best is not None and least > best[0]):
+                    break
                 ledger = self._ledgers[rank[-1]]
+                if few and ledger.has_enough:
+                    refused.add(Reason.SLOT_BUSY)
+                    continue
                 refusal = self._refuse(job, label, ledger, avoid)
                 if refusal is not None:
                     refused.add(refusal[0])
@@ -120,8 +169,9 @@ class Assigner:
                     best = offer if best is None or offer < best else best
                 if taken == LOOKED_AT:
                     break
-            if plain and not taken and refused == {Reason.DISK_LOW}:
-                self._full[kind.bit] = label.bytes
+            else:
+                if plain and not taken and refused == {Reason.DISK_LOW}:
+                    self._full[kind.bit] = label.bytes
         for rank in self._with_inputs(label):
             ledger = self._ledgers[rank[-1]]
             if self._refuse(job, label, ledger, avoid) is None:
@@ -129,48 +179,49 @@ class Assigner:
                 best = offer if best is None or offer < best else best
         return self._ledgers[best[1][-1]] if best is not None else None
 
+    def _needs_none(self, kind: HostKind) -> bool:
+        """Whether all hosts of the kind that have room have enough to keep busy."""
+        known = self._sated.get(kind.bit)
+        if known is None:
+            known = all(self._ledgers[rank[-1]].has_enough for rank in kind.open)
+            self._sated[kind.bit] = known
+        return known
+
     def _latest_s(self, job: Job, label: Label, avoid: frozenset[str]) -> float:
         """By when the job must be done for a host to be worth taking: when the best of all hosts,
         with room or not, would be done with it, or the farm with the whole queue."""
-        if self._policy.order != "earliest_finish" or not self._yard.device_ms(job):
+        if self._policy.order != "earliest_finish" or not label.length:
             return math.inf
-        queue_s = self._queue_s(label.fit.devices or frozenset())
+        queue_s = self._closing.ends_s(label.fit.devices or frozenset())
         if queue_s == math.inf:
             return queue_s
+        asked = (label.fit, self._policy.work(job), job.stage)
+        plain = not (avoid or label.leaves or label.cached)
+        earliest = self._earliest.get(asked) if plain else None
+        if earliest is None:
+            earliest = self._earliest_s(job, label, avoid)
+            if plain:
+                self._earliest[asked] = earliest
+        return max(earliest, queue_s)
+
+    def _earliest_s(self, job: Job, label: Label, avoid: frozenset[str]) -> float:
         earliest = math.inf
         for kind in self._yard.kinds_in(label.fit.kinds):
             for rank in kind.every[:LOOKED_AT]:
+                if self._least(job, kind, rank)[-1] >= earliest:
+                    break
                 ledger = self._ledgers[rank[-1]]
                 if ledger.host.gpus and self._refuse(job, label, ledger, avoid) is None:
                     earliest = min(earliest, self._key(job, ledger, rank)[-1])
-        return max(earliest, queue_s)
+        return earliest
 
-    def _queue_s(self, devices: frozenset[Device]) -> float:
-        """Seconds until these devices can have done all that waits for them: each as many jobs of
-        the mean length as end by then, after what it has before it. inf: much later."""
-        known = self._queue_ends.get(devices)
-        if known is None:
-            known = self._queue_ends[devices] = self._work_out_queue(devices)
-        return known
-
-    def _work_out_queue(self, devices: frozenset[Device]) -> float:
-        jobs, work = self._queue.jobs, self._queue.work_ms
-        most = max((jobs[device] for device in devices), default=0)
-        lines = [
-            (rank[0], 0.001 * work[device] / jobs[device])
-            for kind in self._yard.kinds.values()
-            for device in kind.devices
-            if device in devices and jobs[device]
-            for rank in kind.every
-        ]
-        if not lines or most > MANY * len(lines):
-            return math.inf
-        low, high = 0.0, max(wait + (MANY + 1) * each for wait, each in lines)
-        while high - low > 0.01 * high:
-            middle = (low + high) / 2
-            ended = sum(max(0, int((middle - wait) / each)) for wait, each in lines)
-            low, high = (low, middle) if ended >= most else (middle, high)
-        return high
+    def _least(self, job: Job, kind: HostKind, rank: Rank) -> Key:
+        """No host of the kind from this one on has a smaller key."""
+        ahead = self._yard.ahead(kind, job)
+        helper = float(not kind.devices and device_stage(job) is not None)
+        if self._policy.order != "earliest_finish":
+            return (helper,)
+        return helper, max(ahead.lead_s, rank[0]) + ahead.device_s
 
     def _with_inputs(self, label: Label) -> Iterator[Rank]:
         """Open hosts that have some of the job's bytes, wherever they stand in their order."""
@@ -224,7 +275,7 @@ class Assigner:
         # Only where no host with a GPU has room.
         helper = float(stage is not None and not host.gpus)
         if order == "earliest_finish":
-            ahead = self._policy.ahead(job, host.gpus)
+            ahead = self._yard.ahead(self._yard.kind_of(host.name), job)
             link = host.link_bytes_s or self._policy.link_bytes_s
             there = ledger.bytes_missing(job) / link + ahead.lead_s
             return helper, max(there, rank[0]) + ahead.device_s
@@ -256,6 +307,7 @@ class Assigner:
             ledger.refuse(job, self._missing(label, ledger), helper=helper)
             or self._refuse(job, label, ledger, self._avoided(job, label))
             or self._late(job, label, ledger)
+            or self._enough(ledger)
             or (Reason.SLOT_BUSY, "is free; the next decision is due")
         )
 
@@ -267,3 +319,8 @@ class Assigner:
         return Reason.SLOT_BUSY, (
             f"would be done with it in {here:.0f} s, and a busy host before {latest:.0f} s"
         )
+
+    def _enough(self, ledger: Ledger) -> Refusal | None:
+        if not (self._closing.few and ledger.has_enough):
+            return None
+        return Reason.SLOT_BUSY, "has enough to keep busy: the last jobs go where they start first"

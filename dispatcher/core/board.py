@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from dispatcher.core.assigning import Assigner
@@ -72,15 +72,34 @@ class Board:
         """Jobs that wait for a host, or for their next stage."""
         return self._waits.keys()
 
+    @property
+    def unfit(self) -> Iterator[str]:
+        """Jobs without a host that none of these hosts could hold, whatever else is there."""
+        shelves = self._queue.shelves.items()
+        return (job for label, shelf in shelves if not label.fit.kinds for job in shelf)
+
     def set_policy(self, policy: Policy) -> None:
         """Needs learned since, or other limits: all is decided again."""
         if policy is self._policy:
+            return
+        if dataclasses.replace(policy, needs=self._policy.needs) == self._policy:
+            self._learn(policy)
             return
         self._begin(policy)
         for host in self._hosts.values():
             self._put_host(None, host)
         for job in self._jobs.values():
             self._set_down(job)
+
+    def _learn(self, policy: Policy) -> None:
+        """Needs only: alarms, shares and who is where stay."""
+        self._undo()
+        self._policy = policy
+        self._yard.learn(policy)
+        self._assigner.learn(policy)
+        for ledger in self._ledgers.values():
+            ledger.learn(policy)
+        self._dirty.update(self._ledgers)
 
     # --- what is known ---
 
@@ -142,8 +161,7 @@ class Board:
 
     def _enqueue(self, job: Job, leaves: str | None) -> None:
         cached = tuple(sorted(self._cached.get(job.id, ())))
-        fit, device_ms = self._yard.fit(job), self._yard.device_ms(job)
-        self._queue.put(job, fit, device_ms, leaves, cached, self._policy.disk_need(job))
+        self._queue.put(job, self._yard.asked(job), leaves, cached)
 
     def _take_off(self, job: str) -> None:
         before = self._jobs.get(job)
@@ -182,27 +200,37 @@ class Board:
         """`now` is wall clock, as Job.not_before is. Changes nothing on the board: what was
         decided comes back as jobs with a reservation or a host."""
         self._undo()
-        self._pass_time(now)
+        due = self._pass_time(now)
         for name in self._dirty:
             self._start_on(self._ledgers[name], now)
         self._dirty.clear()
-        if self._fits != self._yard.version:
-            self._fits = self._yard.version
-            for job in list(self._queue):
-                self._enqueue(self._jobs[job], self._queue.label_of(job).leaves)
+        self._ask_again()
+        for job in due:
+            self._enqueue(job, None)
         given = self._assigner.assign(self._jobs, now)
         starts = (self._ledgers[name].starts for name in sorted(self._starting))
         return Placement(
             assignments=tuple(given), stages=tuple(one for some in starts for one in some)
         )
 
-    def _pass_time(self, now: float) -> None:
+    def _ask_again(self) -> None:
+        """For all that waits, where kinds of host or needs are not what they were."""
+        if self._fits == self._yard.version:
+            return
+        self._fits = self._yard.version
+        for one in self._queue.one_of_each_work():
+            for job, leaves in self._queue.ask(self._yard.asked(self._jobs[one])):
+                self._enqueue(self._jobs[job], leaves)
+
+    def _pass_time(self, now: float) -> list[Job]:
+        """Returns the jobs without a host whose delay has passed."""
         if now < self._now:  # the clock was set back: what was due may not be any more
             self._now = now
             for known in [*self._jobs.values()]:
                 self._take_off(known.id)
                 self._set_down(known)
         self._now = now
+        due: dict[str, Job] = {}
         while self._alarms and self._alarms[0][0] <= now:
             job = self._jobs.get(heapq.heappop(self._alarms)[1])
             if job is None or job.step is not Step.PLACE:
@@ -210,7 +238,8 @@ class Board:
             if job.host in self._ledgers:
                 self._dirty.add(job.host or "")
             elif job.host is None and job.not_before <= now and job.id not in self._queue:
-                self._enqueue(job, None)
+                due[job.id] = job
+        return list(due.values())
 
     def _start_on(self, ledger: Ledger, now: float) -> None:
         name = ledger.host.name

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from dispatcher.core import effects as fx
@@ -109,6 +109,7 @@ class _Farm:
         self._ended = {job.id: snapshot.now for job in snapshot.jobs if job.state in SETTLED}
         self._waiting: tuple[Waiting, ...] = ()
         self._ran: list[Ran] = []
+        self._too_large: set[str] = set()  # with no smaller plan either
         self._undecided = True
         self._rounds = 0
         self._now = snapshot.now
@@ -136,11 +137,17 @@ class _Farm:
         if self._undecided:
             self._undecided = False
             self._carry_out(self._decide(now), now)
+            self._take_smaller_plans(job for job in self._board.unfit if job not in self._too_large)
 
     def take_smaller_plans(self) -> bool:
+        """Of all that is left when nothing happens any more; whether there was any."""
+        return self._take_smaller_plans(waiting.job for waiting in self._board.waiting())
+
+    def _take_smaller_plans(self, jobs: Iterable[str]) -> bool:
         """What no host can hold gets done by a smaller plan; whether there was any."""
-        left = [self._jobs[waiting.job] for waiting in self._board.waiting()]
+        left = [self._jobs[job] for job in jobs]
         found = plans_that_fit(left, self._hosts.values(), self._snapshot.policy) if left else {}
+        self._too_large.update(job.id for job in left if job.id not in found)
         for job, plan in found.items():
             self._at(self._now, job, plan.taken(self._now, "played"))
         return bool(found)

@@ -14,7 +14,7 @@ import math
 
 from dispatcher.core.model import Job, JobKind, Reason, Reservation, Stage, Step
 from dispatcher.core.need import Need
-from dispatcher.core.pipeline import prefetch, wait_s
+from dispatcher.core.pipeline import JUST, SPARE, prefetch, wait_s
 from dispatcher.core.policy import Ahead, Policy, device_stage, model_of, stages_ahead
 from dispatcher.core.views import GpuView, HostView
 
@@ -37,16 +37,23 @@ class Ledger:
         self._ahead: dict[str, Ahead] = {}  # of the jobs whose main stage is still ahead here
         self._wait_s: float | None = None  # known until a job comes or goes
         self._spoken_for: int | None = None
+        self._has_enough: bool | None = None
 
     # --- jobs and promises ---
 
     def show(self, host: HostView) -> None:
         """What a newer probe says."""
         known, self.host = self.host, host
-        self._wait_s = self._spoken_for = None
+        self._wait_s = self._spoken_for = self._has_enough = None
         if [*map(model_of, known.gpus)] != [*map(model_of, host.gpus)]:
             for job in (*self.residents.values(), *self.coming.values()):
                 self._reckon(job)
+
+    def learn(self, policy: Policy) -> None:
+        """Other needs."""
+        self.policy = policy
+        for job in (*self.residents.values(), *self.coming.values()):
+            self._reckon(job)
 
     def adopt(self, job: Job) -> None:
         self.residents[job.id] = job
@@ -76,7 +83,7 @@ class Ledger:
 
     def _forget(self, job: str) -> None:
         self._ahead.pop(job, None)
-        self._wait_s = self._spoken_for = None
+        self._wait_s = self._spoken_for = self._has_enough = None
 
     def promise(self, reservation: Reservation) -> None:
         self.promises[reservation.job, reservation.attempt] = reservation
@@ -125,8 +132,16 @@ class Ledger:
             self._wait_s = wait_s(self._ahead.values(), len(self.host.gpus), self.limit)
         return self._wait_s
 
-    def room(self) -> Refusal | None:
-        """Why no further job may come, whatever it is."""
+    @property
+    def has_enough(self) -> bool:
+        """Whether it is kept busy without a further job."""
+        if self._has_enough is None:
+            self._has_enough = self.room(spare=JUST) is not None
+        return self._has_enough
+
+    def room(self, spare: float = SPARE) -> Refusal | None:
+        """Why no further job may come, whatever it is. `spare`: how many times as many jobs come
+        before their turn as a steady pipeline needs."""
         gpus = len(self.host.gpus)
         wire = len(self._on_the_wire())
         if wire > gpus:
@@ -137,7 +152,7 @@ class Ledger:
             if heading < limit:
                 return None
             return Reason.SLOT_BUSY, f"holds {heading} jobs (limit {limit}: it has no GPU)"
-        ahead = max(self.policy.prefetch, prefetch(self._ahead.values(), gpus, self.limit))
+        ahead = max(self.policy.prefetch, prefetch(self._ahead.values(), gpus, self.limit, spare))
         if heading < gpus + ahead:
             return None
         return Reason.SLOT_BUSY, (

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 
 from dispatcher.core.policy import Ahead
 
-SPARE = 3.0  # times what a steady pipeline needs: jobs differ in length
+JUST = 1.0  # times what a steady pipeline needs
+SPARE = 3.0  # jobs differ in length
 
 
 def wait_s(heading: Collection[Ahead], gpus: int, limit: Callable[[str], int]) -> float:
@@ -27,7 +28,9 @@ def wait_s(heading: Collection[Ahead], gpus: int, limit: Callable[[str], int]) -
     return max(wait, *others) if lines else wait
 
 
-def prefetch(heading: Collection[Ahead], gpus: int, limit: Callable[[str], int]) -> int:
+def prefetch(
+    heading: Collection[Ahead], gpus: int, limit: Callable[[str], int], spare: float = SPARE
+) -> int:
     """Jobs beyond one per GPU, as far as their seconds are known. A job takes `lead` seconds until
     it can train; so that no GPU waits for it, the jobs before it must last as long (Little's law),
     which they cannot when another slot than the GPU's is the bottleneck."""
@@ -41,4 +44,4 @@ def prefetch(heading: Collection[Ahead], gpus: int, limit: Callable[[str], int])
         spent = math.fsum(s for one in known for name, s in one.slots if name == slot) / jobs
         if spent > 0.0:
             rate = min(rate, max(1, limit(slot)) / spent)
-    return math.ceil(SPARE * rate * lead)
+    return math.ceil(spare * rate * lead)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from dispatcher.core.model import Job
 from dispatcher.core.policy import share_key
-from dispatcher.core.yard import Device, Fit
+from dispatcher.core.yard import Asked, Device, Fit
 
 Age = tuple[float, str]
 Share = tuple[str, str]
@@ -29,6 +29,7 @@ class Label:
     fit: Fit
     bytes: int  # what must fit on the disk
     avoid: frozenset[str]
+    length: int  # of their stage on a device, in half octaves; 0: not known
     leaves: str | None  # the host they have and are to be moved away from
     cached: tuple[str, ...]  # the one job, and the hosts that have some of its inputs already
 
@@ -40,6 +41,9 @@ class Shelf:
     order: list[tuple[int, float, str, Share]] = field(default_factory=list)
     shares: dict[Share, int] = field(default_factory=dict)  # as in `order`
 
+    def __iter__(self) -> Iterator[str]:
+        return (job for line in self.lines.values() for _, job in line)
+
     def first(self) -> Place:
         return self.order[0][:3]
 
@@ -48,7 +52,9 @@ class Queue:
     def __init__(self) -> None:
         self.shelves: dict[Label, Shelf] = {}
         self._at: dict[str, tuple[Shelf, Share, Age]] = {}
-        self._work: dict[str, Mapping[Device, int]] = {}
+        self._work: dict[str, Hashable] = {}
+        self._asked: dict[Hashable, Asked] = {}  # by work
+        self._alike: dict[Hashable, dict[str, None]] = {}  # work -> jobs
         self.work_ms: Counter[Device] = Counter()  # of all jobs that it could hold, if it did all
         self.jobs: Counter[Device] = Counter()  # how many these are
         self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
@@ -57,8 +63,8 @@ class Queue:
     def __contains__(self, job: str) -> bool:
         return job in self._at
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._at)
+    def __len__(self) -> int:
+        return len(self._at)
 
     def label_of(self, job: str) -> Label:
         return self._at[job][0].label
@@ -66,22 +72,23 @@ class Queue:
     def put(
         self,
         job: Job,
-        fit: Fit,
-        device_ms: Mapping[Device, int],
+        asked: Asked,
         leaves: str | None,
         cached: tuple[str, ...],
-        disk_bytes: int,
     ) -> None:
+        """Where jobs of its work are here, it stands with them until they all `ask` anew."""
         self.drop(job.id)
-        self._work[job.id] = device_ms
-        for device, spent in device_ms.items():
-            self.work_ms[device] += spent
-            self.jobs[device] += 1
+        work = asked.work
+        self._work[job.id] = work
+        self._alike.setdefault(work, {})[job.id] = None
+        asked = self._asked.setdefault(work, asked)
+        self._count(asked, +1)
         label = Label(
             priority=job.priority,
-            fit=fit,
-            bytes=disk_bytes,
+            fit=asked.fit,
+            bytes=asked.disk_bytes,
             avoid=frozenset(job.avoid_hosts),
+            length=asked.length,
             leaves=leaves,
             cached=(job.id, *cached) if cached else (),
         )
@@ -100,15 +107,41 @@ class Queue:
         found = self._at.pop(job, None)
         if found is None:
             return
-        for device, spent in self._work.pop(job).items():
-            self.work_ms[device] -= spent
-            self.jobs[device] -= 1
+        work = self._work.pop(job)
+        self._count(self._asked[work], -1)
+        del self._alike[work][job]
+        if not self._alike[work]:
+            del self._alike[work], self._asked[work]
         shelf, share, age = found
         line = shelf.lines[share]
         position = bisect_left(line, age)
         del line[position]
         if position == 0:
             self._reorder(shelf, share, age)
+
+    def one_of_each_work(self) -> list[str]:
+        return [next(iter(jobs)) for jobs in self._alike.values()]
+
+    def ask(self, asked: Asked) -> list[tuple[str, str | None]]:
+        """Jobs of this work ask for something else now. Those that stand wrong by it are dropped,
+        and returned with the host that they leave."""
+        known = self._asked[asked.work]
+        stand = (known.fit, known.length, known.disk_bytes)
+        if stand != (asked.fit, asked.length, asked.disk_bytes):
+            moved = [(job, self.label_of(job).leaves) for job in self._alike[asked.work]]
+            for job, _ in moved:
+                self.drop(job)
+            return moved
+        jobs = len(self._alike[asked.work])
+        self._count(known, -jobs)
+        self._count(asked, jobs)
+        self._asked[asked.work] = asked
+        return []
+
+    def _count(self, asked: Asked, jobs: int) -> None:
+        for device, spent in asked.device_ms.items():
+            self.work_ms[device] += jobs * spent
+            self.jobs[device] += jobs
 
     def _reorder(self, shelf: Shelf, share: Share, before: Age | None) -> None:
         """The line got another head, or another share. `before`: the head that it had."""

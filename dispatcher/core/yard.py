@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import Job
-from dispatcher.core.policy import Policy, device_stage
+from dispatcher.core.policy import Ahead, Policy, device_stage
 from dispatcher.core.views import GpuView, HostView
 
 Rank = tuple[float, float, int, str]
@@ -29,6 +29,17 @@ class Fit:
     devices: frozenset[Device] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What all jobs of equal work and stage ask of the farm."""
+
+    work: Hashable
+    fit: Fit
+    device_ms: Mapping[Device, int]  # that could hold it; none where seconds are only guessed
+    length: int  # milliseconds on the fastest of these in half octaves; 0: not known
+    disk_bytes: int  # of a host that has nothing of it yet
+
+
 @dataclass(slots=True, eq=False)
 class HostKind:
     """`bit`: its place in a mask of kinds."""
@@ -41,6 +52,7 @@ class HostKind:
     up: set[str] = field(default_factory=set)  # to which jobs could be given, had they room
     every: list[Rank] = field(default_factory=list)  # of these, whether they have room or not
     open: list[Rank] = field(default_factory=list)  # to which jobs can be given now
+    ahead: dict[Hashable, Ahead] = field(default_factory=dict)  # of jobs here, by work and stage
 
 
 @dataclass(slots=True)
@@ -59,9 +71,8 @@ class Yard:
         self.kinds: dict[int, HostKind] = {}  # by bit
         self._by_key: dict[Hashable, HostKind] = {}
         self._seats: dict[str, _Seat] = {}
-        self._fits: dict[Hashable, Fit] = {}
+        self._asked: dict[Hashable, Asked] = {}
         self._devices: dict[Device, GpuView] = {}  # one of each kind
-        self._seconds: dict[Hashable, dict[Device, int]] = {}
         self.open_mask = 0
         self.version = 0
 
@@ -133,8 +144,7 @@ class Yard:
         return kind
 
     def _changed(self) -> None:
-        self._fits.clear()
-        self._seconds.clear()
+        self._asked.clear()
         self._devices.clear()
         for kind in self.kinds.values():
             self._devices.update(zip(kind.devices, kind.like.host.gpus, strict=True))
@@ -146,11 +156,29 @@ class Yard:
         before = ledger.wait_s if earliest else float(ledger.busy_rounds)
         return before, -ledger.roomiest_mib, len(ledger.residents), ledger.host.name
 
-    def fit(self, job: Job) -> Fit:
-        key = (self._policy.work(job), job.stage)
-        known = self._fits.get(key)
+    def learn(self, policy: Policy) -> None:
+        """Other needs; hosts are to be put again."""
+        self._policy = policy
+        for kind in self.kinds.values():
+            kind.like.learn(policy)
+            kind.ahead.clear()
+        self._changed()
+
+    def asked(self, job: Job) -> Asked:
+        work = (self._policy.work(job), job.stage)
+        known = self._asked.get(work)
         if known is None:
-            known = self._fits[key] = self._fit(job)
+            fit = self._fit(job)
+            device_ms = self._device_ms(job, fit)
+            known = self._asked[work] = Asked(
+                work=work,
+                fit=fit,
+                device_ms=device_ms,
+                length=round(2 * math.log2(max(2, min(device_ms.values(), default=0))))
+                if device_ms
+                else 0,
+                disk_bytes=self._policy.disk_need(job),
+            )
         return known
 
     def _fit(self, job: Job) -> Fit:
@@ -171,24 +199,22 @@ class Yard:
             holding |= without_gpu
         return Fit(holding, None if stage is None else frozenset(devices))
 
-    def device_ms(self, job: Job) -> dict[Device, int]:
-        """Likely milliseconds of the job's stage on each kind of device that could hold it; none
-        where they are only guessed."""
-        key = (self._policy.work(job), job.stage)
-        known = self._seconds.get(key)
+    def ahead(self, kind: HostKind, job: Job) -> Ahead:
+        work = (self._policy.work(job), job.stage)
+        known = kind.ahead.get(work)
         if known is None:
-            stage = device_stage(job)
-            needs = {
-                device: self._policy.need(job, self._devices[device], stage)
-                for device in self.fit(job).devices or ()
-            }
-            learned = all(need.runs for need in needs.values())
-            known = self._seconds[key] = {
-                device: round(1000 * need.seconds.likely)
-                for device, need in needs.items()
-                if learned
-            }
+            known = kind.ahead[work] = self._policy.ahead(job, kind.like.host.gpus)
         return known
+
+    def _device_ms(self, job: Job, fit: Fit) -> dict[Device, int]:
+        stage = device_stage(job)
+        needs = {
+            device: self._policy.need(job, self._devices[device], stage)
+            for device in fit.devices or ()
+        }
+        if not all(need.runs for need in needs.values()):
+            return {}
+        return {device: round(1000 * need.seconds.likely) for device, need in needs.items()}
 
     def kinds_in(self, mask: int) -> Iterator[HostKind]:
         for bit, kind in self.kinds.items():

@@ -1,0 +1,89 @@
+"""How the end of the queue is met, so that all hosts end at about the same time. Pure.
+
+While there is much to do, order and hosts follow from shares, age and speed alone. With few jobs
+left it matters that none of them begins last on a slow host, or last of all because it is long:
+jobs that would end after everything else come first, and hosts take no more than they need to
+keep busy. Only where seconds were learned.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+
+from dispatcher.core.queue import Queue
+from dispatcher.core.yard import Device, HostKind, Yard
+
+MANY = 8  # jobs in the queue for each device: then its end is far away
+FEW = 2  # jobs in the queue for each device: then hosts take no more than they need
+
+
+class Closing:
+    def __init__(self, yard: Yard, queue: Queue) -> None:
+        self._yard = yard
+        self._queue = queue
+        self._ends: dict[frozenset[Device], float] = {}
+        self._devices: tuple[int, frozenset[Device]] = (-1, frozenset())
+
+    def begin(self) -> None:
+        """Of a new decision."""
+        self._ends.clear()
+
+    def all_s(self) -> float:
+        """Seconds until all devices can have done the whole queue; inf: much later."""
+        if self._devices[0] != self._yard.version:
+            kinds = self._yard.kinds.values()
+            every = frozenset(device for kind in kinds for device in kind.devices)
+            self._devices = self._yard.version, every
+        return self.ends_s(self._devices[1])
+
+    def ends_s(self, devices: frozenset[Device]) -> float:
+        """Seconds until these devices can have done all that waits for them; inf: much later."""
+        known = self._ends.get(devices)
+        if known is None:
+            known = self._ends[devices] = self._work_out(devices)
+        return known
+
+    def _work_out(self, devices: frozenset[Device]) -> float:
+        """Each device takes on jobs of the mean length after what it has before it; the last one
+        of each is, in the mean, half done when all are."""
+        jobs = self._queue.jobs
+        most = max((jobs[device] for device in devices), default=0)
+        kinds = [kind for kind in self._yard.kinds.values() if self._each_s(kind, devices)]
+        lines = sum(len(kind.every) * self._able(kind, devices) for kind in kinds)
+        if not lines or most > MANY * lines:
+            return math.inf
+        done = rate = at = 0.0
+        for first_end, each in heapq.merge(*(self._ends_of(kind, devices) for kind in kinds)):
+            if done + rate * (first_end - at) >= most:
+                break
+            done, at = done + rate * (first_end - at) + 0.5, first_end
+            rate += 1.0 / each
+        return at + max(0.0, most - done) / rate
+
+    def _ends_of(self, kind: HostKind, devices: frozenset[Device]) -> Iterator[tuple[float, float]]:
+        """When each device of the kind ends its first job, and the seconds between two of them."""
+        each = self._each_s(kind, devices)
+        for rank in kind.every:
+            for _ in range(self._able(kind, devices)):
+                yield rank[0] + each, each
+
+    def _able(self, kind: HostKind, devices: frozenset[Device]) -> int:
+        return sum(device in devices for device in kind.devices)
+
+    def _each_s(self, kind: HostKind, devices: frozenset[Device]) -> float:
+        """Of a job of the mean length on one device of the kind; 0: it does none."""
+        jobs, work = self._queue.jobs, self._queue.work_ms
+        rates = [
+            1000.0 * jobs[device] / work[device]
+            for device in kind.devices
+            if device in devices and work[device]
+        ]
+        return len(rates) / sum(rates) if rates else 0.0
+
+    @property
+    def few(self) -> bool:
+        """Whether so few jobs are left that each is better left to the host that first needs it."""
+        lines = sum(len(kind.every) * len(kind.devices) for kind in self._yard.kinds.values())
+        return len(self._queue) <= FEW * lines
