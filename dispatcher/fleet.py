@@ -196,4 +196,5 @@ def _connection(host: InventoryHost) -> InventoryHost:
         "requeue": "auto",
     }
     kept = InventoryHost(name=host.name, address=host.address)
-    return host.model_copy(update={**plain, "max_parallel": kept.max_parallel, "disk": kept.disk})
+    same = {"max_parallel": kept.max_parallel, "disk": kept.disk, "reclaim": kept.reclaim}
+    return host.model_copy(update={**plain, **same})

@@ -25,7 +25,7 @@ class Trims:
     clock: Clock
     window_s: float = 0.0  # a trim of a large disk costs its device as much as much I/O
     _wanted: dict[str, tuple[float, str]] = field(default_factory=dict)  # host -> since when, mode
-    _running: set[str] = field(default_factory=set)
+    _running: dict[str, str] = field(default_factory=dict)  # host -> mode
 
     def want(self, host: str, mode: str = "auto", *, now: bool = False) -> None:
         """After something was removed there. `now`: without waiting for what else may be."""
@@ -47,7 +47,7 @@ class Trims:
             for host, (since, _) in self._wanted.items()
             if since <= latest and host not in self._running
         ]
-        self._running.update(ready)
+        self._running.update({host: self._wanted.pop(host)[1] for host in ready})
         return ready
 
     def hurry(self) -> bool:
@@ -58,10 +58,9 @@ class Trims:
 
     async def trim(self, host: str) -> None:
         """One that fails is left to the next removal there, or to the next start."""
-        _, mode = self._wanted.pop(host)
         try:
             last, freed = (await self.store.untrimmed()).get(host, (0, 0))
-            report = await self.fleet.executor(host).trim(mode)
+            report = await self.fleet.executor(host).trim(self._running[host])
         except HostError as error:
             log.warning("%s: its disk was not trimmed: %s", host, error.line)
         else:
@@ -79,7 +78,7 @@ class Trims:
             await self.store.add_trim(row, last)
             await self._tell(row)
         finally:
-            self._running.discard(host)
+            del self._running[host]
 
     async def _tell(self, row: Trim) -> None:
         payload = {
