@@ -6,8 +6,10 @@ The demo and the tests use them; the dispatcher reaches them as it reaches any o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +30,7 @@ _ADDRESS = "127.0.0.1"
 _READY_S = 20.0  # until sshd answers; it takes 0.05 s on an idle machine
 _STOP_S = 5.0
 _SBIN = ("/usr/sbin", "/usr/local/sbin")  # often not on a user's PATH
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PORT_TRIES = 5  # another program may take a free port before sshd binds it
 
 
@@ -157,7 +160,7 @@ class EmbeddedHosts:
         keys.chmod(0o600)
         log = folder / "sshd.log"
         for _ in range(_PORT_TRIES):
-            port = _free_port()
+            port = free_port()
             config = folder / "sshd_config"
             config.write_text(_sshd_config(port, host_key, keys))
             with log.open("ab") as stream:
@@ -262,10 +265,20 @@ def _public(key: Path) -> str:
     return " ".join(key.with_name(f"{key.name}.pub").read_text().split()[:2])
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_ADDRESS, 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """One that nobody listens on. Not of those that outgoing connections get: one of these would
+    take the port of a host that is stopped for a while. Raises OSError."""
+    lowest = int(_OUTGOING.read_text().split()[0]) if _OUTGOING.exists() else 32_768
+    while True:
+        port = random.randrange(min(10_000, lowest - 1), lowest)
+        with socket.socket() as probe:
+            try:
+                probe.bind((_ADDRESS, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            return port
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:

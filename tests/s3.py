@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dispatcher.embedded import free_port
+
 READY_S = 60.0
 _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "nobody",
@@ -36,10 +38,8 @@ def s3_environment(base: Path) -> Iterator[None]:
 
 @contextmanager
 def _server(base: Path) -> Iterator[str]:
-    with (base / "s3.log").open("wb") as log, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    port = free_port()
+    with (base / "s3.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,

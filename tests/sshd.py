@@ -19,6 +19,7 @@ from typing import cast
 
 import pytest
 
+from dispatcher.embedded import free_port
 from dispatcher.inventory_model import InventoryHost
 from dispatcher.transport.target import SshTarget
 
@@ -121,13 +122,6 @@ def _command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def make_key(path: Path, kind: str = "ed25519") -> Path:

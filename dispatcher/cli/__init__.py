@@ -32,10 +32,10 @@ from dispatcher.errors import CosmaError, ExitCode
 app = typer.Typer(
     name="cosma",
     help="Turn survey video into stitched 3D Gaussian splats on a farm of GPU hosts.",
-    epilog="Something stands still? `cosma top` shows the farm, `cosma why JOB` why one job does not "
-    "run and what would start it, `cosma worker ls` what hosts lack, `cosma fsck` what does not "
-    "agree. Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 10 inventory, 11 another "
-    "dispatcher, 12 no host.",
+    epilog="Something stands still? `cosma top` shows the farm, `cosma why JOB` why one job does"
+    " not run and what would start it, `cosma worker ls` what hosts lack, `cosma fsck` what does"
+    " not agree. Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 10 inventory, 11 another"
+    " dispatcher, 12 no host.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

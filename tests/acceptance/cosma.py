@@ -122,5 +122,5 @@ def running_stage(stage: str) -> Callable[[sqlite3.Connection], bool]:
 def kill(process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Send the signal, wait for the end, return what it wrote on stderr."""
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=EVENT_WAIT_S)
     return errors

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dispatcher.chaos.schedule import plan
+from tests.acceptance.cosma import EVENT_WAIT_S
 
 LIMIT_S = 300.0  # of one drill; it takes a fraction of it
 
@@ -70,8 +71,8 @@ def test_a_drill_that_is_ended_leaves_no_process(number: signal.Signals, tmp_pat
     assert process.stderr.readline().startswith("after ")  # hosts, jobs and dispatcher are at work
     assert len(mentioning(str(out))) > 3
     process.send_signal(number)
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 20.0
+    process.communicate(timeout=EVENT_WAIT_S)
+    deadline = time.monotonic() + EVENT_WAIT_S
     while (left := mentioning(str(out))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []

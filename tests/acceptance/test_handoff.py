@@ -14,10 +14,8 @@ from typing import Any
 import yaml
 
 from dispatcher.embedded import EmbeddedHost
-from tests.acceptance.cosma import Cosma, kill, running_stage
+from tests.acceptance.cosma import EVENT_WAIT_S, Cosma, kill, running_stage
 from tests.rehearsal import Rehearsal, rehearsal
-
-MOVE_WAIT_S = 60.0
 
 
 def rows(cosma: Cosma, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -176,7 +174,7 @@ def test_a_dispatcher_killed_in_a_handoff_goes_on_with_it(tmp_path: Path) -> Non
         drain(farm, old)
         frames = host_of(farm, new).work_dir / "reef" / job / "frames"
         farm.hold(False)
-        deadline = time.monotonic() + MOVE_WAIT_S
+        deadline = time.monotonic() + EVENT_WAIT_S
         while not (frames / "f000001.jpg").exists():
             assert time.monotonic() < deadline, "nothing was ever brought"
             time.sleep(0.001)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.cosma import kill
+from tests.acceptance.cosma import EVENT_WAIT_S, kill
 from tests.rehearsal import Rehearsal, rehearsal
 
-CANCEL_S = 10.0
+CANCEL_S = 30.0  # it takes 6 s on an idle machine, and for ever where a signal is lost
 ESCAPED = "escaped.sh"
 
 
@@ -167,12 +167,12 @@ def test_the_older_of_two_dispatchers_ends_and_leaves_the_work_alone(
     second = newer.cosma.start("dispatch", "--once")
     newer.cosma.wait_until("its stage runs", in_step("run"))
     farm.hold(False)  # the older one's next start is refused
-    _, errors = older.communicate(timeout=60)
+    _, errors = older.communicate(timeout=EVENT_WAIT_S)
     assert older.returncode == 11, errors
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("cosma: ")]
     assert "another dispatcher took over" in line
-    _, errors = second.communicate(timeout=120)
+    _, errors = second.communicate(timeout=EVENT_WAIT_S)
     assert second.returncode == 0, errors
     assert set(farm.runs().values()) == {1}
     # The attempts of one are unknown to the other, are told, and are left alone.

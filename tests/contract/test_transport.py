@@ -10,12 +10,13 @@ import pytest
 import pytest_asyncio
 
 from dispatcher.core.model import Reason
+from dispatcher.embedded import free_port
 from dispatcher.errors import TransportError
 from dispatcher.transport.base import Transport
 from dispatcher.transport.ssh import SshTransport
 from dispatcher.transport.target import SshTarget
 from tests.contract.paramiko_transport import ParamikoTransport
-from tests.sshd import Farm, Sshd, farm, free_port, make_key
+from tests.sshd import Farm, Sshd, farm, make_key
 
 __all__ = ["farm"]
 

@@ -34,7 +34,7 @@ def group() -> Iterator[Path]:
             path.rmdir()
             continue
         yield path
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (path / "cgroup.procs").read_text().strip() and time.monotonic() < end:
             time.sleep(0.05)
         path.rmdir()

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from dispatcher import bootstrap
 from dispatcher.cli import worker
+from dispatcher.embedded import free_port
 from dispatcher.errors import CosmaError, ExitCode, HostError
 from dispatcher.inventory import load_inventory
 from dispatcher.transport.hostkey import Standing, show
 from dispatcher.transport.ssh import SshTransport, pinned_fingerprint
-from tests.sshd import Farm, Sshd, farm, free_port, make_key
+from tests.sshd import Farm, Sshd, farm, make_key
 
 __all__ = ["farm"]
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dispatcher.core.model import Reason
+from dispatcher.embedded import free_port
 from dispatcher.errors import ExitCode, TransportError
 from dispatcher.transport.ssh import SshTransport, pinned_fingerprint
 from dispatcher.transport.target import SshTarget
-from tests.sshd import Farm, farm, free_port, make_key
+from tests.sshd import Farm, farm, make_key
 
 __all__ = ["farm"]
 
