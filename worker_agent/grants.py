@@ -73,6 +73,8 @@ def revoke(request: RevokeRequest) -> GrantReply:
     else:
         wanted = lambda found: int(found["epoch"]) < request.epoch  # noqa: E731
     removed = 0
+    if not Path(request.authorized_keys).expanduser().is_file():
+        return GrantReply(lines=0)
     with _rewritten(request.authorized_keys) as lines:
         for line in list(lines):
             found = _OURS.search(line)

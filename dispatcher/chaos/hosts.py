@@ -294,6 +294,7 @@ class NamespaceHosts:
                 "identity_file": str(identity),
                 "host_key": host.files.public_key,
                 "work_dir": str(host.files.disk / "work"),
+                "transfer": {"authorized_keys": str(host.files.directory / "authorized_keys")},
                 "python": str(host.files.python),
                 "stage_python": str(host.files.stage_python),
             }

@@ -38,6 +38,9 @@ class Host:
     async def list_attempts(self) -> Sequence[AttemptStatus]:
         return [self._shown]
 
+    async def sweep_grants(self, epoch: int) -> int:
+        return 0
+
     async def cancel(self, ref: AttemptRef, *, epoch: int) -> AttemptStatus:
         assert (ref.run_dir, ref.attempt) == (self._shown.run_dir, 1)
         answer = self.answers.pop(0)
