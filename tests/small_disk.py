@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 
 _SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 MIB = 1 << 20
+_GONE_S = 60.0
 
 
 def as_root(*command: str) -> list[str]:
@@ -34,6 +36,14 @@ def _mounted(place: Path, *arguments: str) -> None:
         pytest.skip("a small file system cannot be mounted here (root or sudo)")
 
 
+def _unmount(place: Path) -> None:
+    end = time.monotonic() + _GONE_S
+    # What has told of its end may take a moment to be gone, and nothing tells of that.
+    while _run("umount", str(place)) != 0:
+        assert time.monotonic() < end, f"{place} is still in use"
+        time.sleep(0.05)
+
+
 @contextmanager
 def memory_disk(place: Path, mib: int) -> Iterator[Path]:
     """A tmpfs at `place`: what does not fit is ENOSPC."""
@@ -42,7 +52,7 @@ def memory_disk(place: Path, mib: int) -> Iterator[Path]:
     try:
         yield place
     finally:
-        assert _run("umount", str(place)) == 0, f"{place} is still in use"
+        _unmount(place)
 
 
 def resize(place: Path, size: int) -> None:
@@ -84,4 +94,4 @@ def disk_image(file: Path, place: Path, mib: int) -> Iterator[DiskImage]:
         _run("chown", str(os.geteuid()), str(place))
         yield DiskImage(file, place)
     finally:
-        assert _run("umount", str(place)) == 0, f"{place} is still in use"
+        _unmount(place)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent_client import AgentClient, script
+from tests.small_disk import memory_disk
 from worker_agent.attempts import AttemptFiles
 from worker_agent.checkpoint import PATH
 from worker_agent.protocol import (
@@ -63,23 +63,14 @@ sys.exit(runner.main(sys.argv[3:]))
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[AgentClient]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    options = f"size=2m,uid={os.geteuid()}"
-    mounted = subprocess.run(
-        [*sudo, "mount", "-t", "tmpfs", "-o", options, "none", str(disk)], check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small file system cannot be mounted here (root or sudo)")
-    client = AgentClient(disk)
-    run_dir = disk / "reef" / "a-1"
-    run_dir.mkdir(parents=True)
-    for pipe in ("ready", "go"):
-        os.mkfifo(run_dir / pipe)
-    yield client
-    client.end_all()
-    subprocess.run([*sudo, "umount", str(disk)], check=True)
+    with memory_disk(tmp_path / "disk", 2) as disk:
+        client = AgentClient(disk)
+        run_dir = disk / "reef" / "a-1"
+        run_dir.mkdir(parents=True)
+        for pipe in ("ready", "go"):
+            os.mkfifo(run_dir / pipe)
+        yield client
+        client.end_all()
 
 
 @pytest.fixture
