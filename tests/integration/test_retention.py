@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -231,6 +232,28 @@ async def test_the_object_store_is_looked_through_too(world: World, tmp_path: Pa
         assert await retention.remove(items) == {}
         left = {one.sha256 for one in remote.objects()}
         assert left == {sha256(b"new"), sha256(b"theirs")}
+
+
+async def test_beside_a_dispatcher_it_goes_by_itself(world: World) -> None:
+    job = await world.job("j")
+    await world.collected(job, "x.ply", b"old")
+    await world.collected(job, "x.ply", b"new")
+    working = asyncio.create_task(world.retention().run(0.01, lambda: None))
+    try:
+        async with asyncio.timeout(60):
+            await gone(world.object(b"old"))
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+    assert len(await world.store.events(kind=REMOVED)) == 1
+    assert world.object(b"new").is_file()
+
+
+async def gone(path: Path) -> None:
+    for _ in itertools.count():
+        if not path.exists():
+            return
+        await asyncio.sleep(0.01)  # nothing to await: a removal tells nobody here
 
 
 async def test_a_file_leads_back_to_its_job_however_it_is_called(
