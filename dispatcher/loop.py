@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from dispatcher.heartbeat import write_heartbeat
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.learning import Learning
 from dispatcher.performing import Performing
-from dispatcher.probing import probed
+from dispatcher.probing import Probing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
 from dispatcher.second_look import blame
@@ -102,7 +102,7 @@ class Dispatcher:
     _deciding: Deciding = field(init=False)
     _answering: Answering = field(init=False)
     _timers: _Timers = field(default_factory=_Timers)
-    _probes: Counter[str] = field(default_factory=Counter)
+    _probing: Probing = field(init=False)
     _position: int = 0  # up to where in the store jobs were taken up
     _errands: int = 0  # under way, and of no event
     _settled_at: float = 0.0
@@ -118,6 +118,7 @@ class Dispatcher:
             jobs=lambda: self._jobs,
             epoch=self.effects.epoch,
         )
+        self._probing = Probing(self.fleet, self.store, self.clock, self.pace.probe_timeout_s)
         self._tasks = Tasks(self.clock, self.post, self._task_ended)
         self._performing = Performing(self.effects, self._tasks, self._plan)
         self._deciding = Deciding(self.fleet, self.clock, Board(self.policy))
@@ -262,11 +263,9 @@ class Dispatcher:
         self._wake.set()
 
     async def _probe(self, host: str, *, anew: bool = False) -> None:
-        limit_s = self.pace.probe_timeout_s
-        state = await probed(self.fleet, self.store, self.clock, host, limit_s, anew=anew)
+        state = await self._probing.probe(host, anew=anew)
         if state is None:
             return
-        self._probes[host] += 1
         self._look_again()
         if state.reachable:
             self.session(host).reached()
@@ -343,9 +342,7 @@ class Dispatcher:
     # --- decisions ---
 
     async def _decide(self) -> None:
-        if self.clock.monotonic() < self._settled_at and any(
-            not self._probes[state.host.name] for state in self.fleet.states
-        ):
+        if self.clock.monotonic() < self._settled_at and not self._probing.all_hosts(times=1):
             self._undecided = True  # else the first host to answer would take all it can hold
             return
         decision = self._deciding.decide(self.policy)
@@ -373,10 +370,7 @@ class Dispatcher:
         return found.keys()
 
     def _all_probed(self) -> bool:
-        return all(
-            self._probes[state.host.name] >= self.pace.probes_before_giving_up
-            for state in self.fleet.states
-        )
+        return self._probing.all_hosts(times=self.pace.probes_before_giving_up)
 
     def _give_up_on(self, decision: Placement, *, but: Set[str]) -> None:
         """Draining must end: hold what no host of this farm can take, with the reason."""
