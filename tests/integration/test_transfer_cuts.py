@@ -139,7 +139,7 @@ class Pushes:
     async def push(self, number: int, source: Path, run_dir: str, path: str) -> None:
         """Until it is through; the first try is cut."""
         kind = CUTS[number % len(CUTS)]
-        streams = self.chance.choice((1, 4))
+        streams = self.chance.choice((1, 1, 2, 4))
         at = self.chance.randrange(source.stat().st_size)
         if await self._cut(kind, at, streams, source, run_dir, path):
             self.cuts[kind] += 1
@@ -236,6 +236,7 @@ async def pushes(server: Sshd) -> AsyncIterator[Pushes]:
     print(f"COSMA_CUTS_SEED={seed}")
     link = Link(server.port)
     made = Pushes(server, link, await link.open(), random.Random(seed))
+    await made.executor(1).probe()  # unpacks the agent there, which then starts sooner
     yield made
     await made.close()
     await link.close()
