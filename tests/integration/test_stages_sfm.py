@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from stitch.sidecar import Sidecar
 from worker_agent.protocol import AttemptSpec, FailureCode
-from worker_agent.stages import frames, manifest, metadata, sfm, sfm_mapping, validate
+from worker_agent.stages import frames, manifest, metadata, sfm, sfm_lens, sfm_mapping, validate
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.stages.masks import prepare
 from worker_agent.stages.sfm_mapping import Request
@@ -129,6 +129,7 @@ def test_a_moving_camera_is_registered_where_it_was(done: Done) -> None:
     assert facts["mapper"] == "global, sequential pairs"
     assert facts["gravity_spread_deg"] is None
     assert made.completed["colmap_points"] == facts["points"]
+    assert (facts["camera"]["width"], facts["camera"]["params"][1]) == (WIDTH, WIDTH / 2)
     model = pycolmap.Reconstruction(str(run_dir / "sfm" / "model"))
     found = np.array(
         [i.projection_center() for i in sorted(model.images.values(), key=lambda i: i.name)]
@@ -154,6 +155,25 @@ def test_the_model_is_coloured_and_its_sidecar_agrees(done: Done) -> None:
     kinds = {item.kind for item in made.files}
     assert kinds == {"sfm_report", "registration", "sfm_model"}
     assert not (run_dir / "sfm" / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("distortion", "kept"), [(0.0, "SIMPLE_PINHOLE"), (0.015, "SIMPLE_RADIAL")]
+)
+def test_a_lens_without_distortion_gets_none(distortion: float, kept: str) -> None:
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 1, 1, 12
+    options.num_points3D = 300
+    options.camera_model_id = pycolmap.CameraModelId.SIMPLE_RADIAL
+    options.camera_params = [1280.0, 512.0, 384.0, distortion]
+    pycolmap.set_random_seed(1)
+    model = pycolmap.synthesize_dataset(options)
+    rng = np.random.default_rng(0)
+    for image in model.images.values():
+        for point in image.points2D:
+            point.xy = point.xy + rng.normal(0, 0.3, 2)
+    found = sfm_lens.without_needless_distortion(pycolmap, model, 1)
+    assert [camera.model.name for camera in found.cameras.values()] == [kept]
 
 
 def test_progress_is_told_and_never_goes_back(done: Done) -> None:

@@ -230,12 +230,15 @@ def finish(request: Request) -> dict[str, Any]:
     pc = _pycolmap(request)
     from stitch.sidecar import from_reconstruction
     from worker_agent.stages.sfm_georeference import place
+    from worker_agent.stages.sfm_lens import without_needless_distortion
 
     model = pc.Reconstruction(request.accepted)
     unwanted = set(request.drop or ())
     for image in list(model.images.values()):
         if image.name in unwanted and image.has_pose:
             model.deregister_frame(image.frame_id)
+    if not request.camera["prior_focal"]:
+        model = without_needless_distortion(pc, model, request.threads)
     model.extract_colors_for_all_images(request.images, num_threads=request.threads)
     rows = json.loads(Path(request.manifest).read_text())["frames"]
     world = place(pc, model, rows)
