@@ -315,6 +315,7 @@ async def _collect_again(
     artifacts = store_of(local, job.acquisition, job.id)
     fresh = local.with_name(f".{local.name}.again")
     try:
+        await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
         if await asyncio.to_thread(artifacts.holds, row.sha256):
             await asyncio.to_thread(artifacts.offer, fresh, row.sha256, row.bytes)
         elif remote is not None and row.remote_url == remote.url_of(row.sha256):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,9 @@ class Retention:
                 continue
             left = await self.remove(items)
             gone = [item.stored for item in items if item.stored.where not in left]
-            size = sum(one.bytes for one in gone)
-            log.info("retention: %d files with %d bytes removed", len(gone), size)
+            if gone:
+                size = sum(one.bytes for one in gone)
+                log.info("retention: %d files with %d bytes removed", len(gone), size)
             for where, why in left.items():
                 log.warning("retention: %s is not removed: %s", where, why)
 
@@ -132,15 +133,6 @@ class Retention:
         if one.sort is Sort.OBJECT and path.stat().st_nlink > 1:
             raise OSError(f"{path} has got a name meanwhile")
         path.unlink(missing_ok=True)
-
-
-def by_sort(items: Iterable[Garbage]) -> Mapping[Sort, tuple[int, int]]:
-    """How many of each sort, and their bytes."""
-    found: dict[Sort, tuple[int, int]] = {}
-    for item in items:
-        count, size = found.get(item.stored.sort, (0, 0))
-        found[item.stored.sort] = count + 1, size + item.stored.bytes
-    return found
 
 
 def _identity(path: Path) -> tuple[int, int]:
