@@ -5,32 +5,65 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from dispatcher.cli import (
-    artifact,
-    calibrate,
-    chaos,
-    demo,
-    dispatch,
-    fsck,
-    gc,
-    ingest,
-    job,
-    jobs,
-    plan,
-    stitch,
-    summary,
-    top,
-    why,
-    worker,
-)
 from dispatcher.errors import CosmaError, ExitCode
+
+# In the order of the help. Each is a module of this package, with a function of that name or an
+# `app` of several.
+COMMANDS = (
+    "demo",
+    "worker",
+    "ingest",
+    "dispatch",
+    "top",
+    "jobs",
+    "job",
+    "stitch",
+    "why",
+    "plan",
+    "fsck",
+    "gc",
+    "artifact",
+    "summary",
+    "calibrate",
+    "chaos",
+)
+
+
+class Commands(TyperGroup):
+    """Imports a command when it is asked for: SSH alone would take half of the time of each."""
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+        # All of them for a name that is none, so that the nearest can be proposed.
+        for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.commands[name] = _load(name)
+        return self.commands.get(cmd_name)
+
+
+def _load(name: str) -> Any:
+    module = import_module(f"dispatcher.cli.{name}")
+    group = getattr(module, "app", None)
+    if not isinstance(group, typer.Typer):
+        group = typer.Typer(add_completion=False)
+        group.command(name)(getattr(module, name))
+    made = typer.main.get_command(group)
+    made.name = name
+    return made
+
 
 app = typer.Typer(
     name="cosma",
+    cls=Commands,
     help="Turn survey video into stitched 3D Gaussian splats on a farm of GPU hosts.",
     epilog="Something stands still? `cosma top` shows the farm, `cosma why JOB` why one job does"
     " not run and what would start it, `cosma worker ls` what hosts lack, `cosma fsck` what does"
@@ -39,22 +72,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("demo")(demo.demo)
-app.add_typer(worker.app, name="worker")
-app.command("ingest")(ingest.ingest)
-app.command("dispatch")(dispatch.dispatch)
-app.command("top")(top.top)
-app.command("jobs")(jobs.jobs)
-app.add_typer(job.app, name="job")
-app.add_typer(stitch.app, name="stitch")
-app.command("why")(why.why)
-app.command("plan")(plan.plan)
-app.command("fsck")(fsck.fsck)
-app.command("gc")(gc.gc)
-app.add_typer(artifact.app, name="artifact")
-app.command("summary")(summary.summary)
-app.command("calibrate")(calibrate.calibrate)
-app.command("chaos")(chaos.chaos)
+
+
+@app.callback()
+def _cosma() -> None:
+    """So that it is a group, which has no command of its own here."""
 
 
 def main() -> None:

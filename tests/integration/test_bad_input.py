@@ -147,3 +147,15 @@ def test_what_cannot_be_ingested_leaves_no_survey(
 ) -> None:
     run("ingest notes.txt -a reef", monkeypatch, capsys)
     assert run("summary reef", monkeypatch, capsys)[0] == ExitCode.USAGE
+
+
+def test_every_command_is_there_and_explains_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in cli.COMMANDS:
+        ended, said, _ = run(f"{name} --help", monkeypatch, capsys)
+        assert ended == ExitCode.OK and f"{name} [OPTIONS]" in said
+    _, said, _ = run("--help", monkeypatch, capsys)
+    assert all(f" {name} " in said for name in cli.COMMANDS)
+    _, _, errors = run("dispach", monkeypatch, capsys)
+    assert "dispatch" in errors
