@@ -26,8 +26,8 @@ from stitch.sim3 import Sim3
 KINDS = ("reef", "sand", "flat")
 LENGTH_M, WIDTH_M = 14.0, 8.0
 _HEIGHT_M, _TONE_M, _CELL_M = 0.01, 0.005, 0.1  # grids: relief, brightness, footprints
-_WIDE, _HIGH, _FOCAL = 480, 360, 400.0
-_FEATURES = 900
+_WIDE, _HIGH, _FOCAL = 640, 480, 512.0
+_FEATURES = 2000
 _SAME_POINT_M, _SAME_LOOK = 0.01, 0.75
 _KEYPOINT_PX, _BASELINE_M = 0.5, 0.6
 _BEND_M = 0.004

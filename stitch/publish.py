@@ -41,6 +41,8 @@ def edge_entry(
         "share": round(edge.share, 4),
         "hull_share": round(edge.hull_share, 4),
         "agreement": round(edge.agreement, 4),
+        "bend": round(edge.bend, 4),
+        "far_error": round(edge.far_error, 5),
         "residual_depths": round(edge.residual, 6),
         "accepted": verdict.accepted and not contradicted,
         "reason": "contradicted by the other pairs" if contradicted else verdict.reason,

@@ -17,13 +17,14 @@ from stitch.gaussians import SH_C0
 from stitch.ply import PlyFile
 from stitch.register import Edge, hull_share, match, robust_sim3
 from stitch.sim3 import F64, umeyama
+from stitch.uncertainty import far_error
 
 MAX_POINTS = 300_000
 """Points of a cloud that are drawn; more make the raster no sharper than SIFT can use."""
 
 MAX_FEATURES = 3000
 _MAX_SIDE = 900  # pixels
-_CELL_POINTS = 2.0  # of the mean, in a pixel: the raster has few holes and loses little
+_CELL_POINTS = 3.0  # of the mean, in a pixel: the raster has few holes and loses little
 _PLANE_TRIALS = 200
 _PLANE_SAMPLE = 3000
 _ON_PLANE = 0.015  # of the extent
@@ -33,6 +34,7 @@ _FLOATER_FLOOR = 0.002  # of the extent
 _FAINT = -2.2  # logit of an opacity of 0.1
 _SAME_PLACE_PX = 6.0
 _SAME_PLACE = 0.012  # of the extent
+_DEPTH = 0.3  # of the extent, for want of cameras
 _PAIRS = 60_000
 _TRIED = 3000
 _SCALE_MISFIT = 0.5  # of the logarithm, between a hypothesis and a match's own keypoints
@@ -111,6 +113,8 @@ def register_views(
         tight = error < max(2.5 * float(np.median(error[inlier])), 1e-12)
         if tight.sum() >= 8:  # the last bit of precision, not the decision
             sim3 = umeyama(a[tight], b[tight])
+            error = np.linalg.norm(sim3.apply(a) - b, axis=1)
+            inlier = error < limit
         best = Edge(
             source_number,
             target_number,
@@ -122,6 +126,13 @@ def register_views(
             residual=float(np.sqrt(np.mean(error[inlier] ** 2))) / target.extent,
             sim3=sim3,
             method="raster",
+            far_error=far_error(
+                b[inlier],
+                sim3.apply(a[inlier]) - b[inlier],
+                sim3.apply(source.footprint),
+                _DEPTH * target.extent,
+            )
+            / target.extent,
         )
     return best
 

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pycolmap
 from scipy.spatial import ConvexHull, QhullError
 
+from stitch.bend import curvature
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3, umeyama
+from stitch.uncertainty import far_error
 
 MAX_ERROR_DEPTHS = 0.02
 """Two points agree within this share of the target's median depth (2 to 3 % measured best)."""
@@ -54,6 +56,8 @@ class Edge:
     sim3: Sim3 | None  # source -> target; None when no three matches agree
     method: Method = "points"
     loose: int | None = None  # matches that lie near each other under it; None: not looked at
+    bend: float = 0.0  # how far a bend carries the far end off, at least, over the extent
+    far_error: float = 0.0  # expected misplacement of the farthest ground, over the extent
     frames: int = 0  # method "frames": common frames it is made from
     check: Check | None = None  # method "frames": against the points
 
@@ -82,7 +86,9 @@ def register(
     if sim3 is None:
         return Edge(source_number, target_number, len(pairs), 0, 0.0, 0.0, None)
     error = np.linalg.norm(sim3.apply(a) - b, axis=1)
-    inlier = error < limit
+    inlier, loose = error < limit, error < _LOOSE_DEPTHS * target.median_depth
+    _, axes = footprint_axes(target.points)
+    _, extent = target.extent()
     hull = max(hull_share(source.points, a[inlier]), hull_share(target.points, b[inlier]))
     rms = float(np.sqrt(np.mean(error[inlier] ** 2))) if inlier.any() else 0.0
     return Edge(
@@ -93,7 +99,16 @@ def register(
         hull_share=hull,
         residual=rms / target.median_depth,
         sim3=sim3,
-        loose=int((error < _LOOSE_DEPTHS * target.median_depth).sum()),
+        loose=int(loose.sum()),
+        bend=curvature(b[loose], sim3.apply(a[loose]) - b[loose], sim3.apply(source.points), axes)
+        / extent,
+        far_error=far_error(
+            b[inlier],
+            sim3.apply(a[inlier]) - b[inlier],
+            sim3.apply(source.points),
+            target.median_depth,
+        )
+        / extent,
     )
 
 

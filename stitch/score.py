@@ -11,6 +11,13 @@ _SOUND = 0.9
 of two that were bent it explained 58 and 12 %."""
 
 _BENT = 0.7
+_BEND, _SOME_BEND = 0.02, 0.01  # of the extent; sound pairs show less than 0.001
+_FAR_ERROR = 0.015
+"""Of the extent, as `stitch.uncertainty` expects it: a smaller hull than asked for will do when it
+holds the far end as surely as this, and is a quarter of it."""
+
+_LEAST_HULL = 0.25
+
 _RASTER_SHARE = 0.5  # times `min_share`: pictures of clouds have more matches that mean nothing
 _CHECK_ANGLE_DEG, _CHECK_SCALE, _CHECK_OFFSET = 1.0, 0.02, 0.02
 
@@ -21,7 +28,7 @@ class Thresholds:
 
     min_inliers: int
     min_share: float  # inliers of the matches
-    min_hull_share: float  # below it the far end is extrapolated, scale first
+    min_hull_share: float  # below it the far end is extrapolated: unless it is certain all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,13 @@ def _shortfalls(edge: Edge, thresholds: Thresholds) -> list[str]:
         short.append(f"{edge.inliers} inliers, {thresholds.min_inliers} needed")
     if edge.share < share:
         short.append(f"{edge.share:.0%} of {edge.matches} matches agree, {share:.0%} needed")
-    if edge.hull_share < thresholds.min_hull_share:
+    if edge.hull_share < thresholds.min_hull_share and (
+        edge.far_error > _FAR_ERROR or edge.hull_share < _LEAST_HULL * thresholds.min_hull_share
+    ):
         short.append(
             f"they span {edge.hull_share:.0%} of the smaller footprint, "
-            f"{thresholds.min_hull_share:.0%} needed"
+            f"{thresholds.min_hull_share:.0%} needed, and leave the farthest ground "
+            f"{edge.far_error:.1%} of the extent uncertain"
         )
     return short
 
@@ -88,11 +98,22 @@ def _judge_frames(edge: Edge, thresholds: Thresholds) -> Verdict:
 
 
 def _judge_shape(edge: Edge, accepted: str) -> Verdict:
+    if edge.bend > _BEND:
+        return Verdict(
+            False,
+            "one of the two is bent: what their common points differ by curves, and carries the "
+            f"far end off by {edge.bend:.1%} of the extent or more",
+            bent=True,
+        )
     near = f"{edge.agreement:.0%} of the matches that lie near each other agree"
     if edge.agreement < _BENT:
         return Verdict(False, f"only {near}: one of the two is bent", bent=True)
-    if edge.agreement < _SOUND:
-        return Verdict(True, accepted, f"only {near}: one of the two may be bent")
+    if edge.agreement < _SOUND or edge.bend > _SOME_BEND:
+        return Verdict(
+            True,
+            accepted,
+            f"{near}, and they curve by {edge.bend:.1%} of the extent: one may be bent",
+        )
     return Verdict(True, accepted)
 
 
