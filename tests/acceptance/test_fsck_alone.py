@@ -64,7 +64,7 @@ def differences(cosma: Cosma, *words: str) -> tuple[int, dict[tuple[str, str], s
 def test_what_a_dispatcher_left_behind_is_ended_and_removed(tmp_path: Path) -> None:
     with rehearsal(tmp_path, hosts=1) as farm:
         runs, waits = left_behind(farm)
-        left = {("attempt_superseded", runs), ("inputs_left", waits)}
+        left = {("attempt_superseded", runs), ("leftovers", runs), ("inputs_left", waits)}
         code, found = differences(farm.cosma)
         assert (code, set(found)) == (1, left)
         assert live(farm) and inputs(farm, waits)
