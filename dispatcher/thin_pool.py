@@ -159,8 +159,8 @@ class PoolWatch:
             kind,
             payload={
                 "pool": after.key,
-                "data": after.figures.data,
-                "metadata": after.figures.metadata,
+                "data": round(after.figures.data, 4),
+                "metadata": round(after.figures.metadata, 4),
                 "bytes": after.figures.bytes,
             },
         )
