@@ -247,7 +247,7 @@ def told(result: Result) -> Result:
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET")
-    options.add_argument("--repeats", type=int, default=10, help="runs of SfM of each set")
+    options.add_argument("--repeats", type=int, default=3, help="runs of SfM of each set")
     options.add_argument("--no-train", action="store_true", help="SfM only")
     given = options.parse_args()
     data = Path(os.environ.get("COSMA_TEST_DATA", DATA))
