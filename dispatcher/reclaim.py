@@ -28,7 +28,7 @@ from dispatcher.giving_back import GivingBack
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.store.rows import ArtifactRow, Removal
 from dispatcher.trims import Trims
-from worker_agent.protocol import ReclaimReport
+from worker_agent.protocol import ReclaimReport, RemovedPath
 
 log = logging.getLogger("cosma")
 
@@ -146,27 +146,45 @@ class Reclaimer:
         expected_sha256: dict[str, str] | None = None,
     ) -> tuple[int, int]:
         """And write it down. Raises HostError."""
-        report: ReclaimReport = await executor.reclaim(
+        report = await self._ask(
+            job, executor, paths, verified_by=verified_by, expected_sha256=expected_sha256
+        )
+        if report.removed:
+            await self._book(job, host, what, report)
+        return report.removed_bytes, report.freed_bytes
+
+    async def _ask(
+        self,
+        job: Job,
+        executor: Executor,
+        paths: Sequence[str],
+        *,
+        verified_by: str | None = None,
+        expected_sha256: dict[str, str] | None = None,
+    ) -> ReclaimReport:
+        return await executor.reclaim(
             await self.specs.run_dir(job, executor),
             paths,
             epoch=self.epoch,
             verified_by=verified_by,
             expected_sha256=expected_sha256,
         )
-        if report.removed:
-            await self.specs.store.add_removal(
-                Removal(
-                    at=self.clock.now(),
-                    host=host,
-                    job=job.id,
-                    what=what,
-                    removed_bytes=report.removed_bytes,
-                    freed_bytes=report.freed_bytes,
-                    free_before=report.free_before,
-                    free_after=report.free_after,
-                )
+
+    async def _book(
+        self, job: Job, host: str, what: str, took: ReclaimReport | RemovedPath
+    ) -> None:
+        await self.specs.store.add_removal(
+            Removal(
+                at=self.clock.now(),
+                host=host,
+                job=job.id,
+                what=what,
+                removed_bytes=took.removed_bytes,
+                freed_bytes=took.freed_bytes,
+                free_before=took.free_before,
+                free_after=took.free_after,
             )
-        return report.removed_bytes, report.freed_bytes
+        )
 
     # --- inputs ---
 
@@ -222,9 +240,11 @@ class Reclaimer:
             raise HostError(Reason.AGENT_FAILED, "the job has been taken up again", where=host)
         rows = await self.specs.store.artifacts(job=job.id)
         await asyncio.to_thread(_require_copies, [r for r in rows if r.kind in COLLECTED_KINDS])
-        # One after the other: the books tell what each kind took.
-        done = [await self._remove(job, executor, host, kind, [MADE[kind]]) for kind in kinds]
-        return sum(length for length, _ in done), sum(blocks for _, blocks in done)
+        report = await self._ask(job, executor, [MADE[kind] for kind in kinds])
+        kind_of = {MADE[kind]: kind for kind in kinds}
+        for one in report.each:  # the books tell what each kind took
+            await self._book(job, host, kind_of[one.path], one)
+        return report.removed_bytes, report.freed_bytes
 
     async def _leftovers(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:
         now = await self.specs.store.job(job.id)

@@ -14,7 +14,7 @@ from worker_agent.exclusive import alone
 from worker_agent.frames import sha256_of, verify_counts, verify_frames
 from worker_agent.partial import part_path
 from worker_agent.paths import inside, run_directory, work_directory
-from worker_agent.protocol import ReclaimReport, ReclaimRequest
+from worker_agent.protocol import ReclaimReport, ReclaimRequest, RemovedPath
 from worker_agent.refusal import RefusedError
 
 _PROTECTED = frozenset({"attempts", "lock"})
@@ -44,10 +44,11 @@ def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
     _verify_hashes(run_dir, request)
     for path in targets:
         _require_proof(run_dir, path, request, proven=proven)
-    before = free_bytes(run_dir)
-    removed, length, blocks = [], 0, 0
+    before = after = free_bytes(run_dir)
+    removed: list[RemovedPath] = []
     for relative, target in zip(request.paths, targets, strict=True):
         found = [path for path in (target, *_unfinished(target)) if path.exists()]
+        length = blocks = 0
         for path in found:
             size = _tree_bytes(path)
             length, blocks = length + size[0], blocks + size[1]
@@ -56,14 +57,21 @@ def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
             else:
                 path.unlink()
         if found:
-            removed.append(relative)
+            had, after = after, free_bytes(run_dir)
+            removed.append(
+                RemovedPath(
+                    path=relative, removed_bytes=length, freed_bytes=blocks,
+                    free_before=had, free_after=after,
+                )
+            )  # fmt: skip
     return ReclaimReport(
-        removed=tuple(removed),
-        removed_bytes=length,
-        freed_bytes=blocks,
+        removed=tuple(one.path for one in removed),
+        removed_bytes=sum(one.removed_bytes for one in removed),
+        freed_bytes=sum(one.freed_bytes for one in removed),
         free_before=before,
-        free_after=free_bytes(run_dir),
+        free_after=after,
         remaining_input_bytes=_tree_bytes(run_dir / "input")[0],
+        each=tuple(removed),
     )
 
 

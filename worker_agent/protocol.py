@@ -374,6 +374,15 @@ class ReclaimRequest(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedPath(Message):
+    path: str  # as it was asked for
+    removed_bytes: int  # length of the files
+    freed_bytes: int  # blocks that they took
+    free_before: int
+    free_after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimReport(Message):
     removed: tuple[str, ...]
     removed_bytes: int  # length of the files
@@ -381,6 +390,7 @@ class ReclaimReport(Message):
     free_before: int
     free_after: int
     remaining_input_bytes: int  # bytes still under input/
+    each: tuple[RemovedPath, ...] = ()  # of `removed`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
