@@ -29,6 +29,8 @@ COLLECTED_KINDS = frozenset(
         "ply",
         "splat",
         "stitch_report",
+        "stitch_masks",
+        "ply_part",
     }
 )
 CHECKPOINT = "output/.checkpoint.json"

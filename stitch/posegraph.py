@@ -18,17 +18,21 @@ _ANCHOR_SIGMA = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """`poses[i]` takes member i to the scene's frame, which is that of `members[0]`; None for a
-    member that is not connected. `rejected` are positions in the list of edges."""
+    """`poses[i]` takes member i to the frame of its own component, which is that of the
+    component's first member. `rejected` are positions in the list of edges."""
 
-    poses: tuple[Sim3 | None, ...]
-    members: tuple[int, ...]  # the connected ones, ascending
+    poses: tuple[Sim3, ...]
     components: tuple[tuple[int, ...], ...]  # largest first, over the edges that were kept
     rejected: tuple[int, ...]
 
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Of the largest component, ascending."""
+        return self.components[0]
+
 
 def solve(extents: Sequence[tuple[F64, float]], edges: Sequence[Edge]) -> Solution:
-    """Poses of the largest connected set of members.
+    """Poses of all members, each connected set by itself.
 
     `extents` gives each member's centre (3,) and size in its own frame. Every edge must have a
     Sim3. Start: spanning tree of the most inliers; then truncated least squares by graduated
@@ -48,16 +52,15 @@ def solve(extents: Sequence[tuple[F64, float]], edges: Sequence[Edge]) -> Soluti
         poses |= start
     kept = [edge for k, edge in enumerate(edges) if k not in set(rejected)]
     groups = components(len(unit), kept)
-    largest = groups[0]
-    to_scene = (poses[largest[0]] @ unit[largest[0]].inverse()).inverse()
+    frames = {
+        i: (poses[group[0]] @ unit[group[0]].inverse()).inverse() for group in groups for i in group
+    }
+    first = {group[0] for group in groups}
     return Solution(
         poses=tuple(
-            _exact(to_scene @ poses[i] @ unit[i].inverse(), i == largest[0])
-            if i in largest
-            else None
+            Sim3.identity() if i in first else frames[i] @ poses[i] @ unit[i].inverse()
             for i in range(len(unit))
         ),
-        members=largest,
         components=groups,
         rejected=tuple(sorted(rejected)),
     )
@@ -129,11 +132,6 @@ def _normalised(edge: Edge, unit: Sequence[Sim3]) -> Sim3:
     if edge.sim3 is None:
         raise ValueError(f"edge {edge.source} -> {edge.target} has no transform")
     return unit[edge.target].inverse() @ edge.sim3 @ unit[edge.source]
-
-
-def _exact(pose: Sim3, is_reference: bool) -> Sim3:
-    """The reference member is at the identity to the last bit."""
-    return Sim3.identity() if is_reference else pose
 
 
 def _to_gtsam(pose: Sim3) -> gtsam.Similarity3:

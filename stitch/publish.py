@@ -71,6 +71,7 @@ def stitch_report(
     edges: Sequence[dict[str, Any]],
     left_out: Sequence[dict[str, Any]],
     seams: Sequence[dict[str, Any]],
+    parts: Sequence[dict[str, Any]],
     gaussians: int,
 ) -> dict[str, Any]:
     """The whole report. The scene's frame is that of the first member."""
@@ -83,5 +84,6 @@ def stitch_report(
         "edges": list(edges),
         "left_out": list(left_out),
         "seams": list(seams),
+        "parts": list(parts),  # what hangs together apart from the scene, each in its own frame
         "gaussians": gaussians,
     }

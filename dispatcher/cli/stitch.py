@@ -16,6 +16,8 @@ from dispatcher.store.rows import Stitch
 
 app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
 
+_EDGE = ("source", "target", "method", "inliers", "share", "accepted", "reason")
+
 StitchId = Annotated[str, typer.Argument(metavar="STITCH")]
 
 
@@ -83,11 +85,8 @@ def show(stitch: StitchId, db: options.Database = None, json: options.Json = Fal
         if view[key]:
             print(f"{key}: {view[key]}")
     print_rows(
-        ("a", "b", "inliers", "share", "accepted", "why"),
-        [
-            {key: edge.get(key) for key in ("a", "b", "inliers", "share", "accepted", "why")}
-            for edge in view["report"].get("edges", [])
-        ],
+        _EDGE,
+        [{key: edge.get(key) for key in _EDGE} for edge in view["report"].get("edges", [])],
     )
     for kind, path in view["artifacts"].items():
         print(f"{kind}: {path}")

@@ -122,11 +122,14 @@ def test_segments_become_an_auv_and_auvs_a_scene(farm: Farm) -> None:
         )
     artifacts = farm.run("all", "cross_auv", members)
 
-    assert [item.kind for item in artifacts.files] == ["ply", "registration", "stitch_report"]
+    assert [item.kind for item in artifacts.files] == [
+        *("ply", "registration", "stitch_report", "stitch_masks"),
+    ]
     assert [item.path for item in artifacts.files] == [
         "output/all.ply",
         "output/registration.npz",
         "output/stitch.json",
+        "output/masks.npz",
     ]
     per_auv, scene = farm.report("scene-a"), farm.report("all")
     assert [entry["name"] for entry in per_auv["members"]] == ["A1", "A2"]
@@ -276,3 +279,60 @@ def test_a_spec_that_makes_no_sense_is_refused(
     with pytest.raises(StageFailure, match=says) as caught:
         farm.run("j", level, members)
     assert caught.value.reason is FailureCode.CONFIG_INVALID
+
+
+def test_segments_that_hang_together_apart_from_the_scene_are_one_of_their_own(farm: Farm) -> None:
+    world, other = Seabed(20), Seabed(21)
+    spans = [(0, 5), (2, 7), (4, 9), (6, 11)]
+    members = [
+        farm.member("j", f"S{k}", "A", world.segment(*span, random_sim3(world.rng)), 0)
+        for k, span in enumerate(spans)
+    ]
+    members += [
+        farm.member("j", f"T{k}", "A", other.segment(*span, random_sim3(other.rng)), 0)
+        for k, span in enumerate(spans[:2])
+    ]
+    artifacts = farm.run("j", "per_auv", members)
+    report = farm.report("j")
+    assert [entry["name"] for entry in report["members"]] == ["S0", "S1", "S2", "S3"]
+    (part,) = report["parts"]
+    assert [entry["name"] for entry in part["members"]] == ["T0", "T1"]
+    assert {entry["name"] for entry in report["left_out"]} == {"T0", "T1"}
+    assert len(read_ply(farm.output("j", part["ply"]))) == part["gaussians"]
+    assert ("ply_part", "output/j-part2.ply") in [(f.kind, f.path) for f in artifacts.files]
+    warnings = [event["message"] for event in farm.events("j") if event["kind"] == "warning"]
+    assert any("T0, T1 hang together" in message for message in warnings)
+
+
+def test_a_stitch_can_be_undone_from_its_masks(farm: Farm) -> None:
+    world = Seabed(22)
+    members = [
+        farm.member("j", name, "A", world.segment(*span, random_sim3(world.rng)), 0)
+        for name, span in (("S1", (0, 7)), ("S2", (4, 11)))
+    ]
+    farm.run("j", "per_auv", members)
+    scene = read_ply(farm.output("j", "j.ply"))
+    masks = np.load(farm.output("j", "masks.npz"))
+    first = 0
+    for entry, member in zip(farm.report("j")["members"], members, strict=True):
+        source = read_ply(farm.root / "j" / member["ply"])
+        kept = source.select(np.unpackbits(masks[entry["name"]], count=len(source)).astype(bool))
+        back = placed(entry).inverse().apply(scene.means[first : first + len(kept)])
+        assert np.allclose(back, kept.means, atol=1e-4)
+        first += len(kept)
+    assert first == len(scene)
+
+
+def test_a_bent_segment_is_quarantined_and_the_rest_delivered(farm: Farm) -> None:
+    world = Seabed(23)
+    bends = {"S1": 0.0, "S2": 0.9, "S3": 0.0}
+    members = [
+        farm.member("j", name, "A", world.segment(a, a + 8, random_sim3(world.rng), bend_m=bend), 0)
+        for a, (name, bend) in zip((0, 1, 2), bends.items(), strict=True)
+    ]
+    farm.run("j", "per_auv", members)
+    report = farm.report("j")
+    assert [entry["name"] for entry in report["members"]] == ["S1", "S3"]
+    (left,) = report["left_out"]
+    assert (left["name"], left["quarantined"]) == ("S2", True)
+    assert "looks bent" in left["reason"]

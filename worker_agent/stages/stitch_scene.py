@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stitch import merge, posegraph
 from stitch.durable import replacing
 from stitch.errors import FileUnreadable
@@ -48,6 +50,32 @@ class _Input:
 
 
 @dataclass(frozen=True, slots=True)
+class _Files:
+    """What a stitch leaves in `output`."""
+
+    output: Path
+    job: str
+
+    @property
+    def ply(self) -> Path:
+        return self.output / f"{self.job}.ply"
+
+    @property
+    def registration(self) -> Path:
+        return self.output / "registration.npz"
+
+    @property
+    def report(self) -> Path:
+        return self.output / "stitch.json"
+
+    @property
+    def masks(self) -> Path:
+        """By member: which of its gaussians are in the scene, eight to a byte. With the members'
+        poses in the report, a stitch can be undone."""
+        return self.output / "masks.npz"
+
+
+@dataclass(frozen=True, slots=True)
 class _Evidence:
     """All pairs, and what the accepted ones say together."""
 
@@ -70,19 +98,21 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     """
     run_dir = Path(spec.run_dir)
     level, name, inputs = _inputs(spec, run_dir)
-    output = run_dir / "output"
-    files = (output / f"{spec.job}.ply", output / "registration.npz", output / "stitch.json")
+    files = _Files(run_dir / "output", spec.job)
     with _readable_members():
-        output.mkdir(parents=True, exist_ok=True)
+        files.output.mkdir(parents=True, exist_ok=True)
         if len(inputs) == 1:
             summary = _pass_through(inputs[0], files)
         else:
             summary = _stitch(spec, level, inputs, files, report)
-        write_json(files[2], stitch_report(level=level, name=name, **summary))
+        write_json(files.report, stitch_report(level=level, name=name, **summary))
     report.progress(1.0, f"{summary['gaussians']} gaussians", gaussians=summary["gaussians"])
-    kinds = ("ply", "registration", "stitch_report")
+    made = [("ply", files.ply), ("registration", files.registration)]
+    made += [("stitch_report", files.report)]
+    made += [("stitch_masks", files.masks)] if len(inputs) > 1 else []
+    made += [("ply_part", files.output / part["ply"]) for part in summary["parts"]]
     return Artifacts(
-        files=tuple(artifact(run_dir, path, kind) for path, kind in zip(files, kinds, strict=True)),
+        files=tuple(artifact(run_dir, path, kind) for kind, path in made),
         metrics={
             "gaussians": summary["gaussians"],
             "members": len(summary["members"]),
@@ -92,7 +122,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         },
         completed={
             "gaussian_count": summary["gaussians"],
-            "ply_path": files[0].relative_to(run_dir).as_posix(),
+            "ply_path": files.ply.relative_to(run_dir).as_posix(),
         },
     )
 
@@ -134,22 +164,26 @@ def _invalid(spec: AttemptSpec, why: str) -> StageFailure:
     )
 
 
-def _pass_through(member: _Input, files: tuple[Path, Path, Path]) -> dict[str, Any]:
+def _pass_through(member: _Input, files: _Files) -> dict[str, Any]:
     """A single member is the scene, byte for byte."""
     count = PlyFile.open(member.ply).count
     Sidecar.load(member.registration)
-    for source, target in ((member.ply, files[0]), (member.registration, files[1])):
+    for source, target in (
+        (member.ply, files.ply),
+        (member.registration, files.registration),
+    ):
         with source.open("rb") as reader, replacing(target) as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
     entry = member_entry(member.name, member.auv, Sim3.identity(), count, count)
-    return {"members": [entry], "edges": [], "left_out": [], "seams": [], "gaussians": count}
+    empty: dict[str, Any] = {"edges": [], "left_out": [], "seams": [], "parts": []}
+    return {"members": [entry], "gaussians": count, **empty}
 
 
 def _stitch(
     spec: AttemptSpec,
     level: str,
     inputs: list[_Input],
-    files: tuple[Path, Path, Path],
+    files: _Files,
     report: Reporter,
 ) -> dict[str, Any]:
     names = [member.name for member in inputs]
@@ -164,27 +198,45 @@ def _stitch(
         raise _weak(level, names, entries, evidence, left_out)
     for entry in left_out:
         report.warning(f"{entry['name']} is left out: {entry['reason']}")
-    members = [
-        Member(names[index], pose, sidecars[index])
-        for index in delivered
-        if (pose := evidence.solution.poses[index]) is not None
-    ]
+    apart = [group for group in evidence.solution.components[1:] if len(group) > 1]
+    groups = [delivered, *apart]
+    scenes: list[dict[str, Any]] = []
+    masks: dict[str, Any] = {}
+    for number, group in enumerate(groups):
+        members = [Member(names[i], evidence.solution.poses[i], sidecars[i]) for i in group]
+        path = files.ply.with_stem(f"{spec.job}-part{number + 1}") if number else files.ply
+        before = sum(len(earlier) for earlier in groups[:number])
 
-    def told(done: int) -> None:
-        message = f"merged {members[done - 1].name}"
-        report.progress(0.5 + 0.45 * done / len(members), message)
+        def told(done: int, members: list[Member] = members, before: int = before) -> None:
+            share = (before + done) / sum(map(len, groups))
+            report.progress(0.5 + 0.45 * share, f"merged {members[done - 1].name}")
 
-    merged = merge.merge_gaussians(members, [inputs[i].ply for i in delivered], files[0], told)
-    merge.merge_sidecars(members).save(files[1])
+        merged = merge.merge_gaussians(members, [inputs[i].ply for i in group], path, told)
+        masks |= {m.name: mask for m, mask in zip(members, merged.masks, strict=True)}
+        scenes.append(_scene_entry([inputs[i] for i in group], members, merged))
+        if number:
+            scenes[-1]["ply"] = path.name
+            said = ", ".join(member.name for member in members)
+            report.warning(
+                f"{said} hang together, but not with the scene: delivered as {path.name}"
+            )
+        else:
+            merge.merge_sidecars(members).save(files.registration)
+    with replacing(files.masks) as stream:
+        np.savez(stream, **masks)
+    return {**scenes[0], "edges": entries, "left_out": left_out, "parts": scenes[1:]}
+
+
+def _scene_entry(
+    inputs: Sequence[_Input], members: Sequence[Member], merged: merge.Merged
+) -> dict[str, Any]:
+    """The frame is that of the first member."""
+    rows = zip(inputs, members, merged.before, merged.kept, strict=True)
     return {
         "members": [
-            member_entry(inputs[index].name, inputs[index].auv, member.pose, before, kept)
-            for index, member, before, kept in zip(
-                delivered, members, merged.before, merged.kept, strict=True
-            )
+            member_entry(source.name, source.auv, member.pose, before, kept)
+            for source, member, before, kept in rows
         ],
-        "edges": entries,
-        "left_out": left_out,
         "seams": [seam_entry(seam, members) for seam in merged.seams],
         "gaussians": sum(merged.kept),
     }
@@ -234,7 +286,16 @@ def _left_out(index: int, names: Sequence[str], evidence: _Evidence) -> dict[str
     best = max(mine, key=lambda entry: (entry["accepted"], entry["inliers"]))
     other = best["target"] if best["source"] == names[index] else best["source"]
     reason = f"best pair is with {other}: {best['reason']}"
-    return {"name": names[index], "reason": reason, "best_pair": best}
+    quarantined = any(entry["bent"] for entry in mine)
+    quarantined &= not any(entry["accepted"] for entry in mine)
+    return {
+        "name": names[index],
+        "reason": f"quarantined, its reconstruction looks bent; {reason}"
+        if quarantined
+        else reason,
+        "quarantined": quarantined,
+        "best_pair": best,
+    }
 
 
 def _weak(
