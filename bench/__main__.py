@@ -19,7 +19,16 @@ from typing import Any
 from bench.results import machine
 
 # Modules of this package with a `main` that takes --json.
-BENCHMARKS = ("makespan", "simulate", "reattach", "hung_host", "idle_hosts", "reconstruct", "push")
+BENCHMARKS = (
+    "makespan",
+    "simulate",
+    "reattach",
+    "hung_host",
+    "idle_hosts",
+    "reconstruct",
+    "push",
+    "disk",
+)
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).with_name("RESULTS.md")
 

@@ -9,7 +9,7 @@ from typing import Any
 from dispatcher.clock import Clock
 from dispatcher.core.effects import Effect, ReclaimInputs, ReclaimMade
 from dispatcher.core.model import SETTLED, Job, JobState
-from dispatcher.core.reclaiming import Facts, Kind, Policy, due, next_due
+from dispatcher.core.reclaiming import Facts, Kind, Policy, Until, due, next_due
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import JobSpecs
 from dispatcher.reclaim_policy import ReclaimRules, policy_of
@@ -83,8 +83,8 @@ class GivingBack:
         ]
         self._asked.update((job.id, job.attempt, kind) for kind in kinds)
         effects: list[Effect] = []
-        if Kind.SOURCE_VIDEOS in kinds:
-            # By the frames, as long as these are there.
+        if Kind.SOURCE_VIDEOS in kinds and policy[Kind.SOURCE_VIDEOS] is not Until.VERIFIED:
+            # By the frames, as long as these are there. Else it was asked for when they were made.
             effects.append(ReclaimInputs(job=job.id, host=host))
         if made := tuple(str(kind) for kind in kinds if kind is not Kind.SOURCE_VIDEOS):
             effects.append(ReclaimMade(job=job.id, host=host, kinds=made))

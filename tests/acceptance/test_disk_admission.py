@@ -4,12 +4,12 @@ is refused by the byte."""
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.disk_drills import failures, ingest
 from tests.rehearsal import Rehearsal, rehearsal
 from tests.small_disk import MIB, memory_disk, resize
 
@@ -30,12 +30,6 @@ def farm(tmp_path: Path) -> Iterator[Rehearsal]:
         yield made
 
 
-def ingest(farm: Rehearsal, jobs: int, acquisition: str, clip_bytes: int) -> None:
-    plan = farm.cosma.directory / "plan.yaml"
-    plan.write_text("train: {cuda: {cap: 1000}}\n")
-    farm.ingest(jobs, acquisition, clip_bytes, options=("--config", str(plan)))
-
-
 def missing(farm: Rehearsal, job: str) -> int:
     told = farm.cosma.run("why", job).stdout
     found = re.search(r"(\d+) bytes are missing", told)
@@ -49,11 +43,7 @@ def test_jobs_that_do_not_fit_together_are_done_without_a_full_disk(farm: Rehear
     assert done.returncode == 0, done.stderr
     jobs = farm.cosma.jobs().values()
     assert {job["state"] for job in jobs} == {"done"} and len(jobs) == JOBS + 1  # and a stitch
-    with sqlite3.connect(f"file:{farm.cosma.database}?mode=ro", uri=True) as reader:
-        failed = reader.execute("SELECT job, reason, message FROM attempts WHERE state = 'failed'")
-        assert failed.fetchall() == []
-        (kinds,) = reader.execute("SELECT group_concat(DISTINCT kind) FROM events").fetchall()
-        assert "attempt_failed" not in kinds[0] and "transfer_failed" not in kinds[0]
+    assert failures(farm) == []
     # All that they brought and made is gone again.
     place = farm.hosts.hosts[0].work_dir
     left = [path for path in place.rglob("*") if path.is_file() and path.stat().st_size > MIB]
