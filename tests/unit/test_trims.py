@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -32,9 +33,12 @@ class Host:
     def __init__(self) -> None:
         self.answer: TrimReport | HostError = DONE
         self.asked: list[str] = []
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     async def trim(self, mode: str) -> TrimReport:
         self.asked.append(mode)
+        if self.meanwhile is not None:
+            await self.meanwhile()
         if isinstance(self.answer, HostError):
             raise self.answer
         return self.answer
@@ -99,7 +103,10 @@ async def test_what_is_removed_during_a_trim_is_for_the_next_one(world: World) -
     assert trims.due() == ["h"]
     trims.want("h")
     assert trims.due() == [], "one at a time"
+    world.host.meanwhile = partial(world.remove, 40)
     await trims.trim("h")
+    assert [row.freed_bytes for row in await world.store.trims()] == [100]
+    assert (await world.store.untrimmed())["h"][1] == 40
     assert trims.hurry(), "there is another one to come"
     assert trims.due() == ["h"]
 
