@@ -383,7 +383,7 @@ def test_what_cameras_expose_differently_is_learned(source: Path, tmp_path: Path
             gain = 1.0 + 0.2 * np.sin(0.5 * index)
             pixels = np.clip(np.asarray(Image.open(path)) * gain, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(run_dir / "frames" / path.name, quality=98)
-        spec = spec_for(run_dir, steps=250, exposure=exposure)
+        spec = spec_for(run_dir, steps=150, exposure=exposure)
         train.main(spec, Events(tmp_path / f"events-{exposure}").reporter)
         found[exposure] = report_of(run_dir)["psnr"]
     assert found[True] > found[False] + 1.0
