@@ -56,12 +56,14 @@ def on_a_small_disk(base: Path) -> list[Result]:
         farm.cosma.run("dispatch", "--once")
         jobs = farm.cosma.jobs()
         done = sum(jobs[name]["state"] == "done" for name in names)
-        failed = len(failures(farm))
+        failed = failures(farm)
+    for line in failed:
+        print(line, file=sys.stderr)
     over = JOBS * CLIP / (DISK_MIB * MIB)
     return [
         Result(name="videos_over_disk", value=over, unit="x", better="higher"),
         Result(name="jobs_done", value=done, unit="jobs", better="higher", target=JOBS),
-        Result(name="failures", value=failed, unit="", better="lower", target=0),
+        Result(name="failures", value=len(failed), unit="", better="lower", target=0),
     ]
 
 
