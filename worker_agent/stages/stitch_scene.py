@@ -6,7 +6,6 @@ registration sidecar of the same frame. The scene's frame is that of its first m
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from stitch import merge, posegraph
+from stitch.candidates import candidates
 from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 from stitch.ply import PlyFile
@@ -251,7 +251,7 @@ def _register_all(
         min_share=float(config["min_inlier_share"]),
         min_hull_share=float(config["min_hull_share"]),
     )
-    pairs = list(itertools.combinations(range(len(names)), 2))
+    pairs = candidates(sidecars)
     edges: list[Edge] = []
     verdicts: list[Verdict] = []
     for done, (target, source) in enumerate(pairs, start=1):
