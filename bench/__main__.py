@@ -28,6 +28,8 @@ BENCHMARKS = (
     "reconstruct",
     "push",
     "disk",
+    "merge",
+    "stitch",
 )
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).with_name("RESULTS.md")
