@@ -195,7 +195,8 @@ def inventory(farm: EmbeddedHosts, stage_python: Path) -> Path:
 
 
 class CpuClock:
-    """This process's CPU time at any moment while it runs, to a twentieth of a second."""
+    """This process's CPU time at any moment while it runs, to a twentieth of a second, less what
+    the clock takes itself."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float]] = []
@@ -212,7 +213,7 @@ class CpuClock:
 
     def _run(self) -> None:
         while not self._ending.wait(_SAMPLE_S):
-            self._samples.append((time.time(), time.process_time()))
+            self._samples.append((time.time(), time.process_time() - time.thread_time()))
 
     def until(self, at: float) -> float:
         """Seconds of CPU from the start of the clock to Unix time `at`."""
