@@ -59,3 +59,13 @@ class Hungry(Needs):
             seconds=Span(low=10.0 * large, likely=20.0 * large, high=40.0 * large),
             runs=50,
         )
+
+
+class Choosy(Hungry):
+    """And a large device is much faster."""
+
+    def of(self, job: Job, gpu: GpuView | None) -> Need:
+        need = super().of(job, gpu)
+        likely = need.seconds.likely * (12_000 / gpu.total_mib if gpu is not None else 1.0)
+        span = Span(low=0.5 * likely, likely=likely, high=2.0 * likely)
+        return dataclasses.replace(need, seconds=span)

@@ -220,6 +220,14 @@ def test_a_job_that_no_host_has_the_memory_for_ends_with_fewer_frames() -> None:
 # --- faults, work that is under way, stitches ---
 
 
+def test_a_smaller_plan_is_taken_at_once_and_not_when_all_else_is_done() -> None:
+    jobs = [job(f"small-{n}") for n in range(4)]
+    large = job("large", cap=40_000_000, train_steps=7000)
+    run = play(snapshot([*jobs, large], host("gpu-a")), seconds=train_only)
+    assert run.jobs["large"].shrink > 0
+    assert run.began["large"] < min(run.ended[one.id] for one in jobs)
+
+
 def test_a_crash_is_tried_again_and_costs_what_it_ran() -> None:
     def once(one: Job) -> tuple[Reason, float] | None:
         first = one.stage is Stage.TRAINING and not one.retries.get(Layer.CODE)

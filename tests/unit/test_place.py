@@ -14,40 +14,10 @@ from dispatcher.core import model as m
 from dispatcher.core.machine import step
 from dispatcher.core.model import Job, JobKind, JobState, Reason, Reservation, Stage, Step
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy, place
-from dispatcher.core.views import GpuView, HostView, Quarantine
+from dispatcher.core.views import HostView
+from tests.unit.farms import GIB, NOW, SUSPECT, UNFIT, at, gpu, host, job, running
 
-GIB = 1 << 30
-NOW = 1000.0
 POLICY = Policy()
-
-
-def gpu(uuid: str = "GPU-1", total: int = 11000, **values: object) -> GpuView:
-    base = GpuView(uuid=uuid, name="x", kind="cuda", total_mib=total, free_mib=total)
-    return dataclasses.replace(base, **values)  # type: ignore[arg-type]
-
-
-def host(name: str = "gpu-a", *gpus: GpuView, **values: object) -> HostView:
-    base = HostView(name=name, reachable=True, gpus=gpus or (gpu(),), disk_free_bytes=100 * GIB)
-    return dataclasses.replace(base, **values)  # type: ignore[arg-type]
-
-
-def job(name: str, **values: object) -> Job:
-    base = Job(
-        id=name, kind=JobKind.RECONSTRUCT, acquisition="dive", name=name, auv="a", created_at=0.0
-    )
-    return dataclasses.replace(base, **values)  # type: ignore[arg-type]
-
-
-def at(name: str, stage: Stage, where: str = "gpu-a", **values: object) -> Job:
-    """A job that waits on its host for `stage`."""
-    return job(name, host=where, state=JobState.RUNNING, stage=stage, **values)
-
-
-def running(name: str, stage: Stage, mib: int = 0, device: str | None = None) -> Job:
-    reservation = Reservation(
-        job=name, attempt=1, host="gpu-a", slot=SLOT_OF[stage], gpu=device, mib=mib
-    )
-    return at(name, stage, step=Step.RUN, attempt=1, reservation=reservation)
 
 
 def promises(jobs: list[Job]) -> list[Reservation]:
@@ -56,8 +26,6 @@ def promises(jobs: list[Job]) -> list[Reservation]:
 
 # --- properties over random farms ---
 
-SUSPECT = Quarantine(line="quarantined since 10:00:00Z: 3 fast failures")
-UNFIT = dataclasses.replace(SUSPECT, failed_test=True)
 QUARANTINES = st.sampled_from([None, None, None, SUSPECT, UNFIT])
 
 
@@ -351,6 +319,24 @@ def test_order_is_priority_then_fair_share_then_age() -> None:
     assert order == ["d4", "w1", "d1", "d2", "d3"]
 
 
+def test_each_step_of_priority_counts_whatever_the_share_and_the_age() -> None:
+    """For a host, and for a slot of the host they have."""
+    steps = [0, 7, -1, 2, 1, -5, 3]
+    far = [job(f"p{n}", priority=n, created_at=float(n), frames=100 + n) for n in steps]
+    hosts = [host("gpu-a", *(gpu(f"GPU-{n}") for n in range(len(steps))))]
+    given = [name for name, _ in place(far, hosts, POLICY, NOW).assignments]
+    assert given == ["p7", "p3", "p2", "p1", "p0", "p-1", "p-5"]
+    while far:
+        here = [
+            dataclasses.replace(one, host="gpu-a", state=JobState.CLAIMED, assigned_at=NOW)
+            for one in far
+        ]
+        slot = host("gpu-a", max_parallel={"extract": 1})
+        (started,) = place(here, [slot], POLICY, NOW).stages
+        assert started.job == given.pop(0)
+        far = [one for one in far if one.id != started.job]
+
+
 @pytest.mark.parametrize(
     ("values", "reason", "text"),
     [
@@ -395,64 +381,3 @@ def test_an_empty_inventory_and_a_lost_host_are_told() -> None:
     assert only_waiting([job("j")], []).reason is Reason.NO_HOST
     waiting = only_waiting([at("j", Stage.TRAINING, "old")], [host()])
     assert waiting.reason is Reason.NO_HOST and "no longer in the inventory" in waiting.message
-
-
-# --- hosts that are to be left alone ---
-
-
-def moves(jobs: list[Job], hosts: list[HostView]) -> tuple[tuple[str, str], ...]:
-    decision = place(jobs, hosts, POLICY, NOW)
-    assert not decision.stages
-    return decision.assignments
-
-
-def test_what_waits_on_a_draining_host_goes_to_another_and_what_runs_there_stays() -> None:
-    drained = host("gpu-a", cordoned=True, draining=True)
-    jobs = [at("waits", Stage.TRAINING), running("runs", Stage.COLMAP_RECONSTRUCTION)]
-    assert moves(jobs, [drained, host("gpu-b")]) == (("waits", "gpu-b"),)
-
-
-def test_a_job_no_other_host_could_take_stays_on_a_draining_host_and_says_so() -> None:
-    drained = host("gpu-a", cordoned=True, draining=True)
-    small = host("gpu-b", gpu(total=4000))
-    waiting = only_waiting([at("j", Stage.TRAINING)], [drained, small])
-    assert waiting.reason is Reason.HOST_DRAINING
-    assert "cosma worker resume gpu-a" in waiting.message and "no other host" in waiting.message
-
-
-def test_a_job_waits_on_a_draining_host_for_a_busy_one() -> None:
-    drained = host("gpu-a", cordoned=True, draining=True)
-    full = [job(f"full-{n}", host="gpu-b", state=JobState.CLAIMED, step=Step.TRANSFER)
-            for n in range(2)]  # fmt: skip
-    decision = place([at("j", Stage.TRAINING), *full], [drained, host("gpu-b")], POLICY, NOW)
-    (waiting,) = decision.waiting
-    assert waiting.reason is Reason.SLOT_BUSY and set(waiting.per_host) == {"gpu-a", "gpu-b"}
-
-
-def test_a_suspect_host_keeps_its_jobs_waiting_and_an_unfit_one_loses_them() -> None:
-    jobs = [at("j", Stage.TRAINING)]
-    waiting = only_waiting(jobs, [host("gpu-a", quarantine=SUSPECT), host("gpu-b")])
-    assert waiting.reason is Reason.HOST_QUARANTINED and "3 fast failures" in waiting.message
-    assert moves(jobs, [host("gpu-a", quarantine=UNFIT), host("gpu-b")]) == (("j", "gpu-b"),)
-    alone = only_waiting(jobs, [host("gpu-a", quarantine=UNFIT)])
-    assert alone.reason is Reason.HOST_NOT_READY and "3 fast failures" in alone.message
-
-
-def test_a_suspect_gpu_is_left_out_and_its_neighbour_is_used() -> None:
-    devices = (gpu("GPU-1", quarantine=SUSPECT), gpu("GPU-2", total=9000))
-    decision = place([at("j", Stage.TRAINING)], [host("gpu-a", *devices)], POLICY, NOW)
-    assert [r.gpu for r in decision.stages] == ["GPU-2"]
-    only = host("gpu-a", gpu(quarantine=SUSPECT))
-    waiting = only_waiting([at("j", Stage.TRAINING)], [only])
-    assert waiting.reason is Reason.GPU_QUARANTINED and "GPU-1 is quarantined" in waiting.message
-    extracting = place([at("j", Stage.FRAME_EXTRACTION)], [only], POLICY, NOW)
-    assert [r.job for r in extracting.stages] == ["j"], "its host still extracts"
-
-
-def test_what_waits_on_a_host_that_stays_silent_goes_elsewhere() -> None:
-    def silent(seconds: float) -> HostView:
-        return host("gpu-a", reachable=False, silent_s=seconds)
-
-    jobs = [at("j", Stage.TRAINING)]
-    assert only_waiting(jobs, [silent(30.0), host("gpu-b")]).reason is Reason.HOST_UNREACHABLE
-    assert moves(jobs, [silent(700.0), host("gpu-b")]) == (("j", "gpu-b"),)
