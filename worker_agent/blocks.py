@@ -7,6 +7,8 @@ of what was done.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -132,6 +134,10 @@ class Arrival:
         stream ended before. Raises RefusedError as `take`."""
         digest = digest_by(self.algorithm)
         buffer = memoryview(bytearray(BLOCK_BYTES))
+        # An eighth less CPU at both ends than with the usual 64 KiB: fewer turns. What is no pipe,
+        # or has no more room for this user, does without.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, BLOCK_BYTES)
         try:
             while (line := source.readline()).endswith(b"\n"):
                 head = _head(line)
