@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -57,7 +58,8 @@ class Rehearsal:
             clip.write_bytes(film.read_bytes() + free)
         done = self.cosma.run("ingest", str(root), "--acquisition", acquisition, *options)
         assert done.returncode == 0, (done.stdout, done.stderr)
-        return sorted(self.cosma.jobs())
+        with sqlite3.connect(self.cosma.database) as reader:
+            return [name for (name,) in reader.execute("SELECT id FROM jobs ORDER BY id")]
 
     def lines(self) -> list[dict[str, Any]]:
         """What the stages wrote down; a line that a kill cut short is left out."""
