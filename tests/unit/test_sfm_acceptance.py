@@ -50,7 +50,7 @@ def candidate(images: tuple[PosedImage, ...], **changes: Any) -> Candidate:
     base = Candidate(
         mapper="global",
         pairs="sequential",
-        path="sfm/work/0",
+        path="sfm/candidates/0",
         images=images,
         points=6000,
         reprojection_px=0.5,
