@@ -7,12 +7,10 @@ import dataclasses
 import multiprocessing
 import os
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from dispatcher.clock import ManualClock
 from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.breaker import Breaker, Failure, Position
@@ -37,19 +35,6 @@ from tests.contract.store_builders import (
     placed,
     running,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "cosma.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
-    opened = await SqliteStore.open(path, ManualClock())
-    yield opened
-    await opened.close()
-
 
 # --- what is to be done ---
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,18 +16,10 @@ from dispatcher.learning import Learning
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Acquisition, Host
-from dispatcher.store.sqlite import SqliteStore
 from tests.contract.store_builders import JOB, RUN, SEGMENT, advance, fill, record, running
 from worker_agent.protocol import ExitRecord
 
 GPU = {"uuid": "GPU-1", "name": "RTX 3090", "kind": "cuda", "total_mib": 24_000, "free_mib": 9}
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await SqliteStore.open(tmp_path / "cosma.db", ManualClock())
-    yield opened
-    await opened.close()
 
 
 def ended(metrics: dict[str, Any] | None = None, **changes: Any) -> ExitRecord:

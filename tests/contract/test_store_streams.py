@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -29,19 +28,6 @@ from tests.contract.store_builders import (
     running,
 )
 from worker_agent.protocol import ExitRecord
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "cosma.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
-    opened = await SqliteStore.open(path, ManualClock())
-    yield opened
-    await opened.close()
-
 
 # --- streams ---
 
