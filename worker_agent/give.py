@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 import time
 from pathlib import Path
@@ -30,6 +32,8 @@ def give(limit: str, request: GiveRequest, output: BinaryIO) -> None:
             f"{path} has {size} bytes, {request.bytes} were announced: the source changed, "
             "ingest it again",
         )
+    with contextlib.suppress(OSError):  # as in Arrival.read
+        fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, BLOCK_BYTES)
     digest = digest_by(request.algorithm)
     buffer = memoryview(bytearray(BLOCK_BYTES))
     found = bytearray()
