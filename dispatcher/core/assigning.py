@@ -69,6 +69,7 @@ class Assigner:
     def assign(self, jobs: Mapping[str, Job], now: float) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         yard, shelves = self._yard, self._queue.shelves
+        self._queue.settle()
         heap: list[tuple[int, bool, int, float, str, int, Label]] = []
         urgent = self._urgent(jobs)
         for number, (label, shelf) in enumerate(shelves.items()):
@@ -129,6 +130,7 @@ class Assigner:
         bit = self._yard.kind_of(name).bit
         self._queue.drop(job.id)
         self._queue.hold(share, bit, +1)
+        self._queue.settle()
         self._held.append((share, bit))
         self.coming[job.id] = (name, label)
         ledger.expect(job)

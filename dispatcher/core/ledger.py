@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 
+from dispatcher.core.memory import materialised, promised_to
 from dispatcher.core.model import Job, JobKind, Reason, Reservation, Stage, Step
 from dispatcher.core.need import Need
 from dispatcher.core.pipeline import JUST, SPARE, prefetch, wait_s
@@ -173,13 +174,13 @@ class Ledger:
     def _use(self, gpu: GpuView) -> tuple[int, int, int]:
         """MiB: promised or used under a promise; promised and not yet used; used without one."""
         promised = {k: r.mib for k, r in self.promises.items() if r.gpu == gpu.uuid}
-        return _materialised(promised, gpu.own_mib)
+        return materialised(promised, gpu.own_mib)
 
     def free_ram_mib(self) -> int:
         """What may still be promised of the host's RAM."""
         host = self.host
         promised = {key: one.ram_mib for key, one in self.promises.items()}
-        reserved, unused, own = _materialised(promised, host.ram_own_mib)
+        reserved, unused, own = materialised(promised, host.ram_own_mib)
         seen = sum(host.ram_own_mib.values())
         foreign = max(0, host.ram_total_mib - host.ram_free_mib - seen)
         return min(host.ram_free_mib - unused, host.ram_total_mib - reserved - foreign - own)
@@ -346,7 +347,7 @@ class Ledger:
         return Reason.RAM_LOW, (
             f"needs {need} MiB of RAM, free {self.free_ram_mib()} MiB "
             f"({self.host.ram_total_mib} total, {self.host.ram_free_mib} seen free, "
-            f"{promised} promised{self._whose('ram_mib')})"
+            f"{promised} promised{promised_to(self.promises.values(), 'ram_mib')})"
         )
 
     def busy_cores(self, need: float, *, device: bool) -> Refusal | None:
@@ -380,17 +381,9 @@ class Ledger:
         holders = "".join(f", {mib} held by {whose}" for whose, mib in gpu.holders)
         return (
             f"{gpu.uuid} needs {need} MiB, free {free} MiB ({gpu.total_mib} total, "
-            f"{reserved} reserved{self._whose('mib', gpu.uuid)}, "
+            f"{reserved} reserved{promised_to(self.promises.values(), 'mib', gpu.uuid)}, "
             f"{gpu.foreign_mib + orphaned} foreign{holders}, {self.host.headroom_mib} headroom)"
         )
-
-    def _whose(self, what: str, gpu: str | None = None) -> str:
-        jobs = sorted(
-            one.job
-            for one in self.promises.values()
-            if getattr(one, what) and (gpu is None or one.gpu == gpu)
-        )
-        return f" by {', '.join(jobs[:4])}{' ...' if len(jobs) > 4 else ''}" if jobs else ""
 
     def refuse(self, job: Job, missing: int, *, helper: bool = False) -> Refusal | None:
         """Why the job cannot be given this host now; None: it can. `missing`: bytes to bring. A
@@ -402,12 +395,3 @@ class Ledger:
             or self.full_disk(missing, assigning=True)
             or self.room()
         )
-
-
-def _materialised(
-    promised: dict[tuple[str, int], int], seen: dict[tuple[str, int], int]
-) -> tuple[int, int, int]:
-    """MiB: promised or used under a promise; promised and not yet used; used without one."""
-    reserved = sum(max(mib, seen.get(key, 0)) for key, mib in promised.items())
-    unused = sum(max(0, mib - seen.get(key, 0)) for key, mib in promised.items())
-    return reserved, unused, sum(mib for key, mib in seen.items() if key not in promised)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dispatcher.core.model import Job
+from dispatcher.core.model import Job, Reservation
 from dispatcher.core.views import GpuView
 
 
@@ -44,3 +44,20 @@ def shares(gpu: GpuView, jobs: Iterable[Job]) -> tuple[Share, ...]:
     if unnamed > 0:
         found.append(Share(whose="others", mib=unnamed))
     return tuple(found)
+
+
+def materialised(
+    promised: dict[tuple[str, int], int], seen: dict[tuple[str, int], int]
+) -> tuple[int, int, int]:
+    """MiB: promised or used under a promise; promised and not yet used; used without one."""
+    reserved = sum(max(mib, seen.get(key, 0)) for key, mib in promised.items())
+    unused = sum(max(0, mib - seen.get(key, 0)) for key, mib in promised.items())
+    return reserved, unused, sum(mib for key, mib in seen.items() if key not in promised)
+
+
+def promised_to(promises: Iterable[Reservation], what: str, gpu: str | None = None) -> str:
+    """In words: whose promises have some of `what`, a field in MiB; only those of the GPU."""
+    jobs = sorted(
+        one.job for one in promises if getattr(one, what) and (gpu is None or one.gpu == gpu)
+    )
+    return f" by {', '.join(jobs[:4])}{' ...' if len(jobs) > 4 else ''}" if jobs else ""

@@ -58,6 +58,7 @@ class Queue:
         self.work_ms: Counter[Device] = Counter()  # of all jobs that it could hold, if it did all
         self.jobs: Counter[Device] = Counter()  # how many these are
         self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
+        self._moved: set[Share] = set()  # since lines were put in order
         self._standing: dict[Share, set[Label]] = defaultdict(set)  # shelves with such a line
 
     def __contains__(self, job: str) -> bool:
@@ -150,10 +151,7 @@ class Queue:
             del shelf.order[bisect_left(shelf.order, entry)]
         line = shelf.lines[share]
         if line:
-            held = self._held.get(share)
-            count = (
-                sum(n for bit, n in held.items() if shelf.label.fit.kinds >> bit & 1) if held else 0
-            )
+            count = self._share(share, shelf.label.fit.kinds)
             shelf.shares[share] = count
             insort(shelf.order, (count, *line[0], share))
             return
@@ -165,15 +163,29 @@ class Queue:
         if not shelf.lines:
             del self.shelves[shelf.label]
 
+    def _share(self, share: Share, kinds: int) -> int:
+        held = self._held.get(share)
+        return sum(n for bit, n in held.items() if kinds >> bit & 1) if held else 0
+
     def hold(self, share: Share, kind: int, change: int) -> None:
-        """So many more (or fewer) jobs of the share have a host of this kind."""
+        """So many more (or fewer) jobs of the share have a host of this kind. What is taken back
+        and told again at once moves no line: see `settle`."""
         held = self._held[share]
         held[kind] += change
         if not held[kind]:
             del held[kind]
             if not held:
                 del self._held[share]
-        for label in self._standing.get(share, ()):
-            if label.fit.kinds >> kind & 1:
-                shelf = self.shelves[label]
-                self._reorder(shelf, share, shelf.lines[share][0])
+        self._moved.add(share)
+
+    def settle(self) -> None:
+        """Lines whose share is another one now go to their place."""
+        for share in self._moved:
+            counts: dict[int, int] = {}  # by the kinds that a shelf's jobs fit
+            for label in self._standing.get(share, ()):
+                kinds, shelf = label.fit.kinds, self.shelves[label]
+                if kinds not in counts:
+                    counts[kinds] = self._share(share, kinds)
+                if counts[kinds] != shelf.shares[share]:
+                    self._reorder(shelf, share, shelf.lines[share][0])
+        self._moved.clear()
