@@ -105,6 +105,17 @@ class Cosma:
         raise AssertionError(f"not within {EVENT_WAIT_S:.0f} s: {what}")
 
 
+def rows(cosma: Cosma, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    """What the database answers, as any reader may ask."""
+    with sqlite3.connect(f"file:{cosma.database}?mode=ro", uri=True) as reader:
+        return reader.execute(query, values).fetchall()
+
+
+def is_so(query: str, *values: Any) -> Callable[[sqlite3.Connection], bool]:
+    """For `wait_until`: `query` is what comes after SELECT, and one value."""
+    return lambda reader: bool(reader.execute(f"SELECT {query}", values).fetchone()[0])
+
+
 def running_stage(stage: str) -> Callable[[sqlite3.Connection], bool]:
     """An attempt of `stage` whose process has reported progress."""
 

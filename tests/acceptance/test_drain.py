@@ -8,17 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from tests.acceptance.cosma import Cosma, kill
+from tests.acceptance.cosma import kill, rows
 from tests.rehearsal import Rehearsal, rehearsal
-
-
-def rows(cosma: Cosma, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(f"file:{cosma.database}?mode=ro", uri=True) as reader:
-        return reader.execute(query, values).fetchall()
 
 
 def at_work_on(*hosts: str) -> Callable[[sqlite3.Connection], bool]:

@@ -6,16 +6,11 @@ import json
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from dispatcher.chaos.processes import all_pids, environment_of
-from tests.acceptance.cosma import Cosma, kill
+from tests.acceptance.cosma import Cosma, is_so, kill
 from tests.rehearsal import Rehearsal, rehearsal
-
-
-def is_so(query: str, *values: str) -> Callable[[sqlite3.Connection], bool]:
-    return lambda reader: bool(reader.execute(f"SELECT {query}", values).fetchone()[0])
 
 
 def left_behind(farm: Rehearsal) -> tuple[str, str]:

@@ -14,14 +14,8 @@ from typing import Any
 import yaml
 
 from dispatcher.embedded import EmbeddedHost
-from tests.acceptance.cosma import EVENT_WAIT_S, Cosma, kill, running_stage
+from tests.acceptance.cosma import EVENT_WAIT_S, Cosma, kill, rows, running_stage
 from tests.rehearsal import Rehearsal, rehearsal
-
-
-def rows(cosma: Cosma, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(f"file:{cosma.database}?mode=ro", uri=True) as reader:
-        return reader.execute(query, values).fetchall()
-
 
 # What jobs made stays where it is: only handoffs are looked at.
 KEEP = dict.fromkeys(("frames", "features", "training", "results"), "keep")

@@ -7,27 +7,17 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.acceptance.cosma import Cosma, kill
+from tests.acceptance.cosma import is_so, kill, rows
 from tests.rehearsal import Rehearsal, rehearsal
 
 LONG_AGO = (
     "UPDATE leases SET renewed_at = renewed_at - 86400, "
     "renewed_monotonic = renewed_monotonic - 86400"
 )
-
-
-def rows(cosma: Cosma, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(f"file:{cosma.database}?mode=ro", uri=True) as reader:
-        return reader.execute(query, values).fetchall()
-
-
-def is_so(query: str, *values: Any) -> Callable[[sqlite3.Connection], bool]:
-    return lambda reader: bool(reader.execute(f"SELECT {query}", values).fetchone()[0])
 
 
 def at_work_on(*hosts: str) -> Callable[[sqlite3.Connection], bool]:
