@@ -106,6 +106,15 @@ class Deciding:
             view = released(view, ended)
         self.board.put_host(view)
 
+    def freed(self, host: str) -> None:
+        """Something was removed there."""
+        self._written.freed(host, self.clock.monotonic())
+
+    def unseen_disks(self) -> set[str]:
+        """Hosts that answer, and whose disks changed since they were probed."""
+        reachable = {state.host.name for state in self.fleet.states if state.reachable}
+        return self._written.unseen() & reachable
+
     def wants_disk(self) -> bool:
         """Whether some job waits for room on a disk: what is freed there cannot wait for the next
         probe."""

@@ -308,8 +308,10 @@ class Dispatcher:
         tell(before, applied.job, event)
         if isinstance(event, ev.AttemptSucceeded | ev.AttemptFailed):
             self._tasks.serve(self.learning.learn(after.id, event.attempt))
-        if isinstance(event, FREED) and event.freed_bytes and self._deciding.wants_disk():
-            self._tasks.serve(self._errand(self._probe(event.host, anew=True)))
+        if isinstance(event, FREED) and event.freed_bytes:
+            self._deciding.freed(event.host)
+            if self._deciding.wants_disk():
+                self._tasks.serve(self._errand(self._probe(event.host, anew=True)))
         for effect in effects:
             self._performing.perform(applied.job, effect, stimulus=applied.event)
 
@@ -375,6 +377,10 @@ class Dispatcher:
     def _give_up_on(self, decision: Placement, *, but: Set[str]) -> None:
         """Draining must end: hold what no host of this farm can take, with the reason."""
         if decision.assignments or decision.stages or self._at_work() or not self._all_probed():
+            return
+        if unseen := self._deciding.unseen_disks():
+            for host in unseen:
+                self._tasks.serve(self._errand(self._probe(host, anew=True)))
             return
         here = [host for host in self.fleet.host_views() if host.reachable and not host.cordoned]
         left = [waiting for waiting in self._deciding.board.waiting() if waiting.job not in but]

@@ -32,6 +32,14 @@ class Written:
         self._known.setdefault(before.host, {})[key] = count, now
         return before.host
 
+    def freed(self, host: str, now: float) -> None:
+        """Something was removed there: how much that made free a probe is to say."""
+        self._known.setdefault(host, {})["", 0] = 0, now
+
+    def unseen(self) -> set[str]:
+        """Hosts with something that no probe has seen, as far as their views were asked for."""
+        return {host for host, known in self._known.items() if known}
+
     def taken_off(self, view: HostView, probed_at: float) -> HostView:
         """The host's view with this off its free disk."""
         known = self._known.get(view.name)
