@@ -27,7 +27,7 @@ from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
-from worker_agent.protocol import FetchRequest, Peer
+from worker_agent.protocol import FetchRequest, Peer, TransferReport
 
 log = logging.getLogger("cosma")
 
@@ -40,6 +40,7 @@ _NO_OTHER_WAY = frozenset({"disk_full", "transfer_corrupt", "stale_epoch", "busy
 @dataclass(frozen=True, slots=True)
 class _Brought:
     route: str  # direct | local | pulled | pushed
+    sha256: str | None  # of what arrived
     note: str = ""  # why by no shorter one
 
 
@@ -69,8 +70,8 @@ class Bringing:
     ) -> None:
         brought = await self._bring(executor, run_dir, item, host, to)
         to.there[item.path] = item.bytes
-        # The hash, where it is known: what a stitch was made of is kept as long as the stitch.
-        payload = {"path": item.path, "bytes": item.bytes, "sha256": item.sha256}
+        # The hash tells what a job was made of; of a stitch, that is kept as long as the stitch.
+        payload = {"path": item.path, "bytes": item.bytes, "sha256": brought.sha256}
         payload |= {"route": brought.route, "note": brought.note}
         await self.store.record_event(DELIVERED, job=job.id, host=host, payload=payload)
 
@@ -100,10 +101,10 @@ class Bringing:
                 note = f"not straight from {at[0]}: {error.line}"
                 log.warning("%s: %s", item.path, note)
         if item.pull is not None:
-            await executor.fetch(_request(item, run_dir, item.pull))
-            return _Brought("pulled", note)
-        await self._push(executor, run_dir, item, to)
-        return _Brought("pushed", note)
+            report = await executor.fetch(_request(item, run_dir, item.pull))
+            return _Brought("pulled", report.sha256, note)
+        report = await self._push(executor, run_dir, item, to)
+        return _Brought("pushed", report.sha256, note)
 
     def _on_a_host(self, item: Input) -> tuple[str, str] | None:
         """(host of the farm, absolute path on it) of a file that lies on one."""
@@ -119,13 +120,14 @@ class Bringing:
         path = path or f"{await giver.work_dir()}/{item.made_at}"
         request = _request(item, run_dir, path)
         if source == host:
-            await executor.fetch(request)
-            return _Brought("local")
+            return _Brought("local", (await executor.fetch(request)).sha256)
         async with giver.granted(path, self.epoch) as peer:
-            await executor.fetch(_request(item, run_dir, path, peer))
-        return _Brought("direct")
+            report = await executor.fetch(_request(item, run_dir, path, peer))
+        return _Brought("direct", report.sha256)
 
-    async def _push(self, executor: Executor, run_dir: str, item: Input, to: Arriving) -> None:
+    async def _push(
+        self, executor: Executor, run_dir: str, item: Input, to: Arriving
+    ) -> TransferReport:
         local = Path(item.local)
         here = await asyncio.to_thread(local.is_file)
         if not here and not await self.collecting.bring_back(local):
@@ -139,7 +141,9 @@ class Bringing:
         def told(there: int, _: int) -> None:
             to.there[item.path] = there
 
-        await executor.push_file(local, run_dir, item.path, sha256=item.sha256, progress=told)
+        return await executor.push_file(
+            local, run_dir, item.path, sha256=item.sha256, progress=told
+        )
 
     @asynccontextmanager
     async def _told(

@@ -16,10 +16,11 @@ from dispatcher.bringing import Bringing
 from dispatcher.core.model import Reason
 from dispatcher.errors import AgentRefusal, HostError, TransferError
 from dispatcher.jobspec import Input
-from worker_agent.protocol import FetchRequest, Peer, Refusal
+from worker_agent.protocol import FetchRequest, Peer, Refusal, TransferReport
 
 PEER = Peer(destination="giver", port=None, host_key="ssh-ed25519 A", private_key="secret")
 LARGE = 10 << 20
+REPORT = TransferReport(path="", bytes=LARGE, sha256="c0ffee", complete=True)
 
 
 @dataclass
@@ -33,15 +34,19 @@ class Host:
     async def work_dir(self) -> str:
         return f"/data/{self.name}"
 
-    async def fetch(self, request: FetchRequest) -> None:
+    async def fetch(self, request: FetchRequest) -> TransferReport:
         self.asked.append(request)
         way = "direct" if request.peer else "pulled"
         if way in self.fails:
             raise self.fails[way]
+        return REPORT
 
-    async def push_file(self, local: Path, run_dir: str, path: str, **options: Any) -> None:
+    async def push_file(
+        self, local: Path, run_dir: str, path: str, **options: Any
+    ) -> TransferReport:
         self.asked.append(("pushed", str(local), options["sha256"]))
         options["progress"](7, LARGE)
+        return REPORT
 
     @asynccontextmanager
     async def granted(self, path: str, epoch: int) -> AsyncIterator[Peer]:
@@ -72,6 +77,7 @@ class World:
     async def bring(self, item: Input, host: str = "taker") -> tuple[str, str]:
         executor = cast(Any, self.hosts[host])
         brought = await self.bringing._bring(executor, "/run", item, host, self.arriving)
+        assert brought.sha256 == REPORT.sha256
         return brought.route, brought.note
 
 
