@@ -70,13 +70,6 @@ class Pace:
 
 
 @dataclass(slots=True)
-class _Timers:
-    poll_at: float = 0.0
-    probe_at: float = 0.0
-    heartbeat_at: float = 0.0
-
-
-@dataclass(slots=True)
 class Dispatcher:
     store: Store
     fleet: Fleet
@@ -101,7 +94,9 @@ class Dispatcher:
     _performing: Performing = field(init=False)
     _deciding: Deciding = field(init=False)
     _answering: Answering = field(init=False)
-    _timers: _Timers = field(default_factory=_Timers)
+    _poll_at: float = 0.0  # monotonic, as the next two
+    _probe_at: float = 0.0
+    _heartbeat_at: float = 0.0
     _probing: Probing = field(init=False)
     _position: int = 0  # up to where in the store jobs were taken up
     _errands: int = 0  # under way, and of no event
@@ -179,8 +174,8 @@ class Dispatcher:
 
     async def _periodic(self) -> None:
         now = self.clock.monotonic()
-        if now >= self._timers.poll_at:
-            self._timers.poll_at = now + self.pace.poll_s
+        if now >= self._poll_at:
+            self._poll_at = now + self.pace.poll_s
             await self._load(restart=False)
             await self._answering.answer_all()
             await self._reload_inventory()
@@ -189,13 +184,13 @@ class Dispatcher:
             await self._give_back(self.effects.reclaimer.giving_back.overdue())
         for host in self.effects.reclaimer.trims.due():
             self._tasks.serve(self.effects.reclaimer.trims.trim(host))
-        if now >= self._timers.probe_at:
-            self._timers.probe_at = now + self.pace.probe_s
+        if now >= self._probe_at:
+            self._probe_at = now + self.pace.probe_s
             for state in self.fleet.states:
                 # A host that hangs keeps its own probe, never the others'.
                 self._tasks.serve(self._probe(state.host.name))
-        if now >= self._timers.heartbeat_at:
-            self._timers.heartbeat_at = now + self.pace.heartbeat_s
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + self.pace.heartbeat_s
             write_heartbeat(
                 self.heartbeat, now=self.clock.now(), pid=os.getpid(), jobs=self._jobs.values()
             )
@@ -239,7 +234,7 @@ class Dispatcher:
         changes = await self.fleet.reload(inventory, self.connect)
         log.info("inventory reloaded: %s", changes)
         self._open_sessions()
-        self._timers.probe_at = 0.0
+        self._probe_at = 0.0
 
     def _open_sessions(self) -> None:
         """A host that left the inventory keeps its session: its attempts may still end there."""
@@ -352,8 +347,7 @@ class Dispatcher:
             self.post(job_id, ev.HostAssigned(at=self.clock.now(), host=host))
         for reservation in decision.stages:
             self.post(reservation.job, ev.StagePlaced(at=self.clock.now(), reservation=reservation))
-        told = self._deciding.words()
-        if told:  # nothing that was decided waits until that is written down
+        if told := self._deciding.words():  # what was decided does not wait for their writing
             self._tasks.serve(self.store.set_waiting(told))
         reduced = self._take_smaller_plans(self._deciding.waiting.values(), self.fleet.host_views)
         if self.once:
