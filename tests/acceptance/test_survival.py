@@ -19,7 +19,7 @@ import pytest
 from tests.acceptance.cosma import EVENT_WAIT_S, kill
 from tests.rehearsal import Rehearsal, rehearsal
 
-CANCEL_S = 30.0  # it takes 6 s on an idle machine, and for ever where a signal is lost
+CANCEL_S = 10.0
 ESCAPED = "escaped.sh"
 
 
