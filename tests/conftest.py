@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# On a busy machine any example can take long; that says nothing about the code.
+settings.register_profile("any machine", parent=settings.default, deadline=None)
+settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
