@@ -27,6 +27,7 @@ def farm(tmp_path: Path) -> Iterator[Rehearsal]:
         memory_disk(place, DISK_MIB),
         rehearsal(tmp_path, 1, disk=disk, max_parallel=SLOTS) as made,
     ):
+        made.cosma.variables["COSMA_PROBE_S"] = "0.5"
         yield made
 
 
@@ -51,7 +52,6 @@ def test_jobs_that_do_not_fit_together_are_done_without_a_full_disk(farm: Rehear
 
 
 def test_a_job_that_never_fits_is_refused_by_the_byte(farm: Rehearsal) -> None:
-    farm.cosma.variables["COSMA_PROBE_S"] = "0.5"
     ingest(farm, 1, "wreck", 2 * DISK_MIB * MIB)
     (name,) = farm.cosma.jobs()
     place = farm.hosts.hosts[0].work_dir
