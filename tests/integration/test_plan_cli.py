@@ -178,7 +178,7 @@ def test_nothing_is_changed_by_planning(cosma: Cosma) -> None:
         (("resume gpu-b", "free 6000 MiB on gpu-b"), ["reef-b-1"], True),
         (("add host with 24 GiB",), ["reef-b-1"], True),
         (("add host with 16 GiB",), [], False),
-        (("remove host gpu-b",), [], True),  # then by a smaller plan on gpu-a
+        (("remove host gpu-b",), ["reef-b-1"], True),  # by a smaller plan on gpu-a
     ],
 )
 def test_a_what_if_says_what_it_would_gain(
