@@ -104,9 +104,7 @@ def _inputs_useless(job: Job) -> bool:
 
 
 def _inputs_ready(job: Job, _event: Any) -> Outcome:
-    ready = dataclasses.replace(
-        job, inputs_on_host=True, reclaimed=(), not_before=0.0, **NO_REASON
-    )
+    ready = dataclasses.replace(job, inputs_on_host=True, reclaimed=(), not_before=0.0, **NO_REASON)
     return dataclasses.replace(ready, step=Step.PLACE), ()
 
 
