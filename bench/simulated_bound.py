@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections import defaultdict
 
-from bench.simulated_farm import MODELS, Model, seconds_for
+from bench.simulated_farm import MODELS, Model, fault_for, seconds_for
 from dispatcher.core.model import RECONSTRUCT_STAGES, Job, JobKind, JobState, Stage
 from dispatcher.core.need import Needs
 from dispatcher.core.outlook import quantile
@@ -23,18 +23,20 @@ def lower_bound_s(snapshot: Snapshot, run: Played, seed: int) -> tuple[float, di
       p * seconds there, over the sum of p of all training slots (the dual of the fractional
       assignment: a bound whatever p is). p is how much faster the model was than the
       largest with the jobs it holds, or 0 below a memory size: then it is the bound of what only
-      larger GPUs can hold. To it comes the shortest way to a training and the shortest from one
-      to the end of the survey, during which no training can run;
+      larger GPUs can hold. To it comes what each slot must stand idle: until its first job can
+      be trained, and from its last one to the end of that survey. No two slots have the same
+      first job or the same last, so the shortest ways of all are given to the dearest slots;
     - slots: the seconds of all extract (sfm) stages over all extract (sfm) slots;
     - chain: the longest way of one segment through its transfer, its stages on the fastest device
       that holds it, and the two stitches that must follow.
 
-    Failed attempts and what they repeat are left out.
+    Half a training comes to it for each whose first attempt fails: the attempt's number decides
+    that, and it is the same in every plan. Later failures and what is repeated are left out.
     """
     needs = snapshot.policy.needs
     device = {model.name: _device(model) for model in MODELS}
     slots: dict[str, float] = defaultdict(float)
-    trains: dict[str, float] = defaultdict(float)
+    trains: dict[str, int] = defaultdict(int)
     for host in snapshot.hosts:
         trains[host.gpus[0].name] += host.max_parallel["train"]
         for slot in ("extract", "sfm"):
@@ -43,34 +45,46 @@ def lower_bound_s(snapshot: Snapshot, run: Played, seed: int) -> tuple[float, di
     present = [model for model in MODELS if trains[model.name]]
     work: dict[str, float] = defaultdict(float)
     trainings: list[dict[Model, float]] = []  # seconds on each model that holds the job
-    lead, tail, longest = math.inf, math.inf, 0.0
+    leads: list[float] = []
+    tails: list[float] = []
+    longest = 0.0
+    position = RECONSTRUCT_STAGES.index(Stage.TRAINING)
     stitch_s = 2 * min(_stitch_s(needs, gpu) for gpu in device.values())
     for first in snapshot.jobs:
         job = run.jobs[first.id]  # with the plan it was done by, where memory made that smaller
-        if job.state is not JobState.DONE:
-            continue
         took: dict[Stage, float] = {
             stage: seconds_for(seed, at, needs.of(at, None))
             for stage in RECONSTRUCT_STAGES
             if stage is not Stage.TRAINING
             for at in (dataclasses.replace(job, stage=stage),)
         }
-        training = dataclasses.replace(job, stage=Stage.TRAINING)
-        trainings.append(
-            {
-                model: seconds_for(seed, training, need)
-                for model in present
-                for need in (needs.of(training, device[model.name]),)
-                if need.vram_mib <= model.mib - snapshot.hosts[0].headroom_mib
-            }
-        )
-        for stage, seconds in took.items():
-            work[SLOT_OF[stage]] += seconds
-        position = RECONSTRUCT_STAGES.index(Stage.TRAINING)
+        training = dataclasses.replace(job, stage=Stage.TRAINING, attempt=position + 1)
+        held = {
+            model: seconds_for(seed, training, need)
+            for model in present
+            for need in (needs.of(training, device[model.name]),)
+            if need.vram_mib <= model.mib - snapshot.hosts[0].headroom_mib
+        }
         before = job.input_bytes / link + sum(took[s] for s in RECONSTRUCT_STAGES[:position])
         after = sum(took[s] for s in RECONSTRUCT_STAGES[position + 1 :]) + stitch_s
-        lead, tail = min(lead, before), min(tail, after)
-        longest = max(longest, before + min(trainings[-1].values()) + after)
+        fault = fault_for(seed, training)
+        leads.append(before)
+        tails.append(after if job.state is JobState.DONE else 0.0)
+        if fault is not None and held:
+            lost = {model: fault[1] * seconds for model, seconds in held.items()}
+            trainings.append(lost)
+            # Its next attempt may be another slot's first, and the failed one a slot's last: then
+            # all of it is still to be done.
+            leads.append(before + min(lost.values()))
+            tails.append(min(held.values()) + after if job.state is JobState.DONE else 0.0)
+        if job.state is not JobState.DONE:
+            continue
+        trainings.append(held)
+        for stage, seconds in took.items():
+            work[SLOT_OF[stage]] += seconds
+        longest = max(longest, before + min(held.values()) + after)
+    leads.sort()
+    tails.sort()
     price = _prices(trainings, present)
     bounds = {}
     for least in present:
@@ -80,8 +94,11 @@ def lower_bound_s(snapshot: Snapshot, run: Played, seed: int) -> tuple[float, di
             for held in trainings
             if all(model in able for model in held)
         )
-        spread = asked / sum(price[model] * trains[model.name] for model in able)
-        bounds[f"device_{least.mib // 1024}_gib"] = lead + spread + tail
+        slot_prices = sorted(
+            (price[model] for model in able for _ in range(trains[model.name])), reverse=True
+        )
+        idle = sum(p * (a + b) for p, a, b in zip(slot_prices, leads, tails, strict=False))
+        bounds[f"device_{least.mib // 1024}_gib"] = (asked + idle) / math.fsum(slot_prices)
     bounds |= {slot: work[slot] / slots[slot] for slot in slots}
     bounds["chain"] = longest
     return max(bounds.values()), bounds
