@@ -38,9 +38,14 @@ def to_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+def columns(row: Any) -> dict[str, Any]:
+    """The fields of a dataclass as they are; asdict would copy every value."""
+    return {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+
+
 def job_values(job: Job) -> dict[str, Any]:
     """Columns of `jobs`; the reservation has a table of its own."""
-    values = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
+    values = columns(job)
     del values["reservation"]
     values["retries"] = to_json(job.retries)
     values["avoid_hosts"] = to_json(job.avoid_hosts)
@@ -160,7 +165,7 @@ def host_of(row: sqlite3.Row) -> Host:
 
 
 def breaker_values(breaker: Breaker) -> dict[str, Any]:
-    values = {f.name: getattr(breaker, f.name) for f in dataclasses.fields(breaker)}
+    values = columns(breaker)
     values["failures"] = to_json([dataclasses.asdict(failure) for failure in breaker.failures])
     return values
 

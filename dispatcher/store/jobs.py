@@ -39,7 +39,7 @@ def kind_of(event: Event) -> str:
 
 
 def create_acquisition(db: Database, row: Acquisition) -> bool:
-    return db.change("insert_acquisition", **dataclasses.asdict(row)) == 1
+    return db.change("insert_acquisition", **codec.columns(row)) == 1
 
 
 def create_job(db: Database, job: Job, run: Run) -> bool:
@@ -174,7 +174,7 @@ def _reserve(
             committed_at=event.at,
             stimulus=event.stimulus,
         )
-        db.change("insert_reservation", **dataclasses.asdict(new))
+        db.change("insert_reservation", **codec.columns(new))
         db.change(
             "insert_lease",
             job=after.id,
@@ -252,7 +252,7 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
         host=known.host,
         gpu=known.gpu,
         device=device["name"] if device is not None else "",
-        **dataclasses.asdict(shape),
+        **codec.columns(shape),
         wall_s=record.wall_s,
         cpu_s=record.cpu_s,
         peak_rss_mib=record.peak_rss_mib,
@@ -299,7 +299,7 @@ def add_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> None:
     for row in rows:
         if row.job != job:
             raise StoreError(f"the artifact {row.path} belongs to job {row.job}", where=job)
-        db.change("upsert_artifact", **dataclasses.asdict(row))
+        db.change("upsert_artifact", **codec.columns(row))
 
 
 def artifacts(

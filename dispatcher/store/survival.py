@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 
 from dispatcher.core.model import Reservation
+from dispatcher.store import codec
 from dispatcher.store.connection import Database
 from dispatcher.store.rows import FindingRow, Lease, Silence
 
@@ -43,7 +43,7 @@ def delete_stray_leases(db: Database) -> int:
 
 def rebuild_reservation(db: Database, reservation: Reservation) -> None:
     db.change("delete_reservation", job=reservation.job)
-    db.change("insert_reservation", **dataclasses.asdict(reservation))
+    db.change("insert_reservation", **codec.columns(reservation))
 
 
 def delete_reservation(db: Database, job: str) -> None:
@@ -65,7 +65,7 @@ def silences(db: Database) -> list[Silence]:
 def set_findings(db: Database, host: str, rows: Iterable[FindingRow]) -> None:
     db.change("delete_findings", host=host)
     for row in rows:
-        db.change("insert_finding", **dataclasses.asdict(row))
+        db.change("insert_finding", **codec.columns(row))
 
 
 def findings(db: Database) -> list[FindingRow]:
