@@ -77,9 +77,12 @@ def job_of(row: sqlite3.Row) -> Job:
 
 
 def event_payload(event: Event) -> dict[str, Any]:
-    values = dataclasses.asdict(event)
+    values = columns(event)
     del values["at"], values["stimulus"]
-    return values
+    return {
+        name: columns(value) if isinstance(value, Reservation) else value
+        for name, value in values.items()
+    }
 
 
 def acquisition_of(row: sqlite3.Row) -> Acquisition:
