@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,21 +67,22 @@ def grant(request: GrantRequest) -> GrantReply:
 def revoke(request: RevokeRequest) -> GrantReply:
     """Take one back; without a name all that earlier dispatchers have left."""
     check_epoch(Path(request.work_dir), request.epoch)
-    wanted: Callable[[re.Match[str]], bool]
-    if request.name:
-        wanted = lambda found: found["name"] == request.name  # noqa: E731
-    else:
-        wanted = lambda found: int(found["epoch"]) < request.epoch  # noqa: E731
     removed = 0
     if not Path(request.authorized_keys).expanduser().is_file():
         return GrantReply(lines=0)
     with _rewritten(request.authorized_keys) as lines:
         for line in list(lines):
             found = _OURS.search(line)
-            if found is not None and wanted(found):
+            if found is not None and _meant(found, request):
                 lines.remove(line)
                 removed += 1
     return GrantReply(lines=removed)
+
+
+def _meant(found: re.Match[str], request: RevokeRequest) -> bool:
+    if request.name:
+        return found["name"] == request.name
+    return int(found["epoch"]) < request.epoch
 
 
 @contextmanager

@@ -6,20 +6,18 @@ process.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from worker_agent.block_messages import GiveRequest
 from worker_agent.blocks import Arrival
 from worker_agent.digests import SHA256, available
+from worker_agent.far_side import asked
 from worker_agent.messages import FailureCode
 from worker_agent.partial import Partial
 from worker_agent.protocol import Peer
@@ -123,44 +121,14 @@ class _Behind:
 
 @contextmanager
 def _asked(peer: Peer, request: GiveRequest, part: Partial) -> Iterator[BinaryIO]:
-    if peer.destination.startswith("-"):
-        raise RefusedError("bad_request", f"{peer.destination!r} is no destination of ssh")
-    port = () if peer.port is None else ("-p", str(peer.port))
-    with (
-        _in_memory(peer.private_key) as key,
-        _in_memory(f"{_ALIAS} {peer.host_key}\n") as known,
-        tempfile.TemporaryFile() as said,
-    ):
+    with _in_memory(peer.private_key) as key, _in_memory(f"{_ALIAS} {peer.host_key}\n") as known:
         options = (*_OPTIONS, f"UserKnownHostsFile={known}")
-        command = [
-            "ssh", "-aTx", *(f"-o{option}" for option in options), "-i", key, *port, "--",
-            peer.destination, "give",
-        ]  # fmt: skip
-        try:
-            # The child inherits the lock: it may outlive a killed verb.
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-                pass_fds=(part.descriptor,),
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise failed(FailureCode.TOOL_MISSING, "ssh is not installed on this host") from None
-        asking, stream = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
-        try:
-            with contextlib.suppress(BrokenPipeError):  # ssh has ended and said why
-                asking.write(request.to_json().encode() + b"\n")
-                asking.close()
+        arguments = ["-aTx", *(f"-o{option}" for option in options), "-i", key]
+        # The child inherits the lock: it may outlive a killed verb.
+        with asked(
+            arguments, peer.destination, peer.port, "give", request, (part.descriptor,)
+        ) as stream:
             yield stream
-        except RefusedError as error:
-            if error.refusal.error != FailureCode.TRANSFER_FAILED or process.wait() != 255:
-                raise
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            why = lines[-1] if lines else error.refusal.message
-            raise failed(FailureCode.TRANSFER_FAILED, f"ssh {peer.destination}: {why}") from None
-        finally:
-            process.kill()
-            stream.close()
-            process.wait()
 
 
 @contextmanager

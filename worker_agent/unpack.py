@@ -6,24 +6,22 @@ has arrived is not asked for again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shlex
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from worker_agent import attempts
 from worker_agent.attempts import AttemptFiles
 from worker_agent.checkpoint import Checkpoint
 from worker_agent.epoch import check_epoch
 from worker_agent.exclusive import alone
+from worker_agent.far_side import asked
 from worker_agent.fetch import SSH_OPTIONS
 from worker_agent.frames import sha256_of
 from worker_agent.pack import CHECKPOINT, FRAME, LISTING, frames_of
@@ -45,7 +43,7 @@ from worker_agent.protocol import (
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 
 # Another host is not worth a long wait: the dispatcher can relay. No credentials go along.
-_SSH = ("ssh", "-aT", "-oConnectTimeout=5", "-oClearAllForwardings=yes", *SSH_OPTIONS)
+_SSH_OPTIONS = ("-aT", "-oConnectTimeout=5", "-oClearAllForwardings=yes", *SSH_OPTIONS)
 _KEPT_BYTES = 1 << 20  # of a file that was cut off, the beginning is kept from this size on
 
 
@@ -84,34 +82,9 @@ def unpack(request: UnpackRequest, stdin: BinaryIO) -> Iterator[PackRequest | Un
 def _pulled(source: PackSource, request: PackRequest) -> Iterator[BinaryIO]:
     """The stream of the other host's `pack`. Raises RefusedError (transfer_failed) with the first
     line of what ssh says; nothing is asked, and no agent or port is forwarded."""
-    if source.destination.startswith("-"):
-        raise RefusedError("bad_request", f"{source.destination!r} is no destination of ssh")
-    port = () if source.port is None else ("-p", str(source.port))
-    command = [*_SSH, *port, "--", source.destination, shlex.join(source.command)]
-    with tempfile.TemporaryFile() as said:
-        try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
-            )
-        except FileNotFoundError:
-            raise failed(FailureCode.TOOL_MISSING, "ssh is not installed on this host") from None
-        asking, stream = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
-        try:
-            with contextlib.suppress(BrokenPipeError):  # ssh has ended and said why
-                asking.write(request.to_json().encode() + b"\n")
-                asking.close()
-            yield stream
-        except RefusedError as error:
-            if process.wait() != 255:  # ssh's own: anything else came from the far side
-                raise
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            why = lines[-1] if lines else error.refusal.message
-            raise failed(FailureCode.TRANSFER_FAILED, f"ssh {source.destination}: {why}") from None
-        finally:
-            process.kill()
-            stream.close()
-            process.wait()
+    command = shlex.join(source.command)
+    with asked(_SSH_OPTIONS, source.destination, source.port, command, request) as stream:
+        yield stream
 
 
 @dataclass(slots=True)

@@ -289,6 +289,18 @@ def test_a_refusal_of_the_old_host_is_told(farm: Farm, pair: Pair, tmp_path: Pat
     assert "not an absolute, normal path" in answer.lines[1]["message"]
 
 
+def test_a_far_side_that_never_ends_its_noise_is_left(
+    farm: Farm, pair: Pair, tmp_path: Path
+) -> None:
+    server = farm.start("old")
+    pair = by_ssh(server, pair, tmp_path, server.host_key)
+    source = source_on(server)
+    noisy = PackSource(destination=source.destination, port=source.port, command=("yes",))
+    answer = pair.new.call("unpack", pair.request(noisy))
+    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed")
+    assert "not a stream of files" in answer.lines[1]["message"]
+
+
 def test_ssh_gets_neither_agent_nor_forwardings(pair: Pair, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
