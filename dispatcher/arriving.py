@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from dispatcher.amounts import human_bytes, human_seconds
+
 WINDOW_S = 10.0  # over which the rate is taken
 
 
@@ -26,22 +28,11 @@ class Arriving:
         while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW_S:
             self._seen.popleft()
         begun, had = self._seen[0]
-        text = f"inputs: {_size(self.bytes)} of {_size(self.total)}"
+        text = f"inputs: {human_bytes(self.bytes)} of {human_bytes(self.total)}"
         if now <= begun:
             return text
         rate = (self.bytes - had) / (now - begun)
         if rate <= 0:
             return f"{text}, nothing for {now - begun:.0f} s"
-        return f"{text}, {_size(rate)}/s, {_left((self.total - self.bytes) / rate)} left"
-
-
-def _size(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
-
-
-def _left(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        left = human_seconds((self.total - self.bytes) / rate)
+        return f"{text}, {human_bytes(rate)}/s, {left} left"

@@ -152,7 +152,7 @@ class ObjectStore:
         except self._failures as error:
             raise TransferError(
                 Reason.TRANSFER_FAILED,
-                "the object store did not do it",
+                "the object store failed",
                 where=self.url,
                 why=f"{type(error).__name__}: {error}",
                 fix="Check bucket, endpoint and credentials (AWS_PROFILE, AWS_ENDPOINT_URL)",

@@ -289,6 +289,6 @@ async def test_an_object_store_that_is_away_is_one_line_and_loses_nothing(
     with pytest.raises(TransferError) as away:
         await world.collect()
     assert away.value.reason is Reason.TRANSFER_FAILED
-    assert "s3://no-such-bucket: the object store did not do it" in away.value.line
+    assert "s3://no-such-bucket: the object store failed" in away.value.line
     ply = (await world.rows())["ply"]
     assert (Path(ply.local_path or "").is_file(), ply.remote_url) == (True, None)

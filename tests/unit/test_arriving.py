@@ -12,25 +12,27 @@ from dispatcher.executors.pace import Pace
 from dispatcher.progress import job_row, percent
 from dispatcher.store.rows import Progress
 
+MIB = 1 << 20
+
 
 def test_bytes_rate_and_time_left_of_all_files_together() -> None:
-    arriving = Arriving(3_000_000_000)
-    assert arriving.look(100.0) == "inputs: 0 kB of 3.0 GB"
-    arriving.there["a"] = 200_000_000
-    arriving.there["b"] = 100_000_000
-    assert arriving.look(103.0) == "inputs: 300.0 MB of 3.0 GB, 100.0 MB/s, 27 s left"
-    assert arriving.look(105.0).endswith("60.0 MB/s, 45 s left")
+    arriving = Arriving(3000 * MIB)
+    assert arriving.look(100.0) == "inputs: 0 B of 2.9 GiB"
+    arriving.there["a"] = 200 * MIB
+    arriving.there["b"] = 100 * MIB
+    assert arriving.look(103.0) == "inputs: 300.0 MiB of 2.9 GiB, 100.0 MiB/s, 27 s left"
+    assert arriving.look(105.0).endswith("60.0 MiB/s, 45 s left")
     for now in range(106, 117):
         line = arriving.look(float(now))
-    assert line == "inputs: 300.0 MB of 3.0 GB, nothing for 10 s"
+    assert line == "inputs: 300.0 MiB of 2.9 GiB, nothing for 10 s"
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
-    arriving = Arriving(1_000_000_000)
+    arriving = Arriving(1000 * MIB)
     for second in range(60):
-        arriving.there["a"] = min(second, 10) * 50_000_000 + max(0, second - 10) * 1_000_000
+        arriving.there["a"] = (min(second, 10) * 50 + max(0, second - 10)) * MIB
         line = arriving.look(float(second))
-    assert "1.0 MB/s" in line and "7 min 31 s left" in line
+    assert "1.0 MiB/s" in line and "7 min 31 s left" in line
 
 
 class Clock:
@@ -70,7 +72,7 @@ def test_what_arrives_is_told_while_it_does_and_is_no_part_of_the_stage(step: St
         state=JobState.CLAIMED, step=step,
         stage=Stage.VALIDATION, host="gpu-a",
     )  # fmt: skip
-    line = "inputs: 1.0 GB of 3.0 GB, 100.0 MB/s, 20 s left"
+    line = "inputs: 1.0 GiB of 3.0 GiB, 100.0 MiB/s, 20 s left"
     numbers = {"transfer": 1_000_000_000, "of": 3_000_000_000}
     progress = Progress(fraction=0.0, message=line, numbers=numbers, updated_at=1.0)
     row = job_row(job, progress, None)
