@@ -1,7 +1,7 @@
 """Digests of blocks that cross a link: XXH3 by the system's own library, else SHA-256.
 
 SSH has authenticated every byte; a digest is for what disks, memory and offsets do to them. XXH3
-costs a thirtieth of SHA-256 (docs/decisions/0005). Stdlib only: libxxhash comes with rsync and apt.
+costs a thirtieth of SHA-256 (docs/decisions/0004). Stdlib only: libxxhash comes with rsync and apt.
 """
 
 from __future__ import annotations

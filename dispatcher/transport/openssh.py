@@ -1,7 +1,7 @@
 """Bulk copies to a host by the OpenSSH client, as a child that reads a pipe of this process.
 
 It moves a gigabyte for two thirds of the CPU of scp and half of what the same costs in this process
-(docs/decisions/0005). It trusts the same host key and takes the same identity as the connection for
+(docs/decisions/0004). It trusts the same host key and takes the same identity as the connection for
 commands; nothing is forwarded, no connection is shared.
 """
 
