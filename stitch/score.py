@@ -12,12 +12,6 @@ of two that were bent it explained 58 and 12 %."""
 
 _BENT = 0.7
 _BEND, _SOME_BEND = 0.02, 0.01  # of the extent; sound pairs show less than 0.001
-_FAR_ERROR = 0.015
-"""Of the extent, as `stitch.uncertainty` expects it: a smaller hull than asked for will do when it
-holds the far end as surely as this, and is a quarter of it."""
-
-_LEAST_HULL = 0.25
-
 _RASTER_SHARE = 0.5  # times `min_share`: pictures of clouds have more matches that mean nothing
 _CHECK_ANGLE_DEG, _CHECK_SCALE, _CHECK_OFFSET = 1.0, 0.02, 0.02
 
@@ -28,7 +22,7 @@ class Thresholds:
 
     min_inliers: int
     min_share: float  # inliers of the matches
-    min_hull_share: float  # below it the far end is extrapolated: unless it is certain all the same
+    min_hull_share: float  # below it the far end is extrapolated, scale first
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +56,7 @@ def _shortfalls(edge: Edge, thresholds: Thresholds) -> list[str]:
         short.append(f"{edge.inliers} inliers, {thresholds.min_inliers} needed")
     if edge.share < share:
         short.append(f"{edge.share:.0%} of {edge.matches} matches agree, {share:.0%} needed")
-    if edge.hull_share < thresholds.min_hull_share and (
-        edge.far_error > _FAR_ERROR or edge.hull_share < _LEAST_HULL * thresholds.min_hull_share
-    ):
+    if edge.hull_share < thresholds.min_hull_share:
         short.append(
             f"they span {edge.hull_share:.0%} of the smaller footprint, "
             f"{thresholds.min_hull_share:.0%} needed, and leave the farthest ground "

@@ -130,7 +130,7 @@ def test_matches_along_a_line_are_refused_for_their_leverage() -> None:
     [
         ({"inliers": 11, "matches": 20}, "11 inliers, 12 needed"),
         ({"matches": 501}, "20% of 501 matches agree, 20% needed"),
-        ({"hull_share": 0.09, "far_error": 0.02}, "9% of the smaller footprint, 10% needed"),
+        ({"hull_share": 0.09}, "9% of the smaller footprint, 10% needed"),
         ({"sim3": None}, "no transform fits any of 200 matches, 12 inliers needed"),
         ({"inliers": 0, "matches": 0}, "0 inliers"),
     ],
@@ -268,8 +268,8 @@ def test_the_far_error_is_about_what_happens() -> None:
     assert 0.8 < np.median(predicted) / np.sqrt(np.mean(np.square(actual))) < 3.0
 
 
-def test_a_small_overlap_is_taken_when_it_holds_the_far_end() -> None:
-    pair = dataclasses.replace(edge(1, 0, Sim3.identity()), hull_share=0.05)
-    assert judge(dataclasses.replace(pair, far_error=0.004), THRESHOLDS).accepted
-    refused = judge(dataclasses.replace(pair, far_error=0.03), THRESHOLDS)
-    assert "3.0% of the extent uncertain" in refused.reason
+def test_a_small_overlap_is_refused_with_what_it_leaves_uncertain() -> None:
+    small = dataclasses.replace(edge(1, 0, Sim3.identity()), hull_share=0.09, far_error=0.004)
+    refused = judge(small, THRESHOLDS)
+    assert not refused.accepted
+    assert "0.4% of the extent uncertain" in refused.reason
