@@ -148,10 +148,11 @@ def artifact_of(row: sqlite3.Row) -> ArtifactRow:
 
 
 def stitch_of(row: sqlite3.Row, members: tuple[str, ...]) -> Stitch:
-    values = _plain(row, "report")
+    values = _plain(row, "report", "decisions")
     values.update(
         level=StitchLevel(values["level"]),
         state=JobState(values["state"]),
+        decisions=tuple(values["decisions"]),
         passthrough=bool(values["passthrough"]),
     )
     return Stitch(**values, members=members)

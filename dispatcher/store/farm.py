@@ -107,6 +107,7 @@ def create_stitch(db: Database, stitch: Stitch, job: Job | None, run: Run | None
         job=stitch.job,
         passthrough=stitch.passthrough,
         report=codec.to_json(stitch.report),
+        decisions=codec.to_json(stitch.decisions),
         created_at=stitch.created_at,
     )
     for position, member in enumerate(stitch.members):

@@ -249,6 +249,7 @@ class Stitch:
     job: str | None = None
     passthrough: bool = False
     report: dict[str, Any] = field(default_factory=dict)
+    decisions: tuple[int, ...] = ()  # of operators about its pairs, by request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

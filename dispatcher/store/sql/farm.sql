@@ -1,8 +1,9 @@
 -- name: insert_stitch
 INSERT INTO stitches (
-    id, acquisition, level, auv, version, state, job, passthrough, report, created_at
+    id, acquisition, level, auv, version, state, job, passthrough, report, decisions, created_at
 ) VALUES (
-    :id, :acquisition, :level, :auv, :version, :state, :job, :passthrough, :report, :created_at
+    :id, :acquisition, :level, :auv, :version, :state, :job, :passthrough, :report, :decisions,
+    :created_at
 ) ON CONFLICT DO NOTHING;
 
 -- name: insert_stitch_input
