@@ -30,7 +30,13 @@ COLLECTED_KINDS = frozenset(
         "splat",
         "stitch_report",
         "stitch_masks",
+        "stitch_edges",
+        "stitch_graph",
         "ply_part",
+        "orthomosaic",
+        "height_map",
+        "world_file",
+        "tiles",
     }
 )
 CHECKPOINT = "output/.checkpoint.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,15 @@ from dispatcher.core.plan import StitchLevel
 from dispatcher.core.shape import shrunk
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
+from dispatcher.requests import DECISIONS, decided
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
 from dispatcher.store.rows import ArtifactRow, Segment, Stitch
 from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 
-# What a stitch reads of each member.
+# What a stitch reads of each member, and of its own version before.
 MEMBER_KINDS = ("ply", "registration")
+EDGES_KIND = "stitch_edges"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ class JobSpecs:
                 item
                 for member in await self._members(job)
                 for item in await self._files(member, job.acquisition)
-            ]
+            ] + await self._known_edges(job)
         segment = await self._segment(job)
         return [
             Input(
@@ -150,7 +153,13 @@ class JobSpecs:
                 }
                 for member in await self._members(job)
             ]
-            return {"level": stitch.level.value, "name": stitch.id, "members": members}
+            return {
+                "level": stitch.level.value,
+                "name": stitch.id,
+                "members": members,
+                "decisions": await self._decisions(stitch),
+                "edges": [item.path for item in await self._known_edges(job)],
+            }
         segment = await self._segment(job)
         return {
             "segment": segment.label,
@@ -173,6 +182,34 @@ class JobSpecs:
         if stitch is None:
             raise _missing(job, "its stitch is not in the database")
         return stitch
+
+    async def _decisions(self, stitch: Stitch) -> list[dict[str, Any]]:
+        """Those of operators that this version was planned with."""
+        every = decided(await self.store.requests(kinds=DECISIONS))
+        return [dataclasses.asdict(one) for one in every if one.id in stitch.decisions]
+
+    async def _known_edges(self, job: Job) -> list[Input]:
+        """What the newest version before it found out about its pairs; none: it is the first."""
+        stitch = await self._stitch(job)
+        before = [
+            one.job or ""
+            for one in await self.store.stitches(acquisition=stitch.acquisition)
+            if (one.level, one.auv) == (stitch.level, stitch.auv) and one.version < stitch.version
+        ]
+        for made_by in reversed(before):
+            for row in await self.store.artifacts(job=made_by):
+                if row.kind == EDGES_KIND and row.local_path is not None:
+                    return [
+                        Input(
+                            path="input/edges.json",
+                            local=row.local_path,
+                            bytes=row.bytes,
+                            sha256=row.sha256,
+                            made_on=row.host,
+                            made_at=f"{job.acquisition}/{made_by}/{row.path}",
+                        )
+                    ]
+        return []
 
     async def _members(self, job: Job) -> list[Member]:
         stitch = await self._stitch(job)

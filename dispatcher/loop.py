@@ -118,8 +118,8 @@ class Dispatcher:
         self._performing = Performing(self.effects, self._tasks, self._plan)
         self._deciding = Deciding(self.fleet, self.clock, Board(self.policy))
         self._answering = Answering(
-            self.store, self.clock, lambda: self._jobs, self._transition, self._abandon
-        )
+            self.store, self.clock, lambda: self._jobs, self._transition, self._abandon,
+            self._performing.plan)  # fmt: skip
 
     def post(self, job: str, event: Event) -> None:
         self._queue.append((job, event))

@@ -30,6 +30,9 @@ class Performing:
         self._copies: dict[str, asyncio.Task[None]] = {}
         self._clearing: dict[tuple[str, str], asyncio.Task[None]] = {}  # job, host
 
+    def plan(self, acquisition: str) -> None:
+        self._tasks.serve(self._plan(acquisition))
+
     def perform(self, job: Job, effect: Effect, *, stimulus: str) -> None:
         spawn, effects = self._tasks.spawn, self._effects
         match effect:
@@ -58,7 +61,7 @@ class Performing:
             case fx.CollectResults():
                 self._copy(job, effects.collect_results(job, effect.host, stimulus))
             case fx.PlanStitches():
-                self._tasks.serve(self._plan(effect.acquisition))
+                self.plan(effect.acquisition)
             case _:
                 raise TypeError(f"no way to perform {effect}")
 

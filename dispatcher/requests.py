@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
+from dispatcher.core.decisions import Decision, Point, Verdict
 from dispatcher.core.events import CancelRequested, Event, PriorityChanged, ReleaseRequested
 from dispatcher.core.machine import LIVE_STEPS, IllegalTransition, StaleEvent, step
-from dispatcher.core.model import TERMINAL, Job, Stage, Step
+from dispatcher.core.model import TERMINAL, Job, JobKind, Stage, Step
 from dispatcher.store.rows import Request
 
 CANCEL = "cancel"
 RETRY = "retry"
 PRIORITY = "priority"
 ABANDON = "abandon"
+DECISIONS = tuple(verdict.value for verdict in Verdict)
+"""About a pair of a stitch's members: no event of its job, but a reason for its next version."""
 
 
 def event_of_request(request: Request, *, at: float) -> Event:
@@ -36,6 +39,8 @@ def refused(request: Request, job: Job | None, *, silent: Collection[str], at: f
         return "no such job"
     if request.kind == ABANDON:
         return _not_abandoned(job, silent)
+    if request.kind in DECISIONS:
+        return "" if job.kind is JobKind.STITCH else "it is no stitch"
     try:
         step(job, event_of_request(request, at=at))
     except (IllegalTransition, StaleEvent):
@@ -43,6 +48,34 @@ def refused(request: Request, job: Job | None, *, silent: Collection[str], at: f
     except (KeyError, ValueError) as error:
         return f"this dispatcher does not understand it: {error}"
     return ""
+
+
+def decided(requests: Iterable[Request]) -> tuple[Decision, ...]:
+    """What operators decided about pairs, of the requests that were accepted."""
+    return tuple(
+        Decision(
+            id=request.id,
+            at=request.created_at,
+            by=str(request.args["by"]),
+            verdict=Verdict(request.kind),
+            source=str(request.args["source"]),
+            target=str(request.args["target"]),
+            points=tuple(
+                (_point(here), _point(there)) for here, there in request.args.get("points", ())
+            ),
+            registrations=(
+                str(request.args["registrations"][0]),
+                str(request.args["registrations"][1]),
+            ),
+        )
+        for request in requests
+        if request.kind in DECISIONS and request.state == "done"
+    )
+
+
+def _point(values: Sequence[float]) -> Point:
+    x, y, z = values
+    return float(x), float(y), float(z)
 
 
 def _not_abandoned(job: Job, silent: Collection[str]) -> str:

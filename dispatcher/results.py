@@ -52,7 +52,8 @@ class Results:
         levels = {item.stitch.level for item in self.stitches}
         auvs = {item.segment.auv for item in self.segments}
         states = [item.job.state for item in self.segments]
-        states += [item.stitch.state for item in self.stitches]
+        newest = {(s.level, s.auv): s for s in (item.stitch for item in self.stitches)}
+        states += [stitch.state for stitch in newest.values()]  # they come in order of version
         return (
             bool(self.segments)
             and all(state is JobState.DONE for state in states)

@@ -7,11 +7,14 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 
 from dispatcher.clock import Clock
+from dispatcher.core.decisions import Decision, in_force
 from dispatcher.core.model import Job, JobState, Stage
 from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches, stitch_job
 from dispatcher.core.shape import shape_of
+from dispatcher.requests import DECISIONS, decided
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Run, Segment, Stitch
 
@@ -23,7 +26,9 @@ def segment_view(segment: Segment, state: JobState) -> SegmentView:
     return SegmentView(job=segment.job, auv=segment.auv, name=segment.label, state=state)
 
 
-def stitch_view(stitch: Stitch) -> StitchView:
+def stitch_view(stitch: Stitch, decisions: Iterable[Decision]) -> StitchView:
+    """`decisions` of operators about any pairs."""
+    now = tuple(one.id for one in in_force(decisions, stitch.members))
     return StitchView(
         id=stitch.id,
         level=stitch.level,
@@ -31,6 +36,7 @@ def stitch_view(stitch: Stitch) -> StitchView:
         members=stitch.members,
         state=stitch.state,
         version=stitch.version,
+        outdated=not stitch.passthrough and now != stitch.decisions,
     )
 
 
@@ -55,14 +61,16 @@ class Stitching:
         jobs = {job.id: job for job in await self._store.load_jobs(acquisition=acquisition)}
         segments = await self._store.segments(acquisition=acquisition)
         stitches = await self._store.stitches(acquisition=acquisition)
+        decisions = decided(await self._store.requests(kinds=DECISIONS))
         return plan_stitches(
             acquisition,
             [segment_view(segment, jobs[segment.job].state) for segment in segments],
-            [stitch_view(stitch) for stitch in stitches],
+            [stitch_view(stitch, decisions) for stitch in stitches],
         )
 
     async def _make(self, acquisition: str, plan: StitchPlan) -> None:
         now = self._clock.now()
+        decisions = in_force(decided(await self._store.requests(kinds=DECISIONS)), plan.members)
         stitch = Stitch(
             id=plan.id,
             acquisition=acquisition,
@@ -74,6 +82,7 @@ class Stitching:
             created_at=now,
             job=None if plan.passthrough else plan.id,
             passthrough=plan.passthrough,
+            decisions=tuple(one.id for one in decisions),
         )
         if plan.passthrough:
             await self._store.create_stitch(stitch, None, None)

@@ -20,7 +20,7 @@ from dispatcher.heartbeat import dispatcher_runs
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.learning import Learning
-from dispatcher.requests import event_of_request
+from dispatcher.requests import DECISIONS, decided, event_of_request
 from dispatcher.stitching import segment_view, stitch_view
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Attempt, Host, Progress, Request
@@ -150,8 +150,9 @@ async def _survey(
         view = segment_view(segment, states[segment.job])
         segments.setdefault(segment.acquisition, []).append(view)
     stitches: dict[str, list[StitchView]] = {}
+    decisions = decided(await store.requests(kinds=DECISIONS))
     for stitch in await store.stitches():
-        stitches.setdefault(stitch.acquisition, []).append(stitch_view(stitch))
+        stitches.setdefault(stitch.acquisition, []).append(stitch_view(stitch, decisions))
     return (
         {name: tuple(views) for name, views in segments.items()},
         {name: tuple(views) for name, views in stitches.items()},

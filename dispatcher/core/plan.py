@@ -29,7 +29,8 @@ class SegmentView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StitchView:
-    """A stitch that exists. `members` are job ids (per_auv) or stitch ids (cross_auv)."""
+    """A stitch that exists. `members` are job ids (per_auv) or stitch ids (cross_auv). `outdated`:
+    operators have decided about its pairs since."""
 
     id: str
     level: StitchLevel
@@ -37,6 +38,7 @@ class StitchView:
     members: tuple[str, ...]
     state: JobState
     version: int = 1
+    outdated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +84,8 @@ def plan_stitches(
 ) -> tuple[StitchPlan, ...]:
     """Stitches that can be made and do not exist; a held or failed member is left out.
 
-    A stitch is not planned again while one with the same members exists, unless that one was
-    cancelled: retrying a held stitch is the operator's decision.
+    A stitch is not planned again while one with the same members and decisions exists, unless that
+    one was cancelled: retrying a held stitch is the operator's decision.
     """
     by_auv: dict[str, list[SegmentView]] = defaultdict(list)
     for segment in segments:
@@ -137,7 +139,7 @@ def _unless_made(
     stitches: Sequence[StitchView],
 ) -> list[StitchPlan]:
     versions = [s for s in stitches if s.level is level and s.auv == auv]
-    same = [s for s in versions if set(s.members) == set(members)]
+    same = [s for s in versions if set(s.members) == set(members) and not s.outdated]
     if any(s.state is not JobState.CANCELLED for s in same):
         return []
     version = 1 + max((s.version for s in versions), default=0)

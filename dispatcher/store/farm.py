@@ -143,6 +143,11 @@ def requests(db: Database, *, request: int | None, state: str | None) -> list[Re
     return [codec.request_of(row) for row in db.rows("select_requests", id=request, state=state)]
 
 
+def requests_of(db: Database, kinds: tuple[str, ...]) -> list[Request]:
+    rows = db.rows("select_requests_of", kinds=codec.to_json(kinds))
+    return [codec.request_of(row) for row in rows]
+
+
 def finish_request(db: Database, request: int, answer: str, ok: bool, at: float) -> None:
     state = "done" if ok else "refused"
     if db.change("finish_request", id=request, state=state, answer=answer, finished_at=at) == 0:

@@ -380,6 +380,9 @@ class SqliteStore(DiskBooks):
     async def pending_requests(self) -> list[Request]:
         return await self._reader.read(farm.requests, request=None, state="pending")
 
+    async def requests(self, *, kinds: Sequence[str]) -> list[Request]:
+        return await self._reader.read(farm.requests_of, tuple(kinds))
+
     async def finish_request(self, request: int, answer: str, *, ok: bool = True) -> None:
         await self._writer.write(True, farm.finish_request, request, answer, ok, self._clock.now())
 

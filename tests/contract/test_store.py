@@ -346,6 +346,8 @@ async def test_breakers_come_back_as_they_were_and_are_reset_by_host(store: Stor
 async def test_a_request_of_another_process_is_answered_once(path: Path, store: Store) -> None:
     command = await SqliteStore.open(path)
     number = await command.add_request("retry", job="j", args={"stage": "Training"})
+    assert [one.id for one in await command.requests(kinds=("retry", "pin"))] == [number]
+    assert await command.requests(kinds=("pin",)) == []
     (request,) = await store.pending_requests()
     assert (request.id, request.kind, request.job) == (number, "retry", "j")
     assert request.args == {"stage": "Training"}

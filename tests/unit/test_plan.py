@@ -118,3 +118,13 @@ def test_planning_ends_and_never_repeats_itself(
     waiting = dataclasses.replace(seg("a9"), state=JobState.QUEUED)
     again = plan_stitches("dive", [*segments, waiting], stitches)
     assert all(p.level is StitchLevel.PER_AUV and p.auv != "a" for p in again)
+
+
+def test_an_operators_decision_makes_one_new_version_of_the_stitch_it_is_about() -> None:
+    segments = [seg("a1"), seg("a2")]
+    (first,) = plan_stitches("dive", segments, [])
+    for state in (HELD, DONE):
+        before = dataclasses.replace(made(first, state), outdated=True)
+        (again,) = plan_stitches("dive", segments, [before])
+        assert again.id == "dive-stitch-a-v2" and again.members == first.members
+        assert plan_stitches("dive", segments, [before, made(again, RUNNING)]) == ()

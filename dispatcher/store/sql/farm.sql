@@ -78,6 +78,9 @@ VALUES (:kind, :job, :args, :created_at, 'pending', '');
 SELECT * FROM requests
 WHERE (:id IS NULL OR id = :id) AND (:state IS NULL OR state = :state) ORDER BY id;
 
+-- name: select_requests_of
+SELECT * FROM requests WHERE kind IN (SELECT value FROM json_each(:kinds)) ORDER BY id;
+
 -- name: finish_request
 UPDATE requests SET state = :state, answer = :answer, finished_at = :finished_at WHERE id = :id;
 
