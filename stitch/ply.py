@@ -115,18 +115,7 @@ class PlyFile:
 
     @classmethod
     def open(cls, path: Path) -> PlyFile:
-        try:
-            with path.open("rb") as stream:
-                head = stream.read(_MAX_HEADER)
-                row, count = _header(path, head)
-                offset = head.index(b"\n", head.index(b"end_header")) + 1
-                missing = offset + count * row.itemsize - path.stat().st_size
-        except OSError as error:
-            raise FileUnreadable(f"{path}: {error.strerror}") from None
-        if missing > 0:
-            raise FileUnreadable(
-                f"{path}: cut short, {missing} bytes are missing of {count} vertices"
-            )
+        row, count, offset = read_header(path)
         names = row.names or ()
         rest = sum(name.startswith("f_rest_") for name in names)
         absent = [name for name in _columns(rest) if name not in names and name[0] != "n"]
@@ -201,6 +190,22 @@ def _pick(table: npt.NDArray[np.void], names: list[str]) -> npt.NDArray[np.float
         for index, name in enumerate(names):
             columns[rows, index] = table[name][rows]
     return columns
+
+
+def read_header(path: Path) -> tuple[np.dtype[np.void], int, int]:
+    """Row type, number of rows and first byte of the vertices, of gaussians or of any other
+    points. Raises FileUnreadable when it is no binary PLY, or is cut short."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_MAX_HEADER)
+            row, count = _header(path, head)
+            offset = head.index(b"\n", head.index(b"end_header")) + 1
+            missing = offset + count * row.itemsize - path.stat().st_size
+    except OSError as error:
+        raise FileUnreadable(f"{path}: {error.strerror}") from None
+    if missing > 0:
+        raise FileUnreadable(f"{path}: cut short, {missing} bytes are missing of {count} vertices")
+    return row, count, offset
 
 
 def _header(path: Path, head: bytes) -> tuple[np.dtype[np.void], int]:

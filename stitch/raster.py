@@ -13,8 +13,6 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, map_coordinates, median_filter
 
 from stitch import sift
-from stitch.gaussians import SH_C0
-from stitch.ply import PlyFile
 from stitch.register import Edge, hull_share, match, robust_sim3
 from stitch.sim3 import F64, umeyama
 from stitch.uncertainty import far_error
@@ -31,7 +29,6 @@ _ON_PLANE = 0.015  # of the extent
 _ABOVE = 0.12  # of the extent: what lies farther from the ground's median height is not drawn
 _FLOATER_IQR = 2.0
 _FLOATER_FLOOR = 0.002  # of the extent
-_FAINT = -2.2  # logit of an opacity of 0.1
 _SAME_PLACE_PX = 6.0
 _SAME_PLACE = 0.012  # of the extent
 _DEPTH = 0.3  # of the extent, for want of cameras
@@ -51,18 +48,6 @@ class View:
     places: F64
     footprint: npt.NDArray[np.float32]  # (P,3) some of the cloud
     extent: float  # diagonal of its middle 90 %
-
-
-def solid_points(file: PlyFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Means (N,3) and grey values (N,), at most MAX_POINTS, of gaussians that are not faint."""
-    means, greys = [np.empty((0, 3), np.float32)], [np.empty(0, np.float32)]
-    step = max(1, file.count // MAX_POINTS)
-    for block in file.blocks():
-        chosen = (block.opacities > _FAINT) & np.isfinite(block.means).all(axis=1)
-        chosen[np.arange(len(chosen)) % step != 0] = False
-        means.append(block.means[chosen])
-        greys.append(0.5 + SH_C0 * block.sh0[chosen].mean(axis=1))
-    return np.concatenate(means), np.concatenate(greys)
 
 
 def view(points: npt.NDArray[np.float32], grey: npt.NDArray[np.float32]) -> View:

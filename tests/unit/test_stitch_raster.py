@@ -10,9 +10,12 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from stitch import sift
+from stitch.clouds import solid_points
+from stitch.errors import FileUnreadable
 from stitch.gaussians import SH_C0, Gaussians
-from stitch.ply import PlyFile, write_ply
-from stitch.raster import View, register_views, solid_points, view
+from stitch.pairs import Known, register_pair
+from stitch.ply import write_ply
+from stitch.raster import View, register_views, view
 from stitch.register import match
 from stitch.score import Thresholds, judge
 from stitch.sim3 import Sim3
@@ -106,6 +109,62 @@ def test_faint_and_lost_gaussians_are_not_drawn(tmp_path: Path) -> None:
     sh0 = np.full((400, 3), 0.3 / SH_C0)
     path = tmp_path / "g.ply"
     write_ply(path, Gaussians(means, made.scales, made.quats, opacities, sh0, made.shN))
-    points, grey = solid_points(PlyFile.open(path))
+    points, grey = solid_points(path, 1000)
     assert np.array_equal(points, means[110:])
     assert grey == pytest.approx(0.8)
+
+
+def write_plain(path: Path, points: np.ndarray, grey: np.ndarray, *, faces: bytes = b"") -> None:
+    """Doubles and bytes, as scanners leave them, with whatever follows the vertices."""
+    row = np.dtype([(a, "<f8") for a in "xyz"] + [(c, "u1") for c in ("red", "green", "blue")])
+    table = np.zeros(len(points), row)
+    for axis, column in zip("xyz", points.T, strict=True):
+        table[axis] = column
+    for colour in ("red", "green", "blue"):
+        table[colour] = np.clip(255 * grey, 0, 255)
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    lines += [f"property double {axis}" for axis in "xyz"]
+    lines += [f"property uchar {colour}" for colour in ("red", "green", "blue")]
+    lines += ["element face 1", "property list uchar int vertex_indices"] if faces else []
+    header = "".join(f"{line}\n" for line in [*lines, "end_header"]).encode()
+    path.write_bytes(header + table.tobytes() + faces)
+
+
+def test_a_plain_cloud_is_placed_on_gaussians(tmp_path: Path) -> None:
+    ground = Ground(7)
+    one, other = random_sim3(ground.rng), random_sim3(ground.rng)
+    plain, splats = tmp_path / "plain.ply", tmp_path / "splats.ply"
+    write_plain(plain, *ground.cloud(0.0, 6.0, one), faces=b"\x03" + bytes(12))
+    points, grey = ground.cloud(4.0, 10.0, other)
+    made = random_gaussians(ground.rng, len(points), 0)
+    sh0 = np.repeat((grey[:, None] - 0.5) / SH_C0, 3, axis=1)
+    solid = np.full(len(points), 2.0)
+    write_ply(splats, Gaussians(points, made.scales, made.quats, solid, sh0, made.shN))
+    found = register_pair(1, Known(splats, None), 0, Known(plain, None), RATIO)
+    assert judge(found, THRESHOLDS).accepted, found
+    assert found.sim3 is not None
+    truth = one.inverse() @ other
+    assert found.sim3.angle_to(truth) < 1.0
+    assert found.sim3.scale / truth.scale == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_large_cloud_is_read_in_part(tmp_path: Path) -> None:
+    count = 100_001
+    points = np.arange(count)[:, None] * np.array([[1.0, 0.0, -1.0]])
+    write_plain(tmp_path / "p.ply", points, np.full(count, 0.4))
+    some, grey = solid_points(tmp_path / "p.ply", 1000)
+    assert np.array_equal(some, points[::101])
+    assert grey == pytest.approx(0.4)
+
+
+def test_clouds_that_cannot_be_drawn_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "p.ply"
+    write_plain(path, np.zeros((5, 3)), np.zeros(5))
+    with pytest.raises(FileUnreadable, match="5 points are too few"):
+        Known(path, None).view()
+    path.write_bytes(path.read_bytes().replace(b"blue", b"blub"))
+    with pytest.raises(FileUnreadable, match="neither gaussians nor coloured points"):
+        Known(path, None).view()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FileUnreadable, match="cut short"):
+        Known(path, None).view()
