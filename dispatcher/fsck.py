@@ -135,7 +135,7 @@ def promise(attempt: Attempt, job: Job, gpus: Sequence[GpuView], policy: Policy)
         disk_bytes=need.disk_bytes,
         cpu_cores=need.cpu_cores,
         ram_mib=max(need.ram_mib, need.vram_mib) if on_ram else need.ram_mib,
-        decode_sessions=need.decode_sessions,
+        decode_sessions=need.decode_sessions if attempt.gpu is not None else 0,
     )
 
 

@@ -34,7 +34,7 @@ async def load_snapshot(store: Store, database: Path, outlook: Outlook | None) -
     promised = {
         (job.host, job.reservation.gpu): job
         for job in jobs.values()
-        if job.reservation is not None and job.reservation.gpu is not None
+        if job.reservation is not None and job.reservation.gpu and job.reservation.mib
     }
     gpus = await store.gpus()
     rows = []

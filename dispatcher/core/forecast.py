@@ -22,7 +22,7 @@ from dispatcher.core.board import Board
 from dispatcher.core.events import Event
 from dispatcher.core.machine import StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Job, JobState, Reason, Reservation, Step, Waiting
-from dispatcher.core.need import Need
+from dispatcher.core.need import GPU_STAGES, Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
 from dispatcher.core.played import Decided, Played, Ran
@@ -337,7 +337,7 @@ class _Farm:
         )
 
     def _follow(self, job: Job, at: float) -> None:
-        promise = job.reservation
+        promise = job.reservation if job.stage in GPU_STAGES else None
         gpu = self._gpus.get(promise.gpu) if promise is not None and promise.gpu else None
         need = self._snapshot.policy.needs.of(job, gpu)
         drawn = self._seconds(job, gpu, need)

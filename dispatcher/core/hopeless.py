@@ -15,7 +15,6 @@ PASSING = frozenset(
         Reason.SLOT_BUSY,
         Reason.CPU_BUSY,
         Reason.RAM_LOW,
-        Reason.DECODER_BUSY,
         Reason.PROBE_STALE,
         Reason.HOST_QUARANTINED,
         Reason.GPU_QUARANTINED,

@@ -364,14 +364,6 @@ class Ledger:
         working = {one.gpu for one in self.promises.values() if one.mib}
         return sum(gpu.uuid not in working for gpu in self.host.gpus)
 
-    def busy_decoder(self, gpu: GpuView, need: int) -> Refusal | None:
-        if not gpu.max_decode_sessions or self.free_sessions(gpu) >= need:
-            return None
-        return Reason.DECODER_BUSY, (
-            f"{gpu.uuid} needs {need} decode sessions, free {self.free_sessions(gpu)} of "
-            f"{gpu.max_decode_sessions} ({gpu.decode_sessions} not ours)"
-        )
-
     def explain(self, gpu: GpuView, job: Job) -> str:
         """Why the device's memory does not hold the job now, and whose memory it is."""
         need, free = self.policy.need(job, gpu).vram_mib, self.free_mib(gpu)

@@ -151,7 +151,6 @@ class Reason(StrEnum):
     CPU_BUSY = "cpu_busy"
     RAM_LOW = "ram_low"
     RAM_TOO_SMALL = "ram_too_small"
-    DECODER_BUSY = "decoder_busy"
     DISK_LOW = "disk_low"
     POOL_FULL = "pool_full"  # the thin pool below the host's disk is over its watermark
     POOL_UNKNOWN = "pool_unknown"  # or cannot be read

@@ -64,7 +64,7 @@ class Need:
     cpu_cores: float
     ram_mib: int
     disk_bytes: int
-    decode_sessions: int  # 0: frames are decoded on the CPU
+    decode_sessions: int  # of a GPU's video decoder, where one is free; else the CPU decodes
     seconds: Span
     runs: int  # how many runs this was learned from; 0: a first guess
 
@@ -274,7 +274,7 @@ class Needs:
             cpu_cores=known.cores or (0.5 if stage in _LIGHT else 1.0),
             ram_mib=math.ceil(ram),
             disk_bytes=self._disk(job, stage, known),
-            decode_sessions=0,
+            decode_sessions=int(stage is Stage.FRAME_EXTRACTION),
             seconds=Span(low=low, likely=likely, high=high),
             runs=known.runs,
         )

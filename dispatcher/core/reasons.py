@@ -22,7 +22,6 @@ _NEARNESS = (
     Reason.DISK_LOW,
     Reason.SLOT_BUSY,
     Reason.CPU_BUSY,
-    Reason.DECODER_BUSY,
     Reason.RAM_LOW,
     Reason.GPU_BUSY,
 )

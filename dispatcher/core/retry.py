@@ -153,7 +153,6 @@ RULES: dict[Reason, Rule] = {
     Reason.CPU_BUSY: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.RAM_LOW: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.RAM_TOO_SMALL: Rule(Layer.WAITING, _HOLD, "add a host with more memory"),
-    Reason.DECODER_BUSY: Rule(Layer.WAITING, _HOLD, _WAIT),
     Reason.DISK_LOW: Rule(Layer.WAITING, _HOLD, "free disk space on a host"),
     Reason.POOL_FULL: Rule(Layer.WAITING, _HOLD, "free or extend the thin pool"),
     Reason.POOL_UNKNOWN: Rule(Layer.WAITING, _HOLD, "see that the pool's hypervisor answers"),

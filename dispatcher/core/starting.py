@@ -86,21 +86,20 @@ def _try(ledger: Ledger, job: Job) -> Reservation | Refusal:
 
 
 def _on_host(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
-    """A stage without a device; what it decodes takes sessions of one all the same."""
+    """A stage without a device. What it decodes takes sessions of one all the same, where they are
+    free: the CPU decodes as well, so that nothing waits for them."""
     need = ledger.policy.need(job, None)
     refusal = _short(ledger, job, need, None)
     if refusal is not None:
         return refusal
-    decoders = [g for g in ledger.host.gpus if need.decode_sessions and g.max_decode_sessions]
-    if not decoders:
-        return _reservation(ledger, job, slot, need, None, sessions=0)
-    able = [g for g in decoders if ledger.busy_decoder(g, need.decode_sessions) is None]
-    free = [g for g in able if ledger.usable(g)]
-    if not free:
-        said = [ledger.busy_decoder(g, need.decode_sessions) for g in decoders if g not in able]
-        return Reason.DECODER_BUSY, "; ".join(one[1] for one in said if one) or "no GPU answers"
-    gpu = max(free, key=lambda g: (ledger.free_sessions(g), g.uuid))
-    return _reservation(ledger, job, slot, need, gpu, sessions=need.decode_sessions)
+    sessions = need.decode_sessions
+    able = [
+        gpu
+        for gpu in ledger.host.gpus
+        if sessions and ledger.usable(gpu) and ledger.free_sessions(gpu) >= sessions
+    ]
+    gpu = max(able, key=lambda g: (ledger.free_sessions(g), g.uuid), default=None)
+    return _reservation(ledger, job, slot, need, gpu, sessions=sessions if gpu else 0)
 
 
 def _on_device(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
@@ -140,16 +139,13 @@ def _preference(ledger: Ledger, gpu: GpuView, need: Need) -> tuple[float, int, s
 
 
 def _short(ledger: Ledger, job: Job, need: Need, gpu: GpuView | None) -> Refusal | None:
-    """Which of disk, RAM, cores and decoder is short for the stage, or kept for another job."""
+    """Which of disk, RAM and cores is short for the stage, or kept for another job."""
     ram, cores = ledger.ram_need(need, gpu), ledger.cores_need(need, device=gpu is not None)
     if need.disk_bytes and (refusal := ledger.full_disk(need.disk_bytes)):
         return refusal
     if refusal := ledger.low_ram(ram):
         return refusal
     if refusal := ledger.busy_cores(cores, device=gpu is not None):
-        return refusal
-    sessions = need.decode_sessions
-    if gpu is not None and sessions and (refusal := ledger.busy_decoder(gpu, sessions)):
         return refusal
     for what, asked in (("disk", need.disk_bytes), ("RAM", ram), ("cores", cores)):
         holder = ledger.kept.get(what)
@@ -178,7 +174,7 @@ def _reservation(
         disk_bytes=need.disk_bytes,
         cpu_cores=ledger.cores_need(need, device=on_device) if known_cores else 0.0,
         ram_mib=ledger.ram_need(need, gpu) if known_ram else 0,
-        decode_sessions=sessions if gpu is not None and gpu.max_decode_sessions else 0,
+        decode_sessions=sessions,
     )
 
 

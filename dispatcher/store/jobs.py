@@ -10,7 +10,7 @@ from typing import Any
 from dispatcher.core.events import AttemptFailed, AttemptStarted, AttemptSucceeded, Event
 from dispatcher.core.lease import lease_s
 from dispatcher.core.model import Job, Waiting
-from dispatcher.core.need import Observation
+from dispatcher.core.need import GPU_STAGES, Observation
 from dispatcher.core.shape import measured, shape_of
 from dispatcher.store import codec
 from dispatcher.store.base import StaleRevision, StoreError
@@ -243,7 +243,10 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
     outcome = record.outcome
     metrics = outcome.metrics if outcome is not None else {}
     shape = shape_of(measured(_one_job(db, job), metrics), known.stage)
-    device = db.row("select_device", host=known.host, gpu=known.gpu)
+    # One whose decoder alone was used is not what the stage's needs depend on.
+    device = None
+    if known.stage in GPU_STAGES:
+        device = db.row("select_device", host=known.host, gpu=known.gpu)
     db.change(
         "upsert_stage_metrics",
         job=job,

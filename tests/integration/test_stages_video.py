@@ -180,7 +180,7 @@ def test_frames_are_verified_timed_and_listed(run: Run, clip: Path) -> None:
     assert listing["verified"] is True
     (stored,) = (c["frames_stored"] for c in run.json("output/validation.json")["clips"])
     assert stored > 20 and listing["clips"] == [
-        {"name": "GX010001.MP4", "shown": stored, "decoded": stored}
+        {"name": "GX010001.MP4", "shown": stored, "decoded": stored, "decoder": "cpu"}
     ]
     assert (listing["width"], listing["height"]) == (320, 180)
     assert [f["name"] for f in listing["frames"]] == [f"f{i:06d}.jpg" for i in range(1, 21)]

@@ -17,6 +17,7 @@ import ffmpeg
 from worker_agent.frames import missing_pictures
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
+from worker_agent.stages.decoders import Decoder
 from worker_agent.stages.ffprobe import COPY_AGAIN, ClipFacts, ffmpeg_path, printable
 
 __all__ = ["Pictures", "decode_clip", "expected_pictures"]
@@ -28,17 +29,19 @@ END_SLACK_S = 1.0  # how far before the clip's end its last picture may lie, bey
 _LEVEL = re.compile(r"\[(panic|fatal|error|warning|info|verbose|debug)\] +")
 _TOLD = frozenset({"panic", "fatal", "error", "warning"})
 _DECODED = re.compile(r"Input stream .*\(video\): .* (\d+) frames decoded")
+_NOT_ON_GPU = re.compile(r"Failed setup for format cuda|hwaccel initialisation returned error")
 _DAMAGE = re.compile(r"corrupt decoded frame|Error while decoding stream|Decoding error", re.I)
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
     """(seconds on the clip's timeline, file) in time order; how many pictures of the source were
-    decoded for them, and how many of these were damaged."""
+    decoded for them, how many of these were damaged, and what decoded them in the end."""
 
     files: list[tuple[float, Path]]
     decoded: int
     damaged: int
+    decoder: Decoder
 
 
 def expected_pictures(clip: ClipFacts, fps: float) -> int:
@@ -53,11 +56,39 @@ def decode_clip(
     fps: float,
     size: tuple[int, int],
     advance: Callable[[float], None],
+    decoder: Decoder,
+    warn: Callable[[str], None],
 ) -> Pictures:
     """Decode `source` into JPEGs under `scratch`; `advance` hears the seconds decoded so far.
 
+    Where the GPU's `decoder` fails, the CPU decodes the clip from its start and `warn` is told.
     Raises StageFailure: DECODE_FAILED, INPUT_TRUNCATED, DISK_FULL, TOOL_MISSING.
     """
+    if decoder == "cuda":
+        try:
+            return _decode(source, clip, scratch, fps, size, advance, decoder, warn)
+        except StageFailure as failure:
+            if failure.reason not in (FailureCode.DECODE_FAILED, FailureCode.INPUT_TRUNCATED):
+                raise
+            # Perhaps it is the clip's own fault: the CPU's decoder judges that.
+            why = failure.evidence["first"] or failure.message
+            name = printable(clip.name)
+            warn(f"clip {name}: the CPU decodes it, as the GPU's decoder failed: {why}")
+            for left in scratch.glob("*.jpg"):
+                left.unlink()
+    return _decode(source, clip, scratch, fps, size, advance, "cpu", warn)
+
+
+def _decode(
+    source: Path,
+    clip: ClipFacts,
+    scratch: Path,
+    fps: float,
+    size: tuple[int, int],
+    advance: Callable[[float], None],
+    decoder: Decoder,
+    warn: Callable[[str], None],
+) -> Pictures:
     if shutil.which("ffmpeg") is None:
         raise StageFailure(
             FailureCode.TOOL_MISSING,
@@ -65,7 +96,7 @@ def decode_clip(
             advice="Install ffmpeg on the host.",
         )
     process = subprocess.Popen(
-        _command(source, clip, fps, size),
+        _command(source, clip, fps, size, decoder),
         cwd=scratch,  # the pattern stays relative: a % in the run directory cannot spoil it
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -88,14 +119,20 @@ def decode_clip(
         complaints.join()
     files = sorted((int(p.stem) / TIME_BASE, p) for p in scratch.glob("*.jpg"))
     _judge(clip, fps, files, returncode, complaints)
-    return Pictures(files, complaints.decoded, complaints.damaged)
+    if complaints.not_on_gpu:
+        decoder = "cpu"  # ffmpeg went on by itself
+        warn(f"clip {printable(clip.name)}: the CPU decodes it: {complaints.not_on_gpu}")
+    return Pictures(files, complaints.decoded, complaints.damaged, decoder)
 
 
-def _command(source: Path, clip: ClipFacts, fps: float, size: tuple[int, int]) -> list[str]:
+def _command(
+    source: Path, clip: ClipFacts, fps: float, size: tuple[int, int], decoder: Decoder
+) -> list[str]:
+    hardware = {"hwaccel": "cuda"} if decoder == "cuda" else {}
     # The first picture of each interval; the epsilon keeps a picture that lies on its border.
     slot, before = f"floor(t*{fps}+1e-4)", f"floor(prev_t*{fps}+1e-4)"
     video = (
-        ffmpeg.input(ffmpeg_path(source))[str(clip.video_stream)]
+        ffmpeg.input(ffmpeg_path(source), **hardware)[str(clip.video_stream)]
         .filter("select", f"isnan(prev_t)+gt({slot},{before})")
         .filter("scale", *size, flags="area", out_range="full")
         .filter("format", "yuvj420p")
@@ -134,6 +171,7 @@ def _judge(
         "expected": expected_pictures(clip, fps),
         "decoded": complaints.decoded,
         "damaged": complaints.damaged,
+        "first": complaints.first,
         "ffmpeg": complaints.last,
     }
     if complaints.partial:
@@ -186,15 +224,19 @@ class _Complaints(Thread):
         super().__init__(daemon=True)
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=20)
+        self.first = ""  # complaint, where the reason of those that follow often stands
         self.damaged = 0
         self.decoded = 0
         self.partial = False
         self.no_space = False
+        self.not_on_gpu = ""  # what ffmpeg said when it gave up the GPU's decoder
 
     def run(self) -> None:
         for raw in self._stream:
             line = raw.decode(errors="replace").strip()
             level = _LEVEL.search(line)
+            if _NOT_ON_GPU.search(line):
+                self.not_on_gpu = _LEVEL.sub("", line)[:300]
             if counted := _DECODED.search(line):
                 self.decoded = max(self.decoded, int(counted[1]))
             if level is None or level[1] not in _TOLD or "deprecated" in line:
@@ -203,6 +245,7 @@ class _Complaints(Thread):
             self.damaged += bool(_DAMAGE.search(line))
             self.partial |= "partial file" in line
             self.no_space |= "No space left on device" in line
+            self.first = self.first or line[:300]
             self._lines.append(line)
 
     @property

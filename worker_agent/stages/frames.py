@@ -16,13 +16,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ffmpeg
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -35,14 +34,9 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.decoders import decoder_for, hwaccels
 from worker_agent.stages.decoding import decode_clip, expected_pictures
-from worker_agent.stages.ffprobe import (
-    ClipFacts,
-    ffmpeg_path,
-    gpmd_packets,
-    printable,
-    run_ffmpeg,
-)
+from worker_agent.stages.ffprobe import ClipFacts, printable
 from worker_agent.stages.frame_quality import (
     ANALYSED_WIDTH,
     F32,
@@ -53,6 +47,7 @@ from worker_agent.stages.frame_quality import (
     warnings,
 )
 from worker_agent.stages.keyframes import STILL, Look, Selection
+from worker_agent.stages.telemetry import copy_telemetry
 
 __all__ = ["Frame", "frame_size", "main"]
 
@@ -93,11 +88,11 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     width, height = frame_size(clips[0].width, clips[0].height, config["width"], config["height"])
     with _disk_full(run_dir):
         work = _fresh_work(run_dir)
-        kept = _extract(run_dir, work, clips, config, (width, height), report)
+        kept = _extract(spec, work, clips, (width, height), report)
         _enough(kept, int(config["min_frames"]), clips)
         for line in warnings(kept.qualities):
             report.warning(line)
-        telemetry = _copy_telemetry(run_dir, clips, report)
+        telemetry = copy_telemetry(run_dir, clips, report)
         write_json(
             work / "frames.json",
             {
@@ -121,6 +116,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             "width": width,
             "height": height,
             "candidates": kept.candidates,
+            "decoded_on_gpu": sum(clip["decoder"] == "cuda" for clip in kept.clips),
             **summary(kept.qualities),
         },
         completed={"total_frames": count},
@@ -174,14 +170,15 @@ class _Kept:
 
 
 def _extract(
-    run_dir: Path,
+    spec: AttemptSpec,
     work: Path,
     clips: list[ClipFacts],
-    config: Mapping[str, Any],
     size: tuple[int, int],
     report: Reporter,
 ) -> _Kept:
     """All clips, numbered on continuously, into `work`."""
+    config, inputs = spec.config["frames"], Path(spec.run_dir) / "input"
+    gpu, offered = spec.gpu, hwaccels(spec)
     fps = float(config["fps"])
     by_motion = config.get("select", "fps") == "motion"
     rate = CANDIDATES * fps if by_motion else fps
@@ -200,9 +197,19 @@ def _extract(
 
         scratch = work / "decoding"
         scratch.mkdir()
-        pictures = decode_clip(run_dir / "input" / clip.name, clip, scratch, rate, size, advance)
+        decoder = decoder_for(clip.codec, spec.gpu_kind, gpu, offered)
+        pictures = decode_clip(
+            inputs / clip.name, clip, scratch, rate, size, advance, decoder, report.warning
+        )
+        if pictures.decoder != decoder:
+            gpu = None  # nor the clips that follow
         kept.clips.append(
-            {"name": clip.name, "shown": clip.frames_estimated, "decoded": pictures.decoded}
+            {
+                "name": clip.name,
+                "shown": clip.frames_estimated,
+                "decoded": pictures.decoded,
+                "decoder": pictures.decoder,
+            }
         )
         if pictures.damaged:
             report.warning(
@@ -338,39 +345,6 @@ def _write_quality(run_dir: Path, kept: _Kept) -> Artifact:
     ]
     write_json(target, {**summary(kept.qualities), "frames": rows})
     return artifact(run_dir, target, "frame_quality")
-
-
-def _copy_telemetry(run_dir: Path, clips: list[ClipFacts], report: Reporter) -> list[Artifact]:
-    """GoPro telemetry as raw payloads plus their times, so that the video is not needed for it.
-
-    `output/telemetry/<order>.gpmd` and `<order>.json` ({"packets": [{time_s, duration_s, bytes}]}).
-    A track that cannot be read is worth a warning, not a failure: pictures alone reconstruct.
-    """
-    folder = run_dir / "output" / "telemetry"
-    made: list[Artifact] = []
-    for clip in clips:
-        if clip.gpmd_stream is None:
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        source = run_dir / "input" / clip.name
-        target = folder / f"{clip.order}.gpmd"
-        stream = ffmpeg.input(ffmpeg_path(source))[str(clip.gpmd_stream)]
-        copy = stream.output(ffmpeg_path(target), c="copy", f="data")
-        program, *rest = ffmpeg.compile(copy, overwrite_output=True)
-        result = run_ffmpeg([program, "-nostdin", "-v", "error", *rest])
-        packets = gpmd_packets(source, clip.gpmd_stream) if result.returncode == 0 else []
-        whole = bool(packets) and target.stat().st_size == sum(p.bytes for p in packets)
-        if not whole:
-            target.unlink(missing_ok=True)
-            report.warning(
-                f"clip {printable(clip.name)}: its telemetry track cannot be read; going on "
-                "without GPS and gravity"
-            )
-            continue
-        times = folder / f"{clip.order}.json"
-        write_json(times, {"packets": [asdict(packet) for packet in packets]})
-        made += [artifact(run_dir, target, "telemetry"), artifact(run_dir, times, "telemetry")]
-    return made
 
 
 @contextmanager

@@ -69,6 +69,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         {
             "segment": spec.inputs.get("segment", spec.job),
             "auv": spec.inputs.get("auv", ""),
+            "clips": frames["clips"],
             "frames": rows,
             "camera": {**camera, "source_width": source[0], "source_height": source[1]},
         },
