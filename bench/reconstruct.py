@@ -14,9 +14,9 @@ On the reef: training at 320 pixels by the plans of bench/trained.py. psnr and s
 held-out views; cpu_s the CPU-seconds of the training (without loading frames and kernels).
 raster_over_torch: CPU-seconds of one forward and backward pass of bench/torch_raster.py over those
     of the rasterizer, the trained gaussians from a held-out view, interleaved, one thread each.
-gradient_error: largest relative error (norm) over the parameters against float64 autograd, median
-    of five drawings of gaussians; gradient_error_torch: of torch's float32 autograd. Where a pixel
-    lies on the alpha threshold to seven digits, both of these are wrong by it.
+gradient_error: largest relative error (norm) over the parameters against float64 autograd, the
+    worst of five drawings of gaussians, and of the trained gaussians in all held-out views;
+    gradient_error_torch: the same of torch's own float32 autograd.
 """
 
 from __future__ import annotations

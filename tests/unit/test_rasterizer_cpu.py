@@ -19,7 +19,7 @@ ALPHA_MIN, ALPHA_MAX, STOP = 1.0 / 255.0, 0.999, 1e-4
 
 
 def scene(count: int, seed: int, *, opacity: tuple[float, float] = (0.05, 0.95)) -> list[Tensor]:
-    """Means, quats, scales, opacities, SH coefficients (degree 1); float64."""
+    """Means, quats, scales, opacities, SH coefficients (degree 1); float64 of float32 values."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -29,13 +29,15 @@ def scene(count: int, seed: int, *, opacity: tuple[float, float] = (0.05, 0.95))
     quats = torch.randn(count, 4, generator=generator, dtype=torch.float64)
     scales = 0.02 + 0.2 * uniform(count, 3) ** 2
     opacities = opacity[0] + (opacity[1] - opacity[0]) * uniform(count)
-    return [means, quats, scales, opacities, uniform(count, 4, 3) - 0.2]
+    values = [means, quats, scales, opacities, uniform(count, 4, 3) - 0.2]
+    return [value.float().double() for value in values]
 
 
 def camera() -> tuple[Tensor, Tensor]:
     view = torch.eye(4, dtype=torch.float64)
     view[:3, :3] = torch.from_numpy(Rotation.from_euler("xyz", [0.1, -0.15, 0.2]).as_matrix())
     view[:3, 3] = torch.tensor([0.1, -0.05, 0.3])
+    view = view.float().double()
     intrinsics = torch.tensor([[30.0, 0, 18.0], [0, 31.0, 11.0], [0, 0, 1]], dtype=torch.float64)
     return view[None], intrinsics[None]
 
@@ -146,30 +148,45 @@ def relative(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm())
 
 
+def trained_like() -> list[Tensor]:
+    """Many layers of thin, opaque gaussians, as training leaves them: pixels on the threshold of
+    alpha, and little light behind an opaque one, are where float32 loses digits."""
+    means, quats, scales, _, colors = scene(700, 4)
+    generator = torch.Generator().manual_seed(4)
+    thin = torch.exp(-6.0 * torch.rand(700, 3, generator=generator))
+    opacities = torch.sigmoid(8.0 * torch.rand(700, generator=generator) - 3.0)
+    return [means, quats, (scales * thin).float().double(), opacities.double(), colors]
+
+
 @pytest.mark.parametrize(
-    ("seed", "opacity"), [(1, (0.05, 0.95)), (2, (0.02, 0.3)), (3, (0.97, 0.9995))]
+    ("seed", "parameters"),
+    [
+        (1, scene(60, 1)),
+        (2, scene(60, 2, opacity=(0.02, 0.3))),
+        (3, scene(60, 3, opacity=(0.97, 0.9995))),
+        (4, trained_like()),
+    ],
 )
 def test_image_and_gradients_equal_the_float64_reference(
-    seed: int, opacity: tuple[float, float]
+    seed: int, parameters: list[Tensor]
 ) -> None:
-    parameters = scene(60, seed, opacity=opacity)
     truth = leaves(parameters, torch.float64)
     image64, alpha64, _ = reference_image(truth, BACKGROUND)
     mine = leaves(parameters, torch.float32)
     image, alpha, _ = rendered(mine, BACKGROUND)
-    assert relative(image.detach(), image64.detach()) < 1e-5
-    assert relative(alpha.detach(), alpha64.detach()) < 1e-5
+    assert relative(image.detach(), image64.detach()) < 1e-6
+    assert relative(alpha.detach(), alpha64.detach()) < 1e-6
 
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(HEIGHT, WIDTH, 3, generator=generator, dtype=torch.float64)
-    weight_alpha = torch.randn(HEIGHT, WIDTH, generator=generator, dtype=torch.float64)
+    weight = torch.randn(HEIGHT, WIDTH, 3, generator=generator).double()
+    weight_alpha = torch.randn(HEIGHT, WIDTH, generator=generator).double()
     ((image64 * weight).sum() + (alpha64 * weight_alpha).sum()).backward()
     ((image * weight.float()).sum() + (alpha * weight_alpha.float()).sum()).backward()
     for name, value, target in zip(
         ("means", "quats", "scales", "opacities", "colors"), mine, truth, strict=True
     ):
         assert value.grad is not None and target.grad is not None
-        assert relative(value.grad, target.grad) < 1e-4, name
+        assert relative(value.grad, target.grad) < 2e-6, name
 
 
 def test_absgrad_sums_the_absolute_gradients_of_the_pixels() -> None:

@@ -1,7 +1,8 @@
 """A rasterizer for hosts without a GPU that is called like `gsplat.rasterization`.
 
 Same inputs, outputs and conventions as gsplat 1.5 with `packed=False` (alpha threshold 1/255,
-alpha cap 0.999, transmittance stop 1e-4), so that one trainer serves both.
+alpha cap 0.999, transmittance stop 1e-4), so that one trainer serves both. All between the inputs
+and the image is computed in float64: see `tile_kernels`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from worker_agent.training.projection import ALPHA_MIN, project, spherical_harmo
 
 
 class _Composite(torch.autograd.Function):
-    """Blend the projected gaussians of one camera; N gaussians, D = 3 channels."""
+    """Blend the projected gaussians of one camera; N gaussians, 3 channels, all in float64."""
 
     @staticmethod
     def forward(
@@ -35,17 +36,17 @@ class _Composite(torch.autograd.Function):
         visible = np.flatnonzero((radii > 0).all(-1).numpy())
         order = visible[np.argsort(depths.detach().numpy()[visible], kind="stable")]
         opacity = opacities.detach().numpy()[order]
-        rows = np.empty((len(order), kernels.GAUSSIAN_COLUMNS), np.float32)
+        rows = np.empty((len(order), kernels.GAUSSIAN_COLUMNS))
         rows[:, kernels.U : kernels.V + 1] = means2d.detach().numpy()[0, order]
         rows[:, kernels.XX : kernels.YY + 1] = conics.detach().numpy()[order]
         rows[:, kernels.OPACITY] = opacity
         rows[:, kernels.RED : kernels.BLUE + 1] = colors.detach().numpy()[order]
-        rows[:, kernels.LIMIT] = np.log(np.maximum(opacity / np.float32(ALPHA_MIN), 1.0))
+        rows[:, kernels.LIMIT] = np.log(np.maximum(opacity / ALPHA_MIN, 1.0))
         rows[:, kernels.HALF_U : kernels.HALF_V + 1] = radii.numpy()[order]
         columns = -(-width // kernels.TILE)
         bins = kernels.bin_gaussians(rows, columns, -(-height // kernels.TILE))
-        image = np.empty((height, width, 3), np.float32)
-        transmittance = np.empty((height, width), np.float32)
+        image = np.empty((height, width, 3))
+        transmittance = np.empty((height, width))
         last = np.empty((height, width), np.int32)
         kernels.composite(rows, bins[0], bins[1], columns, image, transmittance, last)
         ctx.means2d = means2d
@@ -57,7 +58,7 @@ class _Composite(torch.autograd.Function):
     def backward(ctx: Any, grad_image: Tensor, grad_alpha: Tensor) -> tuple[Tensor | None, ...]:
         order, rows, bins, columns, transmittance, last = ctx.buffers
         starts, ids, slot_starts, slots = bins
-        per_place = np.empty((len(ids), kernels.GRADIENT_COLUMNS), np.float32)
+        per_place = np.empty((len(ids), kernels.GRADIENT_COLUMNS))
         kernels.composite_gradient(
             rows,
             starts,
@@ -70,7 +71,7 @@ class _Composite(torch.autograd.Function):
             per_place,
         )
         count = ctx.means2d.shape[1]
-        total = np.zeros((count, kernels.GRADIENT_COLUMNS), np.float32)
+        total = np.zeros((count, kernels.GRADIENT_COLUMNS))
         kernels.gather_gradients(per_place, slot_starts, slots, order, total)
         gradient = torch.from_numpy(total)
         ctx.means2d.absgrad = gradient[None, :, kernels.G_ABS_U : kernels.G_ABS_V + 1]
@@ -105,7 +106,7 @@ def rasterization(
     backgrounds: Tensor | None = None,
     absgrad: bool = True,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Render N gaussians from one camera; all tensors float32 on the CPU.
+    """Render N gaussians from one camera; all tensors float32 on the CPU, those of meta float64.
 
     means (N, 3); quats (N, 4) wxyz; scales (N, 3) and opacities (N,) activated; colors (N, 3), or
     SH coefficients (N, K, 3) with `sh_degree`; viewmats (1, 4, 4) world to camera; Ks (1, 3, 3);
@@ -118,13 +119,14 @@ def rasterization(
     """
     if packed or not absgrad or viewmats.shape[0] != 1:
         raise ValueError("the CPU rasterizer renders one camera, with packed=False, absgrad=True")
+    opacities = opacities.double()
     seen = project(
-        means,
-        quats,
-        scales,
+        means.double(),
+        quats.double(),
+        scales.double(),
         opacities,
-        viewmats,
-        Ks,
+        viewmats.double(),
+        Ks.double(),
         width,
         height,
         eps2d=eps2d,
@@ -140,12 +142,13 @@ def rasterization(
         seen.means2d,
         seen.conics[0],
         opacities,
-        colors,
+        colors.double(),
         seen.radii[0],
         seen.depths[0],
         width,
         height,
     )
+    image, alpha = image.float(), alpha.float()
     if backgrounds is not None:
         image = image + (1.0 - alpha)[..., None] * backgrounds[0]
     meta = {

@@ -1,8 +1,10 @@
 """Numba kernels of the CPU rasterizer: binning to tiles, compositing and its gradient.
 
-Tiles are 8 x 8 pixels, so that one row of a tile is one SIMD register of float32; the inner loops
-have no branches. Every tile, and in the last step every gaussian, is
-handled by one thread in a fixed order, which makes results independent of the thread count.
+All in float64: in float32 a few of the millions of pixels of a trained view fall on the other side
+of the alpha threshold, and a single one makes a gradient wrong by 1e-3 (docs/decisions/0006). Tiles
+are 8 x 8 pixels; the inner loops have no branches, so that LLVM turns them into SIMD. Every tile,
+and in the last step every gaussian, is handled by one thread in a fixed order, which makes results
+independent of the thread count.
 """
 
 from __future__ import annotations
@@ -27,11 +29,10 @@ GAUSSIAN_COLUMNS = 12
 G_U, G_V, G_XX, G_XY, G_YY, G_OPACITY, G_RED, G_GREEN, G_BLUE, G_ABS_U, G_ABS_V = range(11)
 GRADIENT_COLUMNS = 11
 
-_ALPHA_MAX = np.float32(0.999)
-_TRANSMITTANCE_MIN = np.float32(1e-4)
-_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+_ALPHA_MAX = 0.999
+_TRANSMITTANCE_MIN = 1e-4
 
-F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
@@ -42,14 +43,14 @@ def _exp_minus(s: Any) -> Any:
 
     Written out because LLVM vectorises it and does not vectorise a call of exp.
     """
-    t = s * np.float32(-1.0 / 16.0)
-    p = np.float32(1.0 / 720.0)
-    p = p * t + np.float32(1.0 / 120.0)
-    p = p * t + np.float32(1.0 / 24.0)
-    p = p * t + np.float32(1.0 / 6.0)
-    p = p * t + _HALF
-    p = p * t + _ONE
-    p = p * t + _ONE
+    t = s * (-1.0 / 16.0)
+    p = 1.0 / 720.0
+    p = p * t + 1.0 / 120.0
+    p = p * t + 1.0 / 24.0
+    p = p * t + 1.0 / 6.0
+    p = p * t + 0.5
+    p = p * t + 1.0
+    p = p * t + 1.0
     p = p * p
     p = p * p
     p = p * p
@@ -63,26 +64,26 @@ def _reaches(g: Any, x0: Any, y0: Any) -> Any:
     The minimum of the quadratic form over the rectangle of pixel centres lies at the centre or on
     one of the two edges that face it.
     """
-    left, right = x0 + _HALF - g[U], x0 + np.float32(TILE - 0.5) - g[U]
-    top, bottom = y0 + _HALF - g[V], y0 + np.float32(TILE - 0.5) - g[V]
-    near_x = max(left, min(_ZERO, right))
-    near_y = max(top, min(_ZERO, bottom))
-    if near_x == _ZERO and near_y == _ZERO:
+    left, right = x0 + 0.5 - g[U], x0 + (TILE - 0.5) - g[U]
+    top, bottom = y0 + 0.5 - g[V], y0 + (TILE - 0.5) - g[V]
+    near_x = max(left, min(0.0, right))
+    near_y = max(top, min(0.0, bottom))
+    if near_x == 0.0 and near_y == 0.0:
         return True
-    limit = g[LIMIT] * np.float32(1.0001) + np.float32(1e-4)
-    if near_x != _ZERO:
+    limit = g[LIMIT] + 1e-9
+    if near_x != 0.0:
         y = max(top, min(bottom, -g[XY] * near_x / g[YY]))
-        if _HALF * (g[XX] * near_x * near_x + g[YY] * y * y) + g[XY] * near_x * y <= limit:
+        if 0.5 * (g[XX] * near_x * near_x + g[YY] * y * y) + g[XY] * near_x * y <= limit:
             return True
-    if near_y != _ZERO:
+    if near_y != 0.0:
         x = max(left, min(right, -g[XY] * near_y / g[XX]))
-        if _HALF * (g[XX] * x * x + g[YY] * near_y * near_y) + g[XY] * x * near_y <= limit:
+        if 0.5 * (g[XX] * x * x + g[YY] * near_y * near_y) + g[XY] * x * near_y <= limit:
             return True
     return False
 
 
 @compiled(nogil=True, cache=True)
-def bin_gaussians(gaussians: F32, columns: int, rows: int) -> tuple[I64, I32, I64, I64]:
+def bin_gaussians(gaussians: F64, columns: int, rows: int) -> tuple[I64, I32, I64, I64]:
     """Sort gaussians, given front to back, into tiles: (tile starts, ids, slot starts, slots).
 
     The ids of tile t are ids[starts[t]:starts[t + 1]], front to back. The places of gaussian g in
@@ -103,7 +104,7 @@ def bin_gaussians(gaussians: F32, columns: int, rows: int) -> tuple[I64, I32, I6
         y_to = min(rows, math.ceil((g[V] + g[HALF_V]) / TILE))
         for y in range(y_from, y_to):
             for x in range(x_from, x_to):
-                if _reaches(g, np.float32(x * TILE), np.float32(y * TILE)):
+                if _reaches(g, x * TILE, y * TILE):
                     if used == capacity:
                         larger = np.empty(2 * capacity, np.int32)
                         larger[:capacity] = tile_of
@@ -130,8 +131,8 @@ def bin_gaussians(gaussians: F32, columns: int, rows: int) -> tuple[I64, I32, I6
 @compiled(inline="always")
 def _pixel_range(g: Any, y0: Any) -> Any:
     """Range of the tile's pixels whose rows lie within the gaussian's half height."""
-    first = max(0, math.floor(g[V] - g[HALF_V] - y0 - _HALF))
-    end = min(TILE, math.ceil(g[V] + g[HALF_V] - y0 + _HALF))
+    first = max(0, math.floor(g[V] - g[HALF_V] - y0 - 0.5))
+    end = min(TILE, math.ceil(g[V] + g[HALF_V] - y0 + 0.5))
     return first * TILE, end * TILE
 
 
@@ -145,18 +146,18 @@ _BUFFER = 8 * _PIXELS
 
 @compiled(inline="always")
 def _new_tile() -> Any:
-    tile = np.zeros(_BUFFER, np.float32)
+    tile = np.zeros(_BUFFER, np.float64)
     for p in range(_PIXELS):
-        tile[_T + np.uintp(p)] = _ONE
-        tile[_LAST + np.uintp(p)] = -_ONE
-        tile[_COLUMN + np.uintp(p)] = np.float32(p % TILE)
-        tile[_ROW + np.uintp(p)] = np.float32(p // TILE)
+        tile[_T + np.uintp(p)] = 1.0
+        tile[_LAST + np.uintp(p)] = -1.0
+        tile[_COLUMN + np.uintp(p)] = float(p % TILE)
+        tile[_ROW + np.uintp(p)] = float(p // TILE)
     return tile
 
 
 @compiled(parallel=True, nogil=True, cache=True, fastmath=True)
 def composite(
-    gaussians: F32, starts: I64, ids: I32, columns: int, image: F32, transmittance: F32, last: I32
+    gaussians: F64, starts: I64, ids: I32, columns: int, image: F64, transmittance: F64, last: I32
 ) -> None:
     """Blend front to back into image (H, W, 3), transmittance (H, W) and last (H, W).
 
@@ -168,39 +169,39 @@ def composite(
         y0 = (t // columns) * TILE
         tile = _new_tile()
         for q in range(_PIXELS):
-            tile[_ALIVE + np.uintp(q)] = _ONE
+            tile[_ALIVE + np.uintp(q)] = 1.0
         for place in range(starts[t], starts[t + 1]):
             g = gaussians[ids[place]]
-            mark = np.float32(place - starts[t])
-            xx, xy, yy = _HALF * g[XX], g[XY], _HALF * g[YY]
+            mark = float(place - starts[t])
+            xx, xy, yy = 0.5 * g[XX], g[XY], 0.5 * g[YY]
             opacity, limit = g[OPACITY], g[LIMIT]
             red, green, blue = g[RED], g[GREEN], g[BLUE]
-            bx = g[U] - np.float32(x0) - _HALF
-            by = g[V] - np.float32(y0) - _HALF
-            first, end = _pixel_range(g, np.float32(y0))
+            bx = g[U] - x0 - 0.5
+            by = g[V] - y0 - 0.5
+            first, end = _pixel_range(g, y0)
             for q in range(first, end):
                 p = np.uintp(q)
                 dx = bx - tile[_COLUMN + p]
                 dy = by - tile[_ROW + p]
-                sigma = max((xx * dx + xy * dy) * dx + yy * dy * dy, _ZERO)
-                alpha = min(_ALPHA_MAX, opacity * _exp_minus(min(sigma, np.float32(6.0))))
-                alpha = alpha * tile[_ALIVE + p] if sigma <= limit else _ZERO
+                sigma = max((xx * dx + xy * dy) * dx + yy * dy * dy, 0.0)
+                alpha = min(_ALPHA_MAX, opacity * _exp_minus(min(sigma, 6.0)))
+                alpha = alpha * tile[_ALIVE + p] if sigma <= limit else 0.0
                 before = tile[_T + p]
-                after = before * (_ONE - alpha)
+                after = before * (1.0 - alpha)
                 ends = after <= _TRANSMITTANCE_MIN
-                alpha = _ZERO if ends else alpha
+                alpha = 0.0 if ends else alpha
                 weight = alpha * before
-                tile[_ALIVE + p] = _ZERO if ends else tile[_ALIVE + p]
+                tile[_ALIVE + p] = 0.0 if ends else tile[_ALIVE + p]
                 tile[_T + p] = before if ends else after
-                tile[_LAST + p] = mark if alpha > _ZERO else tile[_LAST + p]
+                tile[_LAST + p] = mark if alpha > 0.0 else tile[_LAST + p]
                 tile[_C0 + p] += weight * red
                 tile[_C1 + p] += weight * green
                 tile[_C2 + p] += weight * blue
             if place & 15 == 15:
-                alive = _ZERO
+                alive = 0.0
                 for q in range(_PIXELS):
                     alive += tile[_ALIVE + np.uintp(q)]
-                if alive == _ZERO:
+                if alive == 0.0:
                     break
         for r in range(min(TILE, height - y0)):
             for c in range(min(TILE, width - x0)):
@@ -214,15 +215,15 @@ def composite(
 
 @compiled(parallel=True, nogil=True, cache=True, fastmath=True)
 def composite_gradient(
-    gaussians: F32,
+    gaussians: F64,
     starts: I64,
     ids: I32,
     columns: int,
-    transmittance: F32,
+    transmittance: F64,
     last: I32,
-    grad_image: F32,
-    grad_transmittance: F32,
-    gradients: F32,
+    grad_image: F64,
+    grad_transmittance: F64,
+    gradients: F64,
 ) -> None:
     """Gradient rows (see the G_ columns) for every place of `ids`, back to front per tile.
 
@@ -240,7 +241,7 @@ def composite_gradient(
             for c in range(min(TILE, width - x0)):
                 p = np.uintp(r * TILE + c)
                 tile[_T + p] = transmittance[y0 + r, x0 + c]
-                tile[_LAST + p] = np.float32(last[y0 + r, x0 + c])
+                tile[_LAST + p] = float(last[y0 + r, x0 + c])
                 tile[_BEHIND + p] = (
                     grad_transmittance[y0 + r, x0 + c] * transmittance[y0 + r, x0 + c]
                 )
@@ -249,35 +250,35 @@ def composite_gradient(
                 tile[_C2 + p] = grad_image[y0 + r, x0 + c, 2]
                 deepest = max(deepest, last[y0 + r, x0 + c])
         for place in range(starts[t + 1] - 1, starts[t] + deepest, -1):
-            gradients[place, :] = _ZERO
+            gradients[place, :] = 0.0
         for place in range(starts[t] + deepest, starts[t] - 1, -1):
             g = gaussians[ids[place]]
-            mark = np.float32(place - starts[t])
+            mark = float(place - starts[t])
             full_xx, xy, full_yy = g[XX], g[XY], g[YY]
-            xx, yy = _HALF * full_xx, _HALF * full_yy
+            xx, yy = 0.5 * full_xx, 0.5 * full_yy
             opacity, limit = g[OPACITY], g[LIMIT]
             red, green, blue = g[RED], g[GREEN], g[BLUE]
-            bx = g[U] - np.float32(x0) - _HALF
-            by = g[V] - np.float32(y0) - _HALF
-            m00 = m10 = m01 = m20 = m11 = m02 = _ZERO
-            abs_u = abs_v = grad_red = grad_green = grad_blue = _ZERO
-            first, end = _pixel_range(g, np.float32(y0))
+            bx = g[U] - x0 - 0.5
+            by = g[V] - y0 - 0.5
+            m00 = m10 = m01 = m20 = m11 = m02 = 0.0
+            abs_u = abs_v = grad_red = grad_green = grad_blue = 0.0
+            first, end = _pixel_range(g, y0)
             for q in range(first, end):
                 p = np.uintp(q)
                 dx = bx - tile[_COLUMN + p]
                 dy = by - tile[_ROW + p]
-                sigma = max((xx * dx + xy * dy) * dx + yy * dy * dy, _ZERO)
-                raw = opacity * _exp_minus(min(sigma, np.float32(6.0)))
-                raw = raw if (sigma <= limit) & (mark <= tile[_LAST + p]) else _ZERO
+                sigma = max((xx * dx + xy * dy) * dx + yy * dy * dy, 0.0)
+                raw = opacity * _exp_minus(min(sigma, 6.0))
+                raw = raw if (sigma <= limit) & (mark <= tile[_LAST + p]) else 0.0
                 alpha = min(_ALPHA_MAX, raw)
-                over = _ONE / (_ONE - alpha)
+                over = 1.0 / (1.0 - alpha)
                 before = tile[_T + p] * over
                 weight = alpha * before
                 shade = red * tile[_C0 + p] + green * tile[_C1 + p] + blue * tile[_C2 + p]
                 behind = tile[_BEHIND + p]
                 grad_alpha = before * shade - behind * over
                 # Where alpha is capped it no longer depends on the gaussian's shape.
-                grad_sigma = -raw * grad_alpha if raw <= _ALPHA_MAX else _ZERO
+                grad_sigma = -raw * grad_alpha if raw <= _ALPHA_MAX else 0.0
                 tile[_T + p] = before
                 tile[_BEHIND + p] = behind + weight * shade
                 along_x, along_y = grad_sigma * dx, grad_sigma * dy
@@ -294,9 +295,9 @@ def composite_gradient(
                 grad_blue += weight * tile[_C2 + p]
             gradients[place, G_U] = full_xx * m10 + xy * m01
             gradients[place, G_V] = xy * m10 + full_yy * m01
-            gradients[place, G_XX] = _HALF * m20
+            gradients[place, G_XX] = 0.5 * m20
             gradients[place, G_XY] = m11
-            gradients[place, G_YY] = _HALF * m02
+            gradients[place, G_YY] = 0.5 * m02
             gradients[place, G_OPACITY] = -m00 / opacity
             gradients[place, G_RED] = grad_red
             gradients[place, G_GREEN] = grad_green
@@ -306,7 +307,7 @@ def composite_gradient(
 
 
 @compiled(parallel=True, nogil=True, cache=True)
-def gather_gradients(gradients: F32, slot_starts: I64, slots: I64, order: I64, total: F32) -> None:
+def gather_gradients(gradients: F64, slot_starts: I64, slots: I64, order: I64, total: F64) -> None:
     """Add each gaussian's gradient rows, in the order of its tiles, into total[order[k]]."""
     for k in numba.prange(order.shape[0]):
         target = order[k]
