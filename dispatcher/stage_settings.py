@@ -76,6 +76,7 @@ class TrainConfig(Frozen):
     ssim_weight: float = Field(default=0.2, ge=0, le=1)
     exposure: bool = False
     medium: bool = False
+    depth_weight: float = Field(default=0.0, ge=0, le=10)  # of the depth maps; 0: not used
     # Ways to end before the last step; 0: not that way.
     plateau: float = Field(default=0.0, ge=0, le=1)
     target_ssim: float = Field(default=0.0, ge=0, le=1)

@@ -28,6 +28,7 @@ GAUSSIANS = Path("train/gaussians.npz")
 CHECKPOINT = Path("train/checkpoint.pt")
 REPORT = Path("output/training.json")
 PREVIEW = Path("output/preview.jpg")
+DEPTHS = Path("output/depth.zip")
 _PREVIEW_ROWS = 3
 _DRIVER_FULL = "CUDA error: out of memory"
 
@@ -70,6 +71,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             test_every=settings.test_every,
             stride=settings.frame_stride,
             masks=root / MASKS,
+            depths=root / DEPTHS if settings.depth_weight else None,
         )
     except DatasetUnusable as error:
         raise StageFailure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pycolmap
 import torch
 from PIL import Image
 from torch import Tensor
+
+from worker_agent.training.depth_files import read_disparities
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -61,6 +64,7 @@ class Dataset:
     colors: F32  # (P, 3) in [0, 1]
     normalisation: Normalisation
     masks: Tensor | None = None  # (V, H, W) bool: where a view shows the scene; None: everywhere
+    disparities: Tensor | None = None  # (V, H // 2, W // 2) inverse depths, 0: not known
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,13 +89,15 @@ def load_dataset(
     test_every: int,
     stride: int = 1,
     masks: Path | None = None,
+    depths: Path | None = None,
 ) -> Dataset:
     """Read the COLMAP binary model in `model` and its images from `frames`; with a `stride` only
     every n-th of the frames, whichever the model has. `masks`, where there is such a directory,
-    holds <image name>.png, black where an image does not show the scene.
+    holds <image name>.png, black where an image does not show the scene. `depths`, where there is
+    such a file, is one of `depth_files`.
 
     Images are undistorted in memory and resized to `width` pixels (never enlarged). Raises
-    DatasetUnusable for an unreadable or too small model, or a missing or broken frame.
+    DatasetUnusable for an unreadable or too small model, or a missing or broken file.
     """
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
@@ -121,10 +127,10 @@ def load_dataset(
     masked = masks is not None and masks.is_dir()
     for image in posed:
         camera = reconstruction.cameras[image.camera_id]
-        pixels, matrix = _undistorted(frames / image.name, camera, width, size)
+        pixels, matrix = undistorted(frames / image.name, camera, width, size)
         size = (pixels.shape[1], pixels.shape[0])
         if masks is not None and masked:
-            mask, _ = _undistorted(masks / f"{image.name}.png", camera, width, size)
+            mask, _ = undistorted(masks / f"{image.name}.png", camera, width, size)
             shown.append(mask[..., 0] > _SHOWN)
         images.append(pixels)
         intrinsics.append(matrix)
@@ -134,8 +140,9 @@ def load_dataset(
     centre = np.asarray(normalisation.centre)
     viewmats[:, :3, 3] = normalisation.scale * (poses[:, :3, 3] + poses[:, :3, :3] @ centre)
     train, test = split_views(len(posed), test_every)
+    names = tuple(str(image.name) for image in posed)
     return Dataset(
-        names=tuple(str(image.name) for image in posed),
+        names=names,
         images=torch.from_numpy(np.stack(images)),
         viewmats=torch.from_numpy(viewmats.astype(np.float32)),
         intrinsics=torch.from_numpy(np.stack(intrinsics).astype(np.float32)),
@@ -145,7 +152,21 @@ def load_dataset(
         colors=colors / np.float32(255.0),
         normalisation=normalisation,
         masks=torch.from_numpy(np.stack(shown)) if shown else None,
+        disparities=_disparities(depths, names, size, normalisation),
     )
+
+
+def _disparities(
+    path: Path | None, names: tuple[str, ...], size: tuple[int, int], normalisation: Normalisation
+) -> Tensor | None:
+    if path is None or not path.is_file():
+        return None
+    half = max(1, size[0] // 2), max(1, size[1] // 2)
+    try:
+        found = read_disparities(path, names, half)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DatasetUnusable(f"{path}: not a file of depth maps: {_line(error)}") from None
+    return torch.from_numpy(found / np.float32(normalisation.scale))
 
 
 def _normalisation(points: F64, poses: F64) -> Normalisation:
@@ -160,7 +181,7 @@ def _normalisation(points: F64, poses: F64) -> Normalisation:
     return Normalisation(1.0 / depth, (float(centre[0]), float(centre[1]), float(centre[2])))
 
 
-def _undistorted(
+def undistorted(
     path: Path, camera: Any, width: int, size: tuple[int, int] | None
 ) -> tuple[npt.NDArray[np.uint8], F64]:
     """(pixels (H, W, 3), pinhole matrix (3, 3)) of one frame; `size` (w, h) forces the size."""
@@ -169,7 +190,7 @@ def _undistorted(
     bitmap = pycolmap.Bitmap.read(str(path), True)
     if bitmap is None:
         raise DatasetUnusable(f"{path}: cannot be read as an image")
-    if not camera.is_undistorted():
+    if not camera.isundistorted():
         bitmap, camera = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), bitmap, camera)
     if size is None:
         target = min(width, camera.width)

@@ -28,6 +28,7 @@ class TrainSettings:
     frame_stride: int = 1  # every n-th frame is used: all of them did not fit into memory
     exposure: bool = False  # a gain and an offset per view and channel are learned
     medium: bool = False  # water is learned and taken out of the gaussians' colours
+    depth_weight: float = 0.0  # of the depth maps' term in the loss, where there are any
     plateau: float = 0.0  # least gain in SSIM, else training ends early (stopping.py); 0: never
     target_ssim: float = 0.0  # held-out SSIM at which it ends; 0: none
     budget_s: float = 0.0  # seconds after which it ends, over all attempts; 0: none
@@ -43,6 +44,7 @@ class TrainSettings:
             "sh_degree": (0, 3),
             "threads": (1, 1024),
             "frame_stride": (1, 1024),
+            "depth_weight": (0.0, 10.0),
             "plateau": (0.0, 1.0),
             "target_ssim": (0.0, 1.0),
             "budget_s": (0.0, 1e9),

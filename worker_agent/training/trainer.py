@@ -21,6 +21,7 @@ from worker_agent.training.checkpoint import (
     save_checkpoint,
 )
 from worker_agent.training.dataset import Dataset
+from worker_agent.training.depth_prior import depth_loss, expected_depth
 from worker_agent.training.evaluation import Quality, evaluate
 from worker_agent.training.exposure import Exposures
 from worker_agent.training.floaters import floaters
@@ -237,6 +238,7 @@ class Trainer:
         weight = self._settings.ssim_weight
         similarity = ssim(image.permute(2, 0, 1), target.permute(2, 0, 1))
         loss = (1.0 - weight) * (image - target).abs().mean() + weight * (1.0 - similarity)
+        loss = loss + self._depth_term(view)
         torch.autograd.backward(loss)
         self._strategy.observe(meta)
         self._adam.step(self._schedule.learning_rates(self._step))
@@ -247,6 +249,20 @@ class Trainer:
         if self._schedule.refines_at(self._step):
             self._strategy.refine(self._step, self._adam)
         return loss.detach()
+
+    def _depth_term(self, view: int) -> Tensor | float:
+        known, weight = self._dataset.disparities, self._settings.depth_weight
+        if known is None or not weight:
+            return 0.0
+        height, width = known.shape[1:]
+        full_width, full_height = self._dataset.size
+        matrix = self._intrinsics[view].clone()
+        matrix[0] *= width / full_width
+        matrix[1] *= height / full_height
+        depth, alpha = expected_depth(
+            self._backend, self._adam.parameters, self._viewmats[view], matrix, (width, height)
+        )
+        return weight * depth_loss(depth, alpha, known[view].to(depth.device))
 
     def _view_at(self, step: int) -> int:
         """Every epoch is a permutation drawn from the seed and the epoch alone."""
@@ -308,13 +324,15 @@ class Trainer:
         digest = hashlib.sha256(repr((astuple(self._schedule), self._backend.name)).encode())
         settings = self._settings
         learned = (settings.exposure, settings.medium)
-        run = (settings.seed, settings.ssim_weight, learned, self._dataset.names)
+        terms = (settings.ssim_weight, settings.depth_weight)
+        run = (settings.seed, terms, learned, self._dataset.names)
         digest.update(repr((run, self._dataset.train, self._dataset.normalisation)).encode())
         for tensor in (self._dataset.images, self._dataset.viewmats, self._dataset.intrinsics):
             digest.update(tensor.contiguous().numpy().data)
         digest.update(self._dataset.points.tobytes())
-        if self._dataset.masks is not None:
-            digest.update(self._dataset.masks.numpy().tobytes())
+        for optional in (self._dataset.masks, self._dataset.disparities):
+            if optional is not None:
+                digest.update(optional.numpy().tobytes())
         return digest.hexdigest()
 
     def _save(self, identity: str) -> None:
