@@ -34,10 +34,10 @@ def solid_points(path: Path, most: int) -> tuple[_F32, _F32]:
         if axis not in names:
             raise FileUnreadable(f"{path}: its vertices have no {axis}")
     gaussians = "opacity" in names and "f_dc_0" in names
-    colours = [f"f_dc_{i}" for i in range(3)] if gaussians else _colours(path, row)
+    colours = [f"f_dc_{i}" for i in range(3)] if gaussians else colours_of(path, row)
     step = max(1, -(-count // most))
     means, greys = [np.empty((0, 3), np.float32)], [np.empty(0, np.float32)]
-    for table in _every(path, row, count, offset, step):
+    for table in every(path, row, count, offset, step):
         places = _columns(table, ["x", "y", "z"])
         shade = _columns(table, colours).mean(axis=1)
         chosen = np.isfinite(places).all(axis=1) & np.isfinite(shade)
@@ -45,11 +45,12 @@ def solid_points(path: Path, most: int) -> tuple[_F32, _F32]:
             shade = 0.5 + np.float32(SH_C0) * shade
             chosen &= table["opacity"] > _FAINT
         means.append(places[chosen])
-        greys.append(shade[chosen] / np.float32(1.0 if gaussians else _white(row[colours[0]])))
+        greys.append(shade[chosen] / np.float32(1.0 if gaussians else white(row[colours[0]])))
     return np.concatenate(means), np.concatenate(greys)
 
 
-def _colours(path: Path, row: np.dtype[Any]) -> list[str]:
+def colours_of(path: Path, row: np.dtype[Any]) -> list[str]:
+    """Names of the three columns of colour, or of the one of shade. Raises FileUnreadable."""
     names = row.names or ()
     for triple in _COLOURS:
         if set(triple) <= set(names):
@@ -63,19 +64,20 @@ def _colours(path: Path, row: np.dtype[Any]) -> list[str]:
     )
 
 
-def _white(kind: np.dtype[Any]) -> float:
+def white(kind: np.dtype[Any]) -> float:
+    """The brightest value of a column of this type."""
     return float(np.iinfo(kind).max) if kind.kind in "iu" else 1.0
 
 
-def _every(
-    path: Path, row: np.dtype[Any], count: int, offset: int, step: int
+def every(
+    path: Path, row: np.dtype[Any], count: int, offset: int, step: int, rows: int = BLOCK
 ) -> Iterator[npt.NDArray[np.void]]:
-    """Each `step`-th vertex, some blocks of the file at a time."""
+    """Each `step`-th vertex, `rows` of the file at a time. Raises FileUnreadable."""
     try:
         with path.open("rb") as stream:
             stream.seek(offset)
-            for start in range(0, count, BLOCK):
-                block = np.empty(min(BLOCK, count - start), row)
+            for start in range(0, count, rows):
+                block = np.empty(min(rows, count - start), row)
                 if stream.readinto(block.view(np.uint8).data) < block.nbytes:
                     raise FileUnreadable(f"{path}: was cut short while it was read")
                 yield block[-start % step :: step]
