@@ -190,7 +190,7 @@ def undistorted(
     bitmap = pycolmap.Bitmap.read(str(path), True)
     if bitmap is None:
         raise DatasetUnusable(f"{path}: cannot be read as an image")
-    if not camera.isundistorted():
+    if not camera.is_undistorted():
         bitmap, camera = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), bitmap, camera)
     if size is None:
         target = min(width, camera.width)
