@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from stitch.cells import pack, unpack
 from stitch.sim3 import F64
 
 _FINEST_DEPTHS = 0.02
@@ -12,7 +13,7 @@ _COARSEST_DEPTHS = 0.3
 _PER_CELL = 8.0  # gaussians in an occupied cell, on average: fewer say nothing by their absence
 _OCCUPIED = 0.25  # of the median: with less, a cell lies on the rim and is mostly bare
 _HEIGHTS = range(-2, 3)  # cells up and down in which the same ground may lie
-_HALF = 1 << 20  # of a cell's number along one axis
+_HALF = 1 << 20  # cells along one axis
 _I64 = npt.NDArray[np.int64]
 
 
@@ -33,7 +34,7 @@ class Cover:
         """Gaussians at `means` (N,3); those not finite or absurdly far are left out."""
         with np.errstate(invalid="ignore"):
             near = (np.abs(means) < 0.5 * _HALF * self._cell).all(axis=1)
-        cells, counts = np.unique(_key(self._at(means[near])), return_counts=True)
+        cells, counts = np.unique(pack(self._at(means[near])), return_counts=True)
         self._cells.append(cells)
         self._counts.append(counts)
 
@@ -46,7 +47,7 @@ class Cover:
             and counts.sum() < _PER_CELL * len(cells)
             and 2.0 * self._cell <= self._coarsest
         ):
-            cells, row = np.unique(_key(_place(cells) >> 1), return_inverse=True)
+            cells, row = np.unique(pack(unpack(cells) >> 1), return_inverse=True)
             counts = np.bincount(row, counts, len(cells))
             self._cell *= 2.0
         enough = max(2.0, _OCCUPIED * float(np.median(counts))) if len(counts) else 0.0
@@ -60,7 +61,7 @@ class Cover:
             return held
         at = self._at(places)
         for up in _HEIGHTS:
-            keys = _key(at + np.array([0, 0, up]))
+            keys = pack(at + np.array([0, 0, up]))
             found = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
             held |= self._keys[found] == keys
         return held
@@ -68,15 +69,3 @@ class Cover:
     def _at(self, places: F64) -> _I64:
         cells: _I64 = np.floor(places @ self._axes.T / self._cell).astype(np.int64)
         return cells
-
-
-def _key(cells: _I64) -> _I64:
-    """One number for each cell (N,3), ascending by axis."""
-    moved = cells + _HALF
-    key: _I64 = (moved[:, 0] << 42) | (moved[:, 1] << 21) | moved[:, 2]
-    return key
-
-
-def _place(keys: _I64) -> _I64:
-    mask = (1 << 21) - 1
-    return np.stack([keys >> 42, (keys >> 21) & mask, keys & mask], axis=1) - _HALF

@@ -12,7 +12,10 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from stitch.cloud_file import CloudFile, open_member
 from stitch.cover import Cover
+from stitch.floaters import Floaters
+from stitch.harmonise import Tint, tints
 from stitch.ply import BLOCK, PlyFile, writing_ply
 from stitch.register import footprint_axes
 from stitch.seams import CELL_DEPTHS, Seam, Tally, seams
@@ -28,6 +31,15 @@ _SAME_PLACE_DEPTHS = 0.01
 _SAME_LOOK = 0.8  # cosine of two descriptors; unrelated ones stay below 0.6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """What is done to the gaussians beside putting them in their places."""
+
+    floaters: bool = True  # those that hang in the water are left out
+    harmonise: bool = False  # one colour of the water and one exposure for all members
+    label: bool = False  # a column that says from which member each gaussian comes
+
+
 @dataclass(frozen=True, slots=True)
 class Merged:
     """What became of the members' gaussians; all lists by member."""
@@ -35,6 +47,8 @@ class Merged:
     before: tuple[int, ...]
     masks: tuple[npt.NDArray[np.uint8], ...]  # kept gaussians, eight to a byte (np.packbits)
     kept: tuple[int, ...]
+    floating: tuple[int, ...]  # left out as floaters, wherever they were
+    tints: tuple[Tint, ...]  # with `harmonise`
     seams: tuple[Seam, ...]
 
 
@@ -43,37 +57,52 @@ def merge_gaussians(
     plys: Sequence[Path],
     path: Path,
     on_member: Callable[[int], None] = lambda _: None,
+    finish: Finish | None = None,
 ) -> Merged:
     """The scene's PLY at `path` from the members' own, streamed in bounded memory.
 
     Of overlaps, each place comes from one member. `on_member` is told how many are done. Raises
     FileUnreadable, OSError when the disk is full.
     """
-    files = [PlyFile.open(ply) for ply in plys]
+    finish = finish or Finish()
+    files = [open_member(ply) for ply in plys]
     axes = ground_axes(members)
-    land = Territory(
-        members, [_cover(m, file, axes) for m, file in zip(members, files, strict=True)]
-    )
     scene = _scene_depth(members)
+    looked = [
+        _look(member, file, axes, CELL_DEPTHS * scene, finish)
+        for member, file in zip(members, files, strict=True)
+    ]
+    land = Territory(members, [look.cover for look in looked])
+    shades = tints([look.tally for look in looked]) if finish.harmonise else []
     tallies = [Tally(CELL_DEPTHS * scene) for _ in members]
-    masks, kept = [], []
-    with writing_ply(path, max(file.sh_degree for file in files)) as writer:
+    masks, kept, floating = [], [], []
+    degree = max(file.sh_degree for file in files)
+    with writing_ply(path, degree, labelled=finish.label) as writer:
         for own, (member, file) in enumerate(zip(members, files, strict=True)):
             parcel, before = land.parcel(own), writer.count
             mask = np.zeros(file.count, np.bool_)
+            afloat = 0
             for start, block in zip(itertools.count(step=BLOCK), file.blocks(), strict=False):
                 places = member.pose.apply(block.means)
                 stays = parcel.keeps(places)
+                if finish.floaters:
+                    floats = looked[own].floaters.among(block.means)
+                    afloat += int(floats.sum())
+                    stays &= ~floats
                 tallies[own].add(places, block.sh0, stays)
-                writer.write(transform_gaussians(block.select(stays), member.pose))
+                moved = transform_gaussians(block.select(stays), member.pose)
+                writer.write(shades[own].apply(moved) if shades else moved, own)
                 mask[start : start + len(block)] = stays
             masks.append(np.packbits(mask))
             kept.append(writer.count - before)
+            floating.append(afloat)
             on_member(own + 1)
     return Merged(
         before=tuple(file.count for file in files),
         masks=tuple(masks),
         kept=tuple(kept),
+        floating=tuple(floating),
+        tints=tuple(shades),
         seams=tuple(seams(tallies, axes[2])),
     )
 
@@ -117,13 +146,31 @@ def ground_axes(members: Sequence[Member]) -> F64:
     return np.stack([*axes, np.cross(axes[0], axes[1])])
 
 
-def _cover(member: Member, file: PlyFile, axes: F64) -> Cover:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the first pass over a member's gaussians finds."""
+
+    cover: Cover
+    floaters: Floaters
+    tally: Tally
+
+
+def _look(
+    member: Member, file: PlyFile | CloudFile, axes: F64, cell: float, finish: Finish
+) -> _Look:
     cover = Cover(axes, member.pose.scale * member.sidecar.median_depth)
+    floaters = Floaters(member.sidecar.centres(), member.sidecar.median_depth)
+    tally = Tally(cell)
     for block in file.blocks():
-        solid = block.means[block.opacities > _FAINT]
-        cover.add(member.pose.apply(solid))
+        places = member.pose.apply(block.means)
+        cover.add(places[block.opacities > _FAINT])
+        if finish.floaters:
+            floaters.add(block.means)
+        if finish.harmonise:
+            tally.add(places, block.sh0, np.ones(len(block), np.bool_))
     cover.close()
-    return cover
+    floaters.close()
+    return _Look(cover, floaters, tally)
 
 
 def _scene_depth(members: Sequence[Member]) -> float:

@@ -2,7 +2,8 @@
 
 Binary little endian, one float32 column each for x y z, nx ny nz (zeros), f_dc_0..2, f_rest_*,
 opacity (logit), scale_0..2 (log), rot_0..3 (wxyz). f_rest is channel-major: all coefficients of
-red, then of green, then of blue.
+red, then of green, then of blue. A scene may have one column more, `segment`: the number of the
+member each gaussian comes from.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ BLOCK = 1 << 15
 
 _ROWS = 1 << 11  # rows put together at a time: what fits a core's cache
 _MAX_HEADER = 1 << 16
+_LABEL = "segment"
 _COUNT_DIGITS = 20
 _TYPES = {
     "char": "<i1", "int8": "<i1", "uchar": "<u1", "uint8": "<u1",
@@ -41,14 +43,15 @@ def write_ply(path: Path, gaussians: Gaussians) -> None:
 
 
 @contextmanager
-def writing_ply(path: Path, sh_degree: int) -> Iterator[PlyWriter]:
-    """A PLY of parts that are never all in memory, nor counted before.
+def writing_ply(path: Path, sh_degree: int, *, labelled: bool = False) -> Iterator[PlyWriter]:
+    """A PLY of parts that are never all in memory, nor counted before. `labelled`: with the column
+    `segment`.
 
     Atomic and durable: the file is there at the end of the block, after an error it is not.
     Raises OSError when the disk is full.
     """
     with replacing(path) as stream:
-        writer = PlyWriter(stream, sh_degree)
+        writer = PlyWriter(stream, sh_degree, labelled)
         yield writer
         writer.finish()
 
@@ -56,15 +59,15 @@ def writing_ply(path: Path, sh_degree: int) -> Iterator[PlyWriter]:
 class PlyWriter:
     """Made by `writing_ply`."""
 
-    def __init__(self, stream: BinaryIO, sh_degree: int) -> None:
+    def __init__(self, stream: BinaryIO, sh_degree: int, labelled: bool) -> None:
         self.count = 0
         self._stream = stream
         self._each = REST_OF_DEGREE[sh_degree]
-        self._columns = _columns(3 * self._each)
+        self._columns = _columns(3 * self._each) + [_LABEL] * labelled
         self._block = np.zeros((_ROWS, len(self._columns)), "<f4")
         stream.write(self._header())
 
-    def write(self, part: Gaussians) -> None:
+    def write(self, part: Gaussians, segment: int = 0) -> None:
         """Appends; missing bands become zeros. Raises ValueError for a higher degree."""
         given = part.shN.shape[1]
         if given > self._each:
@@ -80,7 +83,8 @@ class PlyWriter:
                 block[:, first : first + given] = part.shN[rows, :, channel]
             block[:, 9 + rest] = part.opacities[rows]
             block[:, 10 + rest : 13 + rest] = part.scales[rows]
-            block[:, 13 + rest :] = part.quats[rows]
+            block[:, 13 + rest : 17 + rest] = part.quats[rows]
+            block[:, 17 + rest :] = segment
             self._stream.write(block.data)
         self.count += len(part)
 

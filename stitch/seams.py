@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stitch.cells import key_of
 from stitch.gaussians import F32, SH_C0
 from stitch.sim3 import F64
 
@@ -16,8 +17,7 @@ CELL_DEPTHS = 0.1
 """Side of the cells in which two members are compared, in median depths of the scene."""
 
 _MIN_GAUSSIANS = 4  # in a cell, of each of the two
-_BITS = 21  # of a cell's number, for each axis
-_BEFORE, _KEPT, _PLACE, _COLOUR = 0, 1, slice(2, 5), slice(5, 8)
+COUNT, _KEPT, _PLACE, COLOUR = 0, 1, slice(2, 5), slice(5, 8)
 
 
 class Tally:
@@ -31,11 +31,8 @@ class Tally:
     def add(self, means: F64, sh0: F32, kept: npt.NDArray[np.bool_]) -> None:
         """Gaussians at `means` (N,3) with colours `sh0` (N,3); `kept` says which stayed. Those
         not finite or absurdly far are left out."""
-        half = 1 << (_BITS - 1)
-        with np.errstate(invalid="ignore"):
-            usable = (np.abs(means) < half * self._cell).all(axis=1)
-        at = np.floor(means[usable] / self._cell).astype(np.int64) + half
-        key = (at[:, 0] << 2 * _BITS) | (at[:, 1] << _BITS) | at[:, 2]
+        key, usable = key_of(means, self._cell)
+        key = key[usable]
         cells, row = np.unique(key, return_inverse=True)
         columns = [np.ones(len(key)), kept[usable], *means[usable].T, *sh0[usable].T]
         sums = [np.bincount(row, column, len(cells)) for column in columns]
@@ -74,7 +71,7 @@ def seams(tallies: Sequence[Tally], up: F64) -> list[Seam]:
     kept = np.zeros_like(before)
     rows = np.split(row, np.cumsum([len(keys) for keys, _ in totals])[:-1])
     for number, ((_, sums), places) in enumerate(zip(totals, rows, strict=True)):
-        before[number, places], kept[number, places] = sums[:, _BEFORE], sums[:, _KEPT]
+        before[number, places], kept[number, places] = sums[:, COUNT], sums[:, _KEPT]
     owner = np.where(kept.max(axis=0) > 0, kept.argmax(axis=0), before.argmax(axis=0))
     wanted = before[owner, np.arange(len(everywhere))]
     found = []
@@ -86,7 +83,7 @@ def seams(tallies: Sequence[Tally], up: F64) -> list[Seam]:
         for number in (a, b):
             keys, sums = totals[number]
             mine = sums[np.searchsorted(keys, everywhere[both])]
-            mean.append(mine / mine[:, [_BEFORE]])
+            mean.append(mine / mine[:, [COUNT]])
         step = mean[1] - mean[0]
         found.append(
             Seam(
@@ -95,7 +92,7 @@ def seams(tallies: Sequence[Tally], up: F64) -> list[Seam]:
                 cells=len(both),
                 density=float(kept[:, both].sum() / wanted[both].sum()),
                 offset=float(np.median(np.abs(step[:, _PLACE] @ up))),
-                colour_step=float(SH_C0 * np.median(np.linalg.norm(step[:, _COLOUR], axis=1))),
+                colour_step=float(SH_C0 * np.median(np.linalg.norm(step[:, COLOUR], axis=1))),
             )
         )
     return found

@@ -1,0 +1,158 @@
+"""What is done to the gaussians of a scene beside putting them in their places."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stitch.cloud_file import CloudFile, open_member
+from stitch.errors import FileUnreadable
+from stitch.floaters import Floaters
+from stitch.gaussians import SH_C0
+from stitch.harmonise import tints
+from stitch.merge import Finish, merge_gaussians
+from stitch.ply import read_header, read_ply, write_ply
+from stitch.seams import Tally
+from stitch.sim3 import transform_gaussians
+from stitch.territory import Member
+from tests.stitch_world import Seabed, random_gaussians, random_sim3
+
+RNG = np.random.default_rng(0)
+
+
+def seabed(count: int = 60_000) -> np.ndarray:
+    """7 x 3 m, a ripple of 10 cm, with a coral head 60 cm high."""
+    places = RNG.uniform([0, -1.5, 0], [7, 1.5, 0], (count, 3))
+    places[:, 2] = 0.05 * np.sin(3 * places[:, 0]) + RNG.normal(size=count) * 0.01
+    head = RNG.normal(size=(2000, 3))
+    head = 0.3 * head / np.linalg.norm(head, axis=1, keepdims=True) + [3, 0, 0.3]
+    return np.concatenate([places, head])
+
+
+def cameras() -> np.ndarray:
+    return np.stack([np.arange(0, 7, 0.3)] * 3, axis=1) * [1, 0, 0] + [0, 0, 2.0]
+
+
+def floating(places: np.ndarray) -> np.ndarray:
+    found = Floaters(cameras(), 2.0)
+    for block in np.array_split(places, 7):
+        found.add(block)
+    found.close()
+    return found.among(places)
+
+
+def test_what_hangs_in_the_water_floats_and_the_ground_does_not() -> None:
+    ground = seabed()
+    drifting = RNG.uniform([0, -1.5, 0.9], [7, 1.5, 1.7], (60, 3))
+    before_lens = cameras()[4] + RNG.normal(size=(50, 3)) * 0.02
+    lost = np.array([[np.nan, 0, 0], [1e30, 0, 0], [40.0, 9, 9]])
+    floats = floating(np.concatenate([ground, drifting, before_lens, lost]))
+    assert floats[: len(ground)].mean() < 0.001
+    assert floats[len(ground) : len(ground) + 60].mean() > 0.95
+    assert floats[len(ground) + 60 : len(ground) + 110].mean() > 0.9
+    assert floats[-3:].all()
+
+
+def test_a_thin_cloud_is_no_floater_by_itself() -> None:
+    assert not floating(seabed(1500)).any()
+
+
+def shade(colour: np.ndarray) -> np.ndarray:
+    return ((colour - 0.5) / SH_C0).astype(np.float32)
+
+
+def test_members_of_other_exposure_and_water_get_one_colour() -> None:
+    """The second camera saw the same ground darker and bluer."""
+    patches = RNG.uniform(0.2, 0.8, (40, 3))
+    columns = RNG.integers(0, 40, (3, 30_000))
+    tallies, colours = [], []
+    for number, (gain, offset) in enumerate([(1.0, 0.0), (0.7, [0.0, 0.0, 0.1])]):
+        places = np.stack([columns[number] * 0.1 + 0.05] * 3, axis=1) * [1, 0, 0] + 0.01
+        colour = patches[columns[number]] * gain + offset
+        tallies.append(Tally(0.1))
+        tallies[-1].add(places, shade(colour), np.ones(len(places), np.bool_))
+        colours.append((columns[number], colour))
+    one, other = tints(tallies)
+    seen = [
+        np.array([tint.gain * colour[column == k].mean(axis=0) + tint.offset for k in range(40)])
+        for tint, (column, colour) in zip((one, other), colours, strict=True)
+    ]
+    assert np.abs(seen[0] - seen[1]).max() < 0.01
+    assert np.allclose(one.gain * other.gain, 1.0, atol=1e-3)  # both meet in the middle
+
+
+def test_colours_of_members_that_never_meet_stay_as_they_are() -> None:
+    tallies = [Tally(0.1), Tally(0.1)]
+    for number, tally in enumerate(tallies):
+        places = RNG.uniform(0, 2, (5000, 3)) + 10.0 * number
+        tally.add(places, np.zeros((5000, 3), np.float32), np.ones(5000, np.bool_))
+    for tint in tints(tallies):
+        assert np.allclose(tint.gain, 1.0) and np.allclose(tint.offset, 0.0)
+
+
+def members(tmp_path: Path) -> tuple[list[Member], list[Path]]:
+    """Two that overlap; the second is darker. Each has floaters."""
+    world = Seabed(0, count=3000)
+    made, paths = [], []
+    for number, (start, end) in enumerate([(0.0, 7.0), (4.0, 11.0)]):
+        pose = random_sim3(world.rng)
+        made.append(Member(f"S{number}", pose, world.segment(start, end, pose)))
+        places = RNG.uniform([start, -1.4, 0.05], [end, 1.4, 0.09], (40_000, 3))
+        places[:30, 2] = np.linspace(0.8, 1.6, 30)
+        look = 0.5 + 0.25 * np.sin(places[:, :1] * [3.0, 5.0, 7.0])
+        any_ = random_gaussians(RNG, len(places), 1)
+        own = dataclasses.replace(any_, means=places, sh0=shade(look * (1.0 - 0.3 * number)))
+        paths.append(tmp_path / f"S{number}.ply")
+        write_ply(paths[-1], transform_gaussians(own, pose.inverse()))
+    return made, paths
+
+
+def test_a_finished_scene_has_no_floaters_one_colour_and_says_whose_each_gaussian_is(
+    tmp_path: Path,
+) -> None:
+    made, paths = members(tmp_path)
+    scene = tmp_path / "scene.ply"
+    plain = merge_gaussians(made, paths, scene, finish=Finish(floaters=False))
+    merged = merge_gaussians(made, paths, scene, finish=Finish(harmonise=True, label=True))
+    assert all(25 <= count <= 80 for count in merged.floating)
+    assert read_ply(scene).means[:, 2].max() < 0.3 < 0.8
+    row, count, offset = read_header(scene)
+    table = np.fromfile(scene, row, count, offset=offset)
+    assert [int((table["segment"] == k).sum()) for k in (0, 1)] == list(merged.kept)
+    assert plain.tints == () and plain.floating == (0, 0)
+    assert merged.tints[1].gain.mean() / merged.tints[0].gain.mean() == pytest.approx(1 / 0.7, 0.05)
+    border = np.abs(table["x"] - 5.5) < 0.05
+    colours = [0.5 + SH_C0 * table["f_dc_0"][border & (table["segment"] == k)] for k in (0, 1)]
+    if all(len(colour) for colour in colours):
+        assert abs(colours[0].mean() - colours[1].mean()) < 0.05
+
+
+def test_a_plain_cloud_is_merged_as_gaussians(tmp_path: Path) -> None:
+    places = seabed(20_000).astype("<f4")
+    table = np.zeros(
+        len(places), [(n, "<f4") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")]
+    )
+    for axis, name in enumerate("xyz"):
+        table[name] = places[:, axis]
+    table["red"], table["blue"] = 255, 51
+    path = tmp_path / "cloud.ply"
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    lines += [f"property float {n}" for n in "xyz"]
+    lines += [f"property uchar {n}" for n in ("red", "green", "blue")]
+    path.write_bytes("\n".join([*lines, "end_header", ""]).encode() + table.tobytes())
+    file = open_member(path)
+    assert isinstance(file, CloudFile) and file.count == len(table)
+    blocks = [
+        (block.means.copy(), 0.5 + SH_C0 * block.sh0.copy(), np.exp(block.scales.copy()))
+        for block in file.blocks(9000)
+    ]
+    assert np.array_equal(np.concatenate([b[0] for b in blocks]), places)
+    assert np.allclose(blocks[0][1], [1.0, 0.0, 0.2], atol=1e-6)
+    apart = np.sqrt(21.0 / 20_000)  # of points spread over the ground at random, about
+    assert 0.1 * apart < blocks[0][2][0, 0] < apart
+    path.write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 0\nend_header\n")
+    with pytest.raises(FileUnreadable):
+        open_member(path)
