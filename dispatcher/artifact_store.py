@@ -24,6 +24,7 @@ COLLECTED_KINDS = frozenset(
         "manifest",
         "sfm_report",
         "registration",
+        "depth_maps",
         "training_report",
         "preview",
         "ply",

@@ -14,7 +14,7 @@ from dispatcher.inventory_model import InventoryHost
 from dispatcher.transport.base import Transport
 
 _DISTRIBUTION = "cosma"
-EXTRAS = ("agent", "stitch")
+EXTRAS = ("agent", "stitch", "depth")
 _PACKAGE = Path(__file__).resolve().parent
 
 # Runs on the host's python3: makes the environment if it is not there whole, then installs. pip

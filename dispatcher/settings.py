@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from dispatcher.errors import SettingsError
 from dispatcher.reclaim_policy import DEFAULTS, Kept, ReclaimRules
 from dispatcher.stage_settings import (
+    DepthConfig,
     FramesConfig,
     Frozen,
     ReconstructConfig,
@@ -52,6 +53,7 @@ class PipelineConfig(Frozen):
 
     frames: FramesConfig = FramesConfig()
     sfm: SfmConfig = SfmConfig()
+    depth: DepthConfig = DepthConfig()
     train: TrainConfig = TrainConfig()
     verdict: VerdictConfig = VerdictConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()

@@ -39,6 +39,16 @@ class SfmConfig(Frozen):
     mask: tuple[tuple[tuple[float, float], ...], ...] = ()
 
 
+class DepthConfig(Frozen):
+    """Depth maps of the frames by an ONNX model, such as Depth-Anything-V2: docs/backends.md."""
+
+    model: str | None = None  # the file's path on the hosts; none: no depth maps
+    output: Literal["disparity", "depth"] = "disparity"  # what it says, up to scale and shift
+    side: int = Field(default=518, ge=64, le=4096)  # pixels of its input's shorter side
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
 class CpuTraining(Frozen):
     width: int = Field(default=320, ge=32)
     steps: int = Field(default=1000, ge=1)

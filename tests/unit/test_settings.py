@@ -33,6 +33,13 @@ DEFAULTS = {
         "memory_limit_mib": None,
         "mask": [],
     },
+    "depth": {
+        "model": None,
+        "output": "disparity",
+        "side": 518,
+        "mean": [0.485, 0.456, 0.406],
+        "deviation": [0.229, 0.224, 0.225],
+    },
     "train": {
         "preset": "standard",
         "seed": 0,
@@ -41,6 +48,7 @@ DEFAULTS = {
         "ssim_weight": 0.2,
         "exposure": False,
         "medium": False,
+        "depth_weight": 0.0,
         "plateau": 0.0,
         "target_ssim": 0.0,
         "budget_s": 0.0,

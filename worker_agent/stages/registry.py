@@ -30,7 +30,7 @@ RECONSTRUCT: Mapping[str, StageEntry] = {
     "FrameExtraction": StageEntry("frames", ("frames",), (_FFMPEG,)),
     "MetadataExtraction": StageEntry("metadata", (), (_FFMPEG,)),
     "ManifestGeneration": StageEntry("manifest", ("frames", "sfm"), ()),
-    "ColmapReconstruction": StageEntry("sfm", ("sfm",), ("pycolmap",)),
+    "ColmapReconstruction": StageEntry("sfm", ("sfm", "depth"), ("pycolmap", "onnxruntime")),
     "Training": StageEntry(
         "train", ("train", "reconstruct"), ("torch", "gsplat", "numba", "pycolmap")
     ),

@@ -25,6 +25,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.depth_maps import model_of, with_depths
 from worker_agent.stages.manifest import at_source_size
 from worker_agent.stages.masks import PER_FRAME, prepare
 from worker_agent.stages.sfm_acceptance import (
@@ -72,16 +73,20 @@ _SHARES = {
 
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
-    """Write `sfm/`, `output/sfm.json` and `output/registration.npz`.
+    """Write `sfm/`, `output/sfm.json` and `output/registration.npz`; with a depth model also
+    `output/depth.zip`.
 
     Raises StageFailure: FRAMES_UNUSABLE, NO_PARALLAX, REGISTRATION_FAILED, REGISTRATION_WEAK,
-    OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING.
+    OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING; for a depth model TOOL_MISSING and
+    CONFIG_INVALID.
     """
+    depth_model = model_of(spec)  # what is wrong with it is told before the work, not after it
     ladder = _Ladder(spec, report)
     for strong, pairs in RUNGS:
         candidate = ladder.climb(strong, pairs)
         if candidate is not None:
-            return ladder.publish(candidate)
+            made = ladder.publish(candidate)
+            return made if depth_model is None else with_depths(made, depth_model, spec, report)
     raise ladder.failure()
 
 

@@ -16,6 +16,7 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.depth_maps import DEPTHS
 from worker_agent.stages.masks import MASKS
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ GAUSSIANS = Path("train/gaussians.npz")
 CHECKPOINT = Path("train/checkpoint.pt")
 REPORT = Path("output/training.json")
 PREVIEW = Path("output/preview.jpg")
-DEPTHS = Path("output/depth.zip")
 _PREVIEW_ROWS = 3
 _DRIVER_FULL = "CUDA error: out of memory"
 
