@@ -196,7 +196,7 @@ async def place(
 
 
 async def pull(giver: Place, taker: Place) -> None:
-    async with giver.executor.granted(str(giver.source), EPOCH) as peer:
+    async with giver.executor.granted(str(giver.source), EPOCH, "give") as peer:
         await taker.executor.fetch(
             FetchRequest(
                 source=str(giver.source), run_dir=str(taker.run_dir), path="input/clip.mp4",

@@ -121,7 +121,7 @@ class Bringing:
         request = _request(item, run_dir, path)
         if source == host:
             return _Brought("local", (await executor.fetch(request)).sha256)
-        async with giver.granted(path, self.epoch) as peer:
+        async with giver.granted(path, self.epoch, "give") as peer:
             report = await executor.fetch(_request(item, run_dir, path, peer))
         return _Brought("direct", report.sha256)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 from dispatcher.artifact_store import CHECKPOINT
@@ -14,7 +15,7 @@ from dispatcher.core.events import Event, HandedOver, HandoffAbandoned, Transfer
 from dispatcher.core.handoff import Cost, cost, resume_stage
 from dispatcher.core.model import Job, Stage
 from dispatcher.core.need import Needs
-from dispatcher.errors import AgentRefusal, HostError
+from dispatcher.errors import AgentRefusal, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.relay import SourceLost
 from dispatcher.fleet import Fleet
@@ -157,24 +158,41 @@ class Handoff:
     async def _once(
         self, job: Job, target: Executor, host: str, source: str, request: UnpackRequest
     ) -> _Brought:
-        """From host to host where the new one's own ssh reaches the old one, else through here."""
+        """From host to host with a key made for it, where the new one reaches the old one; else
+        through here."""
         try:
             giver = self.fleet.executor(source)
             run_dir = await self.specs.run_dir(job, giver)
-            route = await giver.pack_source()
         except HostError as error:
             raise SourceLost(error) from None
         request = replace(request, source_run_dir=run_dir)
         why, until = self._relayed.get((source, host), ("", 0.0))
         if self.clock.monotonic() >= until:
+            direct = await self._direct(giver, target, request)
+            if isinstance(direct, UnpackReport):
+                return _Brought(direct, "direct")
+            why = direct
+            self._relayed[source, host] = (why, self.clock.monotonic() + RELAY_S)
+        return _Brought(await target.unpack(request, giver.pack), "relayed", why)
+
+    async def _direct(
+        self, giver: Executor, target: Executor, request: UnpackRequest
+    ) -> UnpackReport | str:
+        """Or why not. Raises SourceLost, HostError of the new host."""
+        async with AsyncExitStack() as key:
             try:
-                return _Brought(await target.unpack(replace(request, source=route), None), "direct")
+                granted = giver.granted(request.source_run_dir, self.epoch, "pack")
+                peer = await key.enter_async_context(granted)
+            except TransportError as error:
+                raise SourceLost(error) from None
+            except HostError as error:
+                return error.line
+            try:
+                return await target.unpack(replace(request, source=peer), None)
             except AgentRefusal as refusal:
                 if refusal.refusal.error not in ("transfer_failed", "tool_missing"):
                     raise
-                why = refusal.message
-            self._relayed[source, host] = (why, self.clock.monotonic() + RELAY_S)
-        return _Brought(await target.unpack(request, giver.pack), "relayed", why)
+                return refusal.message
 
 
 def _lost(report: UnpackReport) -> str:

@@ -1,5 +1,6 @@
 """The agent on a host: `python3 agent.pyz VERB`, one JSON request on stdin, JSON on stdout.
-Only `give` has an argument: what the key may read with which sshd was asked to run it.
+`give` has an argument, and `pack` where another host asks: what the key may read with which sshd
+was asked to run it.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 refused; unless 0, stdout holds one `Refusal`.
 """
@@ -158,7 +159,7 @@ def _pack(line: bytes) -> int:
     from worker_agent.pack import pack
     from worker_agent.protocol import PackRequest
 
-    pack(PackRequest.from_json(line), sys.stdout.buffer)
+    pack(PackRequest.from_json(line), sys.stdout.buffer, sys.argv[2] if len(sys.argv) > 2 else None)
     return EXIT_OK
 
 
@@ -222,7 +223,7 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "selftest": _selftest,
 }
 
-
+_ARGUMENTS = {"give": (2,), "pack": (1, 2)}  # with the verb
 _USAGE = f"usage: {' | '.join(VERBS)}, with one JSON request on stdin"
 
 
@@ -239,7 +240,7 @@ def _refuse(refusal: Refusal, exit_code: int) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if len(arguments) != (2 if arguments[:1] == ["give"] else 1):
+    if len(arguments) not in _ARGUMENTS.get(arguments[0] if arguments else "", (1,)):
         return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
     return _run_one(arguments[0])
 

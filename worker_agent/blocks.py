@@ -110,7 +110,8 @@ class Arrival:
     size: int
     algorithm: str
     alone: bool
-    passed: Callable[[int], None] | None = None  # told up to where a stream in order has got
+    # Keeps a block that was written, at its offset, and gives the memory for the next one.
+    passed: Callable[[memoryview, int], memoryview] | None = None
     taken: int = 0  # bytes
     _seen: dict[int, bytes] = field(default_factory=dict)  # offset -> digest
     _unwritten: int = 0
@@ -160,7 +161,7 @@ class Arrival:
                 self._seen[head.offset] = found
                 self.taken += len(block)
                 if self.passed is not None:
-                    self.passed(head.offset + len(block))
+                    buffer = self.passed(block, head.offset)
             return False
         finally:
             if self._writing_out is not None:

@@ -20,7 +20,7 @@ from worker_agent.protocol import BLOCK_BYTES, FailureCode, FetchRequest, Transf
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 from worker_agent.transfer import is_complete
 
-SSH_OPTIONS = (
+_SSH_OPTIONS = (
     "-oBatchMode=yes",
     "-oStrictHostKeyChecking=yes",
     "-oConnectTimeout=15",
@@ -123,7 +123,7 @@ def _pull(host: str, path: str, part: Partial, request: FetchRequest) -> None:
             "--append-verify",
             *([f"--bwlimit={kib_s}"] if capped else []),
             "-e",
-            shlex.join(["ssh", *SSH_OPTIONS]),
+            shlex.join(["ssh", *_SSH_OPTIONS]),
             f"{host}:{path}",
             str(part.path),
         ]
@@ -146,7 +146,7 @@ def _pull(host: str, path: str, part: Partial, request: FetchRequest) -> None:
     verb = "reget" if part.size() else "get"
     batch = f"{verb} {_sftp_quote(path)} {_sftp_quote(str(part.path))}\n"
     cap = ["-l", str(kib_s * 8)] if capped else []
-    command = ["sftp", "-q", *cap, *SSH_OPTIONS, "-b", "-", host]
+    command = ["sftp", "-q", *cap, *_SSH_OPTIONS, "-b", "-", host]
     code, text = _run(command, part, batch.encode())
     if code != 0:
         raise _failure(host, path, code, text)

@@ -1,4 +1,4 @@
-"""Messages about keys that let one host read a file of another. Stdlib only."""
+"""Messages about keys that let one host read something of another. Stdlib only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from worker_agent.messages import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantRequest(Message):
-    """`grant`: the holder of a key may read one file, until it is taken back or expires."""
+    """`grant`: the holder of a key may read `path`, until it is taken back or expires."""
 
     epoch: int
     work_dir: str
     authorized_keys: str
     public_key: str
     name: str  # hex, of the grant
+    verb: str  # give: a file | pack: what lies in a run directory
     path: str  # absolute
     command: tuple[str, ...]  # how sshd runs the agent
     lifetime_s: float
@@ -38,7 +39,7 @@ class GrantReply(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer(Message):
-    """Another host of the farm, and the key that it lets read one file."""
+    """Another host of the farm, and the key that it lets read one thing."""
 
     destination: str  # [user@]address
     port: int | None

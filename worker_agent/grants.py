@@ -1,15 +1,13 @@
-"""The verbs `grant` and `revoke`: a key of another host may read one file here, for a while.
+"""The verbs `grant` and `revoke`: a key of another host may read one thing here, for a while.
 
-One line of authorized_keys for one transfer: it runs `give` for that file and nothing else, opens
-no terminal and no tunnel, and sshd itself refuses it once it has expired. Lines of others are kept
-as they are.
+One line of authorized_keys for one transfer: it runs `give` for one file, or `pack` for one job's
+directory, and nothing else, opens no terminal and no tunnel, and sshd itself refuses it once it has
+expired. Lines of others are kept as they are.
 """
 
 from __future__ import annotations
 
-import base64
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from worker_agent.durable import write_all
 from worker_agent.epoch import check_epoch
+from worker_agent.limit import limit
 from worker_agent.protocol import FailureCode, GrantReply, GrantRequest, RevokeRequest
 from worker_agent.refusal import RefusedError, failed
 
@@ -30,7 +29,7 @@ _NAME = re.compile(r"[0-9a-f]{8,64}")
 
 
 def grant(request: GrantRequest) -> GrantReply:
-    """Let the holder of a key read one file until the time is over.
+    """Let the holder of a key read one file, or one job's directory, until the time is over.
 
     Raises RefusedError: stale_epoch, bad_request, input_missing, and OSError where authorized_keys
     cannot be written.
@@ -41,13 +40,12 @@ def grant(request: GrantRequest) -> GrantReply:
     path = Path(request.path)
     if not path.is_absolute():
         raise RefusedError("bad_request", f"{request.path!r} is no absolute path")
-    if not path.is_file():
-        raise failed(FailureCode.INPUT_MISSING, f"{path} is not a file on this host")
+    if request.verb not in ("give", "pack"):
+        raise RefusedError("bad_request", f"no key runs {request.verb!r}")
+    if not (path.is_file() if request.verb == "give" else path.is_dir()):
+        raise failed(FailureCode.INPUT_MISSING, f"{path} is not there on this host")
     until = time.time() + request.lifetime_s
-    limit = json.dumps({"path": request.path, "until": until})
-    command = shlex.join(
-        [*request.command, "give", base64.urlsafe_b64encode(limit.encode()).decode()]
-    )
+    command = shlex.join([*request.command, request.verb, limit(path, until)])
     if "\n" in command:
         raise RefusedError("bad_request", "a line end in the path of the agent")
     options = ",".join(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from worker_agent.frames import sha256_of
+from worker_agent.limit import allowed
 from worker_agent.paths import inside, run_directory
 from worker_agent.protocol import (
     BLOCK_BYTES,
@@ -17,7 +18,7 @@ from worker_agent.protocol import (
     PackItem,
     PackRequest,
 )
-from worker_agent.refusal import failed
+from worker_agent.refusal import RefusedError, failed
 
 LISTING: Final = "frames"
 FRAME: Final = "frame"
@@ -26,9 +27,15 @@ CHECKPOINT: Final = "checkpoint"
 EXTRAS: Final = frozenset({CHECKPOINT, "training_state"})
 
 
-def pack(request: PackRequest, output: BinaryIO) -> None:
-    """Write the files to `output`. One that is not there is said to be absent."""
+def pack(request: PackRequest, output: BinaryIO, limit: str | None = None) -> None:
+    """Write the files to `output`. One that is not there is said to be absent. `limit` is what a
+    key may read, where another host asks by one.
+
+    Raises RefusedError: bad_request, transfer_corrupt.
+    """
     run_dir = run_directory(request.run_dir)
+    if limit is not None and run_dir != allowed(limit):
+        raise RefusedError("bad_request", f"the key is not for {run_dir}")
     for item in request.items:
         if item.kind != FRAME:
             _write(run_dir, item, output)

@@ -1,20 +1,13 @@
-"""Pulling a file from another host of the farm, with the key that was made for it.
-
-The key never lies on a disk here: ssh reads it, and the one host key it trusts, from memory of this
-process.
-"""
+"""Pulling a file from another host of the farm, with the key that was made for it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import BinaryIO
+from queue import SimpleQueue
 
-from worker_agent.block_messages import GiveRequest
+from worker_agent.block_messages import BLOCK_BYTES, GiveRequest
 from worker_agent.blocks import Arrival
 from worker_agent.digests import SHA256, available
 from worker_agent.far_side import asked
@@ -23,29 +16,8 @@ from worker_agent.partial import Partial
 from worker_agent.protocol import Peer
 from worker_agent.refusal import RefusedError, failed
 
-_ALIAS = "cosma-peer"
 _AT_ONCE = 256 << 10  # stays in the processor's cache
-_OPTIONS = (
-    "BatchMode=yes",
-    "StrictHostKeyChecking=yes",
-    f"HostKeyAlias={_ALIAS}",
-    "GlobalKnownHostsFile=/dev/null",
-    "UpdateHostKeys=no",
-    "CheckHostIP=no",
-    "IdentitiesOnly=yes",
-    "IdentityAgent=none",
-    "ForwardAgent=no",
-    "ClearAllForwardings=yes",
-    "PermitLocalCommand=no",
-    "ControlPath=none",
-    "Compression=no",
-    "LogLevel=ERROR",
-    "ConnectTimeout=5",
-    "ServerAliveInterval=15",
-    "ServerAliveCountMax=3",
-    "KexAlgorithms=^curve25519-sha256",  # OpenSSH's own first choice costs seven times the CPU
-    "Ciphers=aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,chacha20-poly1305@openssh.com",
-)
+_BUFFERS = 8  # blocks: that many may wait to be hashed
 
 
 def pull(peer: Peer, part: Partial, size: int, bytes_s: float | None) -> str:
@@ -72,72 +44,72 @@ def _pull_by(algorithm: str, peer: Peer, part: Partial, size: int, bytes_s: floa
         digests=arrival.here(partial=True).digests,
         bytes_s=bytes_s or 0.0,
     )
-    with ThreadPoolExecutor(1) as pool, _asked(peer, request, part) as stream:
-        behind = _Behind(part.descriptor)
-        hashing = pool.submit(behind.sha256, size)
-        arrival.passed = behind.passed
+    # The child inherits the lock: it may outlive a killed verb.
+    with (
+        ThreadPoolExecutor(1) as pool,
+        asked(peer, "give", request, (part.descriptor,)) as stream,
+    ):
+        beside = _Sha256(part.descriptor)
+        hashing = pool.submit(beside.whole)
+        arrival.passed = beside.take
         try:
             if not arrival.read(stream):
                 raise failed(FailureCode.TRANSFER_FAILED, "the stream of blocks broke off")
         except BaseException:
-            behind.passed(-1)
+            beside.end(0)
             raise
-        behind.passed(size)
+        beside.end(size)
         return hashing.result()
 
 
-class _Behind:
-    """Reads a file as far as it has come."""
+class _Sha256:
+    """Of a file that comes in order, by a thread beside: each block as it came, and what was there
+    before from the file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._upto = 0
-        self._more = threading.Condition()
+        self._come: SimpleQueue[tuple[int, memoryview]] = SimpleQueue()
+        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._next = 0
+        for _ in range(_BUFFERS - 1):
+            self._free.put(memoryview(bytearray(BLOCK_BYTES)))
 
-    def passed(self, upto: int) -> None:
-        """So many bytes are right; -1: there will be no more."""
-        with self._more:
-            self._upto = upto
-            self._more.notify()
+    def take(self, block: memoryview, offset: int) -> memoryview:
+        """`block` is right; the memory for the next one. Raises RefusedError, OSError."""
+        if offset < self._next:
+            raise RefusedError("bad_request", f"the block at byte {offset} comes out of order")
+        self._next = offset + len(block)
+        self._come.put((offset, block))
+        free = self._free.get()
+        if free is None:
+            raise OSError(None, "what has arrived cannot be read again")
+        return free
 
-    def sha256(self, size: int) -> str:
-        """Of all; "" when it will not be whole."""
+    def end(self, size: int) -> None:
+        """So long is the file; 0: it will not be whole."""
+        self._come.put((size, memoryview(b"")))
+
+    def whole(self) -> str:
+        """Of all, once the end is told; nothing of use where it is not whole. Raises OSError."""
         found = hashlib.sha256()
-        buffer = memoryview(bytearray(_AT_ONCE))
         at = 0
-        while at < size:
-            with self._more:
-                while 0 <= self._upto <= at:
-                    self._more.wait()
-                upto = self._upto
-            if upto < 0:
-                return ""
-            while at < upto:
-                count = os.preadv(self._descriptor, [buffer[: upto - at]], at)
-                found.update(buffer[:count])
-                at += count
-        return found.hexdigest()
+        try:
+            while True:
+                offset, block = self._come.get()
+                self._read(found, at, offset)
+                if not block:
+                    return found.hexdigest()
+                found.update(block)
+                at = offset + len(block)
+                self._free.put(memoryview(block.obj))
+        finally:
+            self._free.put(None)
 
-
-@contextmanager
-def _asked(peer: Peer, request: GiveRequest, part: Partial) -> Iterator[BinaryIO]:
-    with _in_memory(peer.private_key) as key, _in_memory(f"{_ALIAS} {peer.host_key}\n") as known:
-        options = (*_OPTIONS, f"UserKnownHostsFile={known}")
-        arguments = ["-aTx", *(f"-o{option}" for option in options), "-i", key]
-        # The child inherits the lock: it may outlive a killed verb.
-        with asked(
-            arguments, peer.destination, peer.port, "give", request, (part.descriptor,)
-        ) as stream:
-            yield stream
-
-
-@contextmanager
-def _in_memory(text: str) -> Iterator[str]:
-    """The name under which a child of this process can read it."""
-    descriptor = os.memfd_create("cosma", os.MFD_CLOEXEC)
-    try:
-        os.fchmod(descriptor, 0o600)
-        os.write(descriptor, text.encode())
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+    def _read(self, found: hashlib._Hash, at: int, upto: int) -> None:
+        buffer = memoryview(bytearray(_AT_ONCE)) if at < upto else memoryview(b"")
+        while at < upto:
+            count = os.preadv(self._descriptor, [buffer[: upto - at]], at)
+            if not count:
+                raise OSError(None, "what has arrived became shorter")
+            found.update(buffer[:count])
+            at += count

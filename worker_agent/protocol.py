@@ -295,15 +295,6 @@ class PackedFile(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackSource(Message):
-    """How a host reaches `pack` on another one, by its own ssh."""
-
-    destination: str  # [user@]address
-    port: int | None
-    command: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackRequest(Message):
     """First line on the stdin of `unpack`: have these files here, whole.
 
@@ -317,7 +308,7 @@ class UnpackRequest(Message):
     files: tuple[Artifact, ...]
     extras: tuple[PackItem, ...] = ()  # taken where there are such: their hash is not known here
     source_run_dir: str
-    source: PackSource | None = None
+    source: Peer | None = None  # with a key for `pack` of source_run_dir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

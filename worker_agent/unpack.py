@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +20,6 @@ from worker_agent.checkpoint import Checkpoint
 from worker_agent.epoch import check_epoch
 from worker_agent.exclusive import alone
 from worker_agent.far_side import asked
-from worker_agent.fetch import SSH_OPTIONS
 from worker_agent.frames import sha256_of
 from worker_agent.pack import CHECKPOINT, FRAME, LISTING, frames_of
 from worker_agent.partial import part_path
@@ -34,7 +31,6 @@ from worker_agent.protocol import (
     PackedFile,
     PackItem,
     PackRequest,
-    PackSource,
     ProtocolError,
     Refusal,
     UnpackReport,
@@ -42,8 +38,6 @@ from worker_agent.protocol import (
 )
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 
-# Another host is not worth a long wait: the dispatcher can relay. No credentials go along.
-_SSH_OPTIONS = ("-aT", "-oConnectTimeout=5", "-oClearAllForwardings=yes", *SSH_OPTIONS)
 _KEPT_BYTES = 1 << 20  # of a file that was cut off, the beginning is kept from this size on
 
 
@@ -67,7 +61,7 @@ def unpack(request: UnpackRequest, stdin: BinaryIO) -> Iterator[PackRequest | Un
         if request.source is None:
             arrival.take(stdin)
         elif wanted.items:
-            with _pulled(request.source, wanted) as stream:
+            with asked(request.source, "pack", wanted) as stream:
                 arrival.take(stream)
         arrival.settle()
         yield UnpackReport(
@@ -76,15 +70,6 @@ def unpack(request: UnpackRequest, stdin: BinaryIO) -> Iterator[PackRequest | Un
             missing=tuple(dict.fromkeys(item.path for item in arrival.missing())),
             seconds=round(time.monotonic() - began, 3),
         )
-
-
-@contextmanager
-def _pulled(source: PackSource, request: PackRequest) -> Iterator[BinaryIO]:
-    """The stream of the other host's `pack`. Raises RefusedError (transfer_failed) with the first
-    line of what ssh says; nothing is asked, and no agent or port is forwarded."""
-    command = shlex.join(source.command)
-    with asked(_SSH_OPTIONS, source.destination, source.port, command, request) as stream:
-        yield stream
 
 
 @dataclass(slots=True)

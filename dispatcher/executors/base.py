@@ -16,7 +16,6 @@ from worker_agent.protocol import (
     FrameHeader,
     HostFacts,
     PackRequest,
-    PackSource,
     Peer,
     ReclaimReport,
     SelftestReport,
@@ -89,8 +88,9 @@ class Executor(Protocol):
         """The host itself pulls a file from another host, or from its own file system."""
         ...
 
-    def granted(self, path: str, epoch: int) -> AbstractAsyncContextManager[Peer]:
-        """While it is open, another host may pull the file `path` from here with the Peer."""
+    def granted(self, path: str, epoch: int, verb: str) -> AbstractAsyncContextManager[Peer]:
+        """While it is open, another host may have the file `path` from here with the Peer
+        (`verb` give), or what lies in the run directory `path` (pack)."""
         ...
 
     async def sweep_grants(self, epoch: int) -> int:
@@ -127,10 +127,6 @@ class Executor(Protocol):
 
     def pack(self, request: PackRequest) -> AsyncIterator[bytes]:
         """Many files of a run directory as one stream, for `unpack` of another host."""
-        ...
-
-    async def pack_source(self) -> PackSource:
-        """How another host's own ssh may reach `pack` here, if it knows this host."""
         ...
 
     async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:

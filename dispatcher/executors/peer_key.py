@@ -1,4 +1,4 @@
-"""A key for one transfer between two hosts: it may read one file on one of them, for a while.
+"""A key for one transfer between two hosts: it may read one thing on one of them, for a while.
 
 Made here, held by the other host in memory only, and taken back when the transfer is over. What a
 dispatcher that died has left is taken back by the next one (`sweep`), and expires by itself.
@@ -23,9 +23,9 @@ LIFETIME_S = 6 * 3600.0
 
 @asynccontextmanager
 async def granted(
-    agent: AgentLink, host: InventoryHost, path: str, epoch: int
+    agent: AgentLink, host: InventoryHost, path: str, epoch: int, verb: str
 ) -> AsyncIterator[Peer]:
-    """`host` lets the bearer of the Peer read `path`, an absolute one.
+    """`host` lets the bearer of the Peer have `path`, an absolute one, from `verb` (GrantRequest).
 
     Raises TransferError where no line may be written, AgentRefusal, TransportError.
     """
@@ -51,6 +51,7 @@ async def granted(
         authorized_keys=where,
         public_key=key.export_public_key("openssh").decode().strip(),
         name=name,
+        verb=verb,
         path=path,
         command=(host.python, "-I", installed.path),
         lifetime_s=LIFETIME_S,

@@ -1,4 +1,4 @@
-"""Files of one host's run directory to another's, as one stream: through here, or by its ssh."""
+"""Files of one host's run directory to another's, as one stream: through here, or straight."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def packed(agent: AgentLink, request: PackRequest) -> AsyncIterator[bytes]
 
 async def unpack(agent: AgentLink, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
     """Have the files on the agent's host. `pack` gives what is missing there, unless the host
-    pulls it by its own ssh; with neither the report only says what is there.
+    pulls it from `request.source`; with neither the report only says what is there.
 
     Raises SourceLost, HostError.
     """

@@ -31,7 +31,6 @@ from worker_agent.protocol import (
     HostFacts,
     ListRequest,
     PackRequest,
-    PackSource,
     Peer,
     ProbeRequest,
     ReclaimReport,
@@ -145,8 +144,8 @@ class SshExecutor:
             "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, slow=True
         )
 
-    def granted(self, path: str, epoch: int) -> AbstractAsyncContextManager[Peer]:
-        return peer_key.granted(self._agent, self.host, path, epoch)
+    def granted(self, path: str, epoch: int, verb: str) -> AbstractAsyncContextManager[Peer]:
+        return peer_key.granted(self._agent, self.host, path, epoch, verb)
 
     async def sweep_grants(self, epoch: int) -> int:
         return await peer_key.sweep(self._agent, self.host, epoch)
@@ -191,14 +190,6 @@ class SshExecutor:
 
     def pack(self, request: PackRequest) -> AsyncIterator[bytes]:
         return relay.packed(self._agent, request)
-
-    async def pack_source(self) -> PackSource:
-        at = self.host.address
-        return PackSource(
-            destination=at if self.host.user is None else f"{self.host.user}@{at}",
-            port=self.host.port,
-            command=(self.host.python, "-I", (await self._agent.ensure()).path, "pack"),
-        )
 
     async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
         return await relay.unpack(self._agent, request, pack)

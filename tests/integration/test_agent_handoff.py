@@ -6,8 +6,10 @@ import getpass
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,14 @@ from tests.sshd import Farm, Sshd, farm, make_key
 from worker_agent.checkpoint import PATH as CHECKPOINT
 from worker_agent.checkpoint import Checkpoint
 from worker_agent.exclusive import alone
+from worker_agent.far_side import _DIAL
+from worker_agent.limit import limit
 from worker_agent.partial import part_path
 from worker_agent.protocol import (
     Artifact,
     PackItem,
     PackRequest,
-    PackSource,
+    Peer,
     UnpackReport,
     UnpackRequest,
 )
@@ -58,7 +62,7 @@ class Pair:
     def target(self) -> Path:
         return Path(self.new.spec(None).run_dir)
 
-    def request(self, source: PackSource | None = None, epoch: int = 1) -> UnpackRequest:
+    def request(self, source: Peer | None = None, epoch: int = 1) -> UnpackRequest:
         return UnpackRequest(
             epoch=epoch, job="a-1", run_dir=str(self.target), files=self.files, extras=EXTRAS,
             source_run_dir=str(self.source), source=source,
@@ -221,100 +225,90 @@ def test_a_path_that_leads_out_is_refused(pair: Pair) -> None:
     assert pair.old.call("pack", ask).one["error"] == "bad_request"
 
 
-# --- from host to host, by the new one's own ssh ---
+# --- from host to host, by a key that was made for it ---
 
 
-def by_ssh(server: Sshd, pair: Pair, tmp_path: Path, host_key: str) -> Pair:
-    """The new host's own ssh configuration knows the old one under its address."""
-    known = tmp_path / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{server.port} {host_key}\n")
-    config = tmp_path / "ssh_config"
-    config.write_text(
-        f"Host *\n IdentityFile {server.client_key}\n IdentitiesOnly yes\n"
-        f" UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
-    )
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    script(programs / "ssh", f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n')
-    path = f"{programs}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-    new = AgentClient(pair.new.work_dir, environment=environment)
-    return Pair(pair.old, new, pair.files)
+def peer_on(server: Sshd, path: Path, command: str | None = None, **changes: Any) -> Peer:
+    """As `grant` lets the holder of the server's key in: for one run directory."""
+    agent = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "worker_agent", "pack"]
+    runs = command or shlex.join([*agent, limit(path, time.time() + 600.0)])
+    public = server.client_key.with_suffix(".pub").read_text()
+    (server.directory / "authorized_keys").write_text(f'restrict,command="{runs}" {public}')
+    values: dict[str, Any] = {
+        "destination": f"{getpass.getuser()}@127.0.0.1",
+        "port": server.port,
+        "host_key": server.host_key,
+        "private_key": server.client_key.read_text(),
+    }
+    return Peer(**{**values, **changes})
 
 
-def source_on(server: Sshd) -> PackSource:
-    command = ("env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "worker_agent", "pack")
-    return PackSource(
-        destination=f"{getpass.getuser()}@127.0.0.1", port=server.port, command=command
-    )
+def told(pair: Pair, peer: Peer) -> str:
+    """How `unpack` fails."""
+    answer = pair.new.call("unpack", pair.request(peer))
+    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed"), answer.lines
+    assert not (pair.target / "frames").exists()
+    return str(answer.lines[1]["message"])
 
 
-def test_the_new_host_pulls_by_its_own_ssh(farm: Farm, pair: Pair, tmp_path: Path) -> None:
-    server = farm.start("old")
-    pair = by_ssh(server, pair, tmp_path, server.host_key)
-    answer = pair.new.call("unpack", pair.request(source_on(server)))
+def test_the_new_host_pulls_with_a_key(farm: Farm, pair: Pair) -> None:
+    answer = pair.new.call("unpack", pair.request(peer_on(farm.start("old"), pair.source)))
     assert answer.code == 0, answer.lines
     report = UnpackReport.from_dict(answer.lines[1])
     assert report.missing == () and report.files == 3 + FRAMES + 1
     assert pair.same()
 
 
-def test_a_host_that_is_not_known_is_never_asked(farm: Farm, pair: Pair, tmp_path: Path) -> None:
+def test_why_a_key_brought_nothing_is_told(farm: Farm, pair: Pair, tmp_path: Path) -> None:
     server = farm.start("old")
-    other = make_key(tmp_path / "other").with_suffix(".pub").read_text().strip()
-    pair = by_ssh(server, pair, tmp_path, other)
-    answer = pair.new.call("unpack", pair.request(source_on(server)))
-    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed")
-    assert "Host key verification failed" in answer.lines[1]["message"]
+    elsewhere = peer_on(server, pair.source.with_name("other"))
+    assert f"the key is not for {pair.source}" in told(pair, elsewhere)
+    unknown = make_key(tmp_path / "other").with_suffix(".pub").read_text().split()
+    said = told(pair, peer_on(server, pair.source, host_key=" ".join(unknown[:2])))
+    assert "Host key verification failed" in said
+    assert "not a stream of files" in told(pair, peer_on(server, pair.source, "yes")), "for ever"
+    assert told(pair, peer_on(server, pair.source, "false"))
+    peer = peer_on(server, pair.source)
     (server.directory / "authorized_keys").write_text("")
-    pair = Pair(pair.old, pair.new, pair.files)
-    (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
-    answer = pair.new.call("unpack", pair.request(source_on(server)))
-    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed")
-    assert "Permission denied" in answer.lines[1]["message"]
-    assert not (pair.target / "frames").exists()
+    assert "Permission denied" in told(pair, peer)
+    server.stop()
+    assert "Connection refused" in told(pair, peer)
+    dashed = peer_on(server, pair.source, destination="-oProxyCommand=x")
+    assert pair.new.call("unpack", pair.request(dashed)).lines[1]["error"] == "bad_request"
 
 
-def test_a_refusal_of_the_old_host_is_told(farm: Farm, pair: Pair, tmp_path: Path) -> None:
+def ssh_in_its_place(pair: Pair, programs: Path, text: str) -> AgentClient:
+    programs.mkdir()
+    script(programs / "ssh", text)
+    path = f"{programs}:{os.environ['PATH']}"
+    return AgentClient(pair.new.work_dir, environment={**pair.new.environment, "PATH": path})
+
+
+def test_a_way_that_only_ssh_itself_knows_is_taken(farm: Farm, pair: Pair, tmp_path: Path) -> None:
     server = farm.start("old")
-    pair = by_ssh(server, pair, tmp_path, server.host_key)
-    source = source_on(server)
-    broken = PackSource(destination=source.destination, port=source.port, command=("false",))
-    answer = pair.new.call("unpack", pair.request(broken))
-    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed")
-    wrong = UnpackRequest.from_dict(
-        {**json.loads(pair.request(source).to_json()), "source_run_dir": "relative"}
+    dial = tmp_path / "dial"
+    dial.write_text(_DIAL)
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host old.invalid\n ProxyUseFdpass yes\n"
+        f" ProxyCommand {sys.executable} {dial} 127.0.0.1 {server.port}\n"
     )
-    answer = pair.new.call("unpack", wrong)
-    assert "not an absolute, normal path" in answer.lines[1]["message"]
-
-
-def test_a_far_side_that_never_ends_its_noise_is_left(
-    farm: Farm, pair: Pair, tmp_path: Path
-) -> None:
-    server = farm.start("old")
-    pair = by_ssh(server, pair, tmp_path, server.host_key)
-    source = source_on(server)
-    noisy = PackSource(destination=source.destination, port=source.port, command=("yes",))
-    answer = pair.new.call("unpack", pair.request(noisy))
-    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed")
-    assert "not a stream of files" in answer.lines[1]["message"]
+    ssh = f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n'
+    peer = peer_on(server, pair.source, destination=f"{getpass.getuser()}@old.invalid")
+    answer = ssh_in_its_place(pair, tmp_path / "bin", ssh).call("unpack", pair.request(peer))
+    assert answer.code == 0 and pair.same(), answer.lines
 
 
 def test_ssh_gets_neither_agent_nor_forwardings(pair: Pair, tmp_path: Path) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    script(programs / "ssh", f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/said\nexit 255\n')
-    environment = {**pair.new.environment, "PATH": f"{programs}:{os.environ['PATH']}"}
-    new = AgentClient(pair.new.work_dir, environment=environment)
-    source = PackSource(destination="-oProxyCommand=x", port=None, command=("pack",))
-    assert new.call("unpack", pair.request(source)).lines[1]["error"] == "bad_request"
-    source = PackSource(destination="h", port=22, command=("python 3", "$(x)"))
-    new.call("unpack", pair.request(source))
-    said = (tmp_path / "said").read_text().splitlines()
-    assert "-aT" in said and "-oClearAllForwardings=yes" in said
-    assert "-oStrictHostKeyChecking=yes" in said and "-oBatchMode=yes" in said
-    assert said[-3:] == ["--", "h", "'python 3' '$(x)'"]
-    done = subprocess.run(["/usr/bin/ssh", "-G", *said[: said.index("--")], "h"],
+    ssh = f'#!/bin/sh\nprintf "%s\\0" "$@" > {tmp_path}/said\nexit 255\n'
+    peer = Peer(destination="h", port=22, host_key="ssh-ed25519 AAAA", private_key="secret")
+    ssh_in_its_place(pair, tmp_path / "bin", ssh).call("unpack", pair.request(peer))
+    said = (tmp_path / "said").read_text().split("\0")[:-1]
+    assert said[-3:] == ["--", "h", "pack"] and "secret" not in " ".join(said)
+    done = subprocess.run(["/usr/bin/ssh", "-F", "/dev/null", "-G", *said],
                           capture_output=True, text=True, check=True)  # fmt: skip
-    assert "forwardagent no" in done.stdout
+    for line in (
+        "forwardagent no", "clearallforwardings yes", "batchmode yes", "identitiesonly yes",
+        "stricthostkeychecking true", "permitlocalcommand no",
+    ):  # fmt: skip
+        assert line in done.stdout, line

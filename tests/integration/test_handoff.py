@@ -149,48 +149,46 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         job = await play(store, job, made)
         job = (await advance(store, job, ev.HostAssigned(at=9.0, host="host-2"))).job
         assert (job.origin, job.stage) == ("host-1", Stage.TRAINING)
-        handoff = Handoff(fleet=fleet, specs=specs, clock=clock, epoch=1, needs=Needs)
+        handoff = Handoff(fleet=fleet, specs=specs, clock=clock, epoch=0, needs=Needs)
         reclaimer = Reclaimer(
             fleet=fleet,
             specs=specs,
             giving_back=GivingBack(fleet, specs, clock),
             trims=Trims(fleet, store, clock),
             clock=clock,
-            epoch=1,
+            epoch=0,
         )
         yield World(hosts, fleet, store, handoff, reclaimer, job)
         await fleet.close()
         await store.close()
 
 
-async def test_relayed_where_the_new_host_cannot_reach_the_old_one(world: World) -> None:
+async def test_straight_from_host_to_host_with_a_key_that_is_gone_afterwards(world: World) -> None:
+    keys = world.hosts.hosts[0].work_dir.parent / "authorized_keys"
+    before = keys.read_bytes()
     over = await world.hand_over()
-    assert isinstance(over, ev.HandedOver)
-    assert (over.stage, over.source, over.route) == (Stage.TRAINING, "host-1", "relayed")
-    assert over.note and over.files == 5 + FRAMES
+    assert isinstance(over, ev.HandedOver), over
+    assert (over.stage, over.source, over.route) == (Stage.TRAINING, "host-1", "direct")
+    assert (over.note, over.files) == ("", 5 + FRAMES)
     assert (world.new / "sfm/model.bin").read_bytes() == (world.old / "sfm/model.bin").read_bytes()
     assert {row.host for row in await world.store.artifacts(job=world.job.id)} == {"host-2"}
+    assert keys.read_bytes() == before
     again = await world.hand_over()
     assert isinstance(again, ev.HandedOver) and again.files == again.bytes == 0
 
 
-async def test_direct_where_its_own_ssh_knows_it(world: World, tmp_path: Path) -> None:
-    old, _ = world.hosts.hosts
-    known = tmp_path / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{old.port} {old.host_key}\n")
-    config = tmp_path / "ssh_config"
-    config.write_text(
-        f"Host *\n IdentityFile {old.identity_file}\n IdentitiesOnly yes\n"
-        f" UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
-    )
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    script(programs / "ssh", f'#!/bin/sh\nexec /usr/bin/ssh -F {config} "$@"\n')
+@pytest.mark.parametrize("why", ["takes no key for a transfer", "No route to host"])
+async def test_relayed_where_no_key_can_be_used(world: World, tmp_path: Path, why: str) -> None:
     inventory = yaml.safe_load(world.hosts.inventory.read_text())
-    python = inventory["defaults"]["python"]
-    inventory["hosts"][1]["python"] = str(
-        script(tmp_path / "python", f'#!/bin/sh\nPATH={programs}:$PATH exec {python} "$@"\n')
-    )
+    if why.startswith("takes no key"):
+        inventory["hosts"][0]["transfer"] = {"authorized_keys": "off"}
+    else:
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        script(programs / "ssh", f"#!/bin/sh\necho 'ssh: connect to host: {why}' >&2\nexit 255\n")
+        python = inventory["defaults"]["python"]
+        text = f'#!/bin/sh\nPATH={programs}:$PATH exec {python} "$@"\n'
+        inventory["hosts"][1]["python"] = str(script(tmp_path / "python", text))
     world.hosts.inventory.write_text(yaml.safe_dump(inventory))
     bundle = agent_bundle.build()
     await world.fleet.reload(
@@ -198,7 +196,8 @@ async def test_direct_where_its_own_ssh_knows_it(world: World, tmp_path: Path) -
     )
     over = await world.hand_over()
     assert isinstance(over, ev.HandedOver), over
-    assert (over.route, over.note, over.files) == ("direct", "", 5 + FRAMES)
+    assert (over.stage, over.route, over.files) == (Stage.TRAINING, "relayed", 5 + FRAMES)
+    assert why in over.note
     assert (world.new / "sfm/model.bin").read_bytes() == (world.old / "sfm/model.bin").read_bytes()
 
 

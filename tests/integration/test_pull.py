@@ -80,7 +80,7 @@ async def test_a_host_pulls_from_another_and_the_key_is_gone(two: Two) -> None:
     with two.keys.open("a") as stream:
         stream.write("# kept: \x0b a line of somebody else, without an end")
     before = two.keys.read_bytes()
-    async with two.gives.granted(str(two.source), EPOCH) as peer:
+    async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
         line = two.keys.read_text().splitlines()[-1]
         assert line.startswith('restrict,command="') and "expiry-time=" in line
         report = await two.takes.fetch(two.request(peer))
@@ -96,7 +96,7 @@ async def test_a_pull_goes_on_from_what_is_there_and_proves_it(two: Two) -> None
     two.target.parent.mkdir(parents=True)
     part = two.target.with_name("clip.MP4.part")
     part.write_bytes(DATA[: 3 << 20] + b"something else" * 1000)
-    async with two.gives.granted(str(two.source), EPOCH) as peer:
+    async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
         assert (await two.takes.fetch(two.request(peer, sha256=SHA))).complete
         assert two.target.read_bytes() == DATA and not part.exists()
         two.target.unlink()
@@ -110,7 +110,7 @@ async def test_a_pull_goes_on_from_what_is_there_and_proves_it(two: Two) -> None
 
 
 async def test_the_key_opens_nothing_but_the_one_file(two: Two, tmp_path: Path) -> None:
-    async with two.gives.granted(str(two.source), EPOCH) as peer:
+    async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
         key = tmp_path / "key"
         key.write_text(peer.private_key)
         key.chmod(0o600)
@@ -140,9 +140,9 @@ async def test_the_key_opens_nothing_but_the_one_file(two: Two, tmp_path: Path) 
 
 async def test_what_a_dead_dispatcher_left_is_swept_by_the_next_one(two: Two) -> None:
     before = two.keys.read_bytes()
-    left = two.gives.granted(str(two.source), EPOCH)
+    left = two.gives.granted(str(two.source), EPOCH, "give")
     peer = await left.__aenter__()
-    ours = two.gives.granted(str(two.source), EPOCH + 1)
+    ours = two.gives.granted(str(two.source), EPOCH + 1, "give")
     await ours.__aenter__()
     assert await two.gives.sweep_grants(EPOCH + 1) == 1
     assert await two.gives.sweep_grants(EPOCH + 1) == 0
@@ -154,7 +154,7 @@ async def test_what_a_dead_dispatcher_left_is_swept_by_the_next_one(two: Two) ->
 
 
 async def test_a_key_expires_by_itself(two: Two) -> None:
-    async with two.gives.granted(str(two.source), EPOCH) as peer:
+    async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
         text = two.keys.read_text()
         at = text.index('expiry-time="') + len('expiry-time="')
         past = time.strftime("%Y%m%d%H%M%S", time.localtime(time.time() - 60))
@@ -165,17 +165,17 @@ async def test_a_key_expires_by_itself(two: Two) -> None:
 
 async def test_what_cannot_be_granted_says_why(two: Two, farm: Farm) -> None:
     with pytest.raises(AgentRefusal) as absent:
-        async with two.gives.granted(f"{two.source}.absent", EPOCH):
+        async with two.gives.granted(f"{two.source}.absent", EPOCH, "give"):
             raise AssertionError
     assert absent.value.reason is Reason.INPUT_MISSING
     off = two.giver.inventory_host(python=sys.executable, transfer={"authorized_keys": False})
     executor = SshExecutor.connect_to(off, agent_bundle.build())
     with pytest.raises(TransferError, match="takes no key"):
-        async with executor.granted(str(two.source), EPOCH):
+        async with executor.granted(str(two.source), EPOCH, "give"):
             raise AssertionError
     await executor.close()
     other = make_key(farm.directory / "other").with_suffix(".pub").read_text().split()
-    async with two.gives.granted(str(two.source), EPOCH) as peer:
+    async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
         wrong = Peer(
             destination=peer.destination, port=peer.port, host_key=" ".join(other[:2]),
             private_key=peer.private_key,

@@ -49,7 +49,7 @@ class Host:
         return REPORT
 
     @asynccontextmanager
-    async def granted(self, path: str, epoch: int) -> AsyncIterator[Peer]:
+    async def granted(self, path: str, epoch: int, verb: str) -> AsyncIterator[Peer]:
         self.asked.append(("granted", path, epoch))
         if "granted" in self.fails:
             raise self.fails["granted"]

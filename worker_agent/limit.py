@@ -1,0 +1,28 @@
+"""What a key of `grant` may read: one path, until a time; it stands in what sshd runs for it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+
+from worker_agent.refusal import RefusedError
+
+
+def limit(path: Path, until: float) -> str:
+    """One word that needs no quoting. `until`: seconds since 1970, by this host's clock."""
+    facts = json.dumps({"path": str(path), "until": until})
+    return base64.urlsafe_b64encode(facts.encode()).decode()
+
+
+def allowed(limit: str) -> Path:
+    """Raises RefusedError (bad_request) once the time is over, and for what is no limit."""
+    try:
+        facts = json.loads(base64.urlsafe_b64decode(limit))
+        path, until = Path(facts["path"]), float(facts["until"])
+    except (ValueError, KeyError, TypeError):
+        raise RefusedError("bad_request", "no limit of a key") from None
+    if time.time() > until:
+        raise RefusedError("bad_request", "the key has expired")
+    return path
