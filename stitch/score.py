@@ -22,7 +22,7 @@ class Thresholds:
 
     min_inliers: int
     min_share: float  # inliers of the matches
-    min_hull_share: float  # below it the far end is extrapolated, scale first
+    min_hull_share: float  # spanned in every direction; below it the far end is extrapolated
 
 
 @dataclass(frozen=True, slots=True)

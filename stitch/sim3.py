@@ -77,22 +77,25 @@ class Sim3:
         return float(np.degrees(2.0 * np.arcsin(min(1.0, chord))))
 
 
-def umeyama(source: F64, target: F64) -> Sim3:
-    """Least-squares Sim3 that takes `source` (N,3) to `target` (N,3).
+def umeyama(source: F64, target: F64, weights: F64 | None = None) -> Sim3:
+    """Least-squares Sim3 that takes `source` (N,3) to `target` (N,3), rows weighted by `weights`
+    (N,), all alike without.
 
     Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
     1991. Raises ValueError when the points do not fix one: fewer than 3, or on one line.
     """
     if len(source) < 3:
         raise ValueError(f"{len(source)} points do not fix a Sim3")
-    mean_source, mean_target = source.mean(axis=0), target.mean(axis=0)
+    share = np.ones(len(source)) if weights is None else weights
+    share = (share / share.sum())[:, None]
+    mean_source, mean_target = (share * source).sum(axis=0), (share * target).sum(axis=0)
     a, b = source - mean_source, target - mean_target
-    u, singular, vt = np.linalg.svd(b.T @ a)
+    u, singular, vt = np.linalg.svd((share * b).T @ a)
     if singular[1] <= 1e-12 * singular[0]:
         raise ValueError("points on one line do not fix a Sim3")
     sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     rotation = (u * sign) @ vt
-    scale = float((singular * sign).sum() / (a * a).sum())
+    scale = float((singular * sign).sum() / (share * a * a).sum())
     return Sim3(scale, rotation, mean_target - scale * rotation @ mean_source)
 
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from stitch.bend import curvature
-from stitch.register import Check, Edge, match, register
+from stitch.guided import refine
+from stitch.register import Check, Edge, hull_share, match, register, robust_sim3
 from stitch.score import Thresholds, judge
 from stitch.shared_frames import register_frames
 from stitch.sim3 import Sim3, umeyama
@@ -108,6 +109,41 @@ def test_overlap_in_one_corner_is_refused_for_its_leverage() -> None:
     assert found.inliers > 50
     assert not verdict.accepted
     assert "of the smaller footprint, 10% needed" in verdict.reason
+
+
+def test_ground_in_a_corner_counts_by_its_reach_both_ways() -> None:
+    rng = np.random.default_rng(3)
+    ground = rng.uniform([0, 0, 0], [10, 4, 0.1], (2000, 3)).astype(np.float32)
+    corner = rng.uniform([0, 0, 0], [2.5, 1.0, 0.1], (200, 3))
+    stripe = rng.uniform([0, 0, 0], [0.5, 4.0, 0.1], (200, 3))
+    line = rng.uniform([0, 0, 0], [10.0, 0.1, 0.1], (200, 3))
+    assert hull_share(ground, corner) == pytest.approx(0.25, abs=0.03)
+    assert hull_share(ground, stripe) == pytest.approx(0.05, abs=0.01)
+    assert hull_share(ground, line) < 0.05
+    assert hull_share(ground, corner[:2]) == 0.0
+
+
+def test_points_that_look_alike_elsewhere_are_found_where_they_must_lie() -> None:
+    """Half of the ground looks the same as another place of it: the ratio test drops all that."""
+    world = Seabed(9, count=1600)
+    half = len(world.descriptors) // 2
+    world.descriptors[half:] = world.descriptors[:half]
+    a = world.segment(0.0, 8.0, random_sim3(world.rng))
+    b = world.segment(4.0, 12.0, random_sim3(world.rng))
+    limit = 0.02 * a.median_depth
+    pairs = match(b.descriptors, a.descriptors, RATIO)
+    here, there = b.points[pairs[:, 0]].astype(float), a.points[pairs[:, 1]].astype(float)
+    first = robust_sim3(here, there, limit)
+    assert first is not None
+    passed = np.linalg.norm(first.apply(here) - there, axis=1) < limit
+    better, near = refine(b, a, first, limit)
+    assert len(near) > 1.5 * passed.sum()
+    off = np.linalg.norm(better.apply(b.points[near[:, 0]]) - a.points[near[:, 1]], axis=1)
+    assert off.max() < limit
+    away = Sim3(first.scale, first.rotation, first.translation + 0.5 * a.median_depth)
+    unmoved, nothing = refine(b, a, away, limit)
+    assert unmoved is away
+    assert len(nothing) == 0
 
 
 def test_matches_along_a_line_are_refused_for_their_leverage() -> None:

@@ -54,6 +54,17 @@ def test_umeyama_recovers_the_transform(truth: Sim3, seed: int) -> None:
     assert found.angle_to(truth) < 1e-4
 
 
+def test_umeyama_counts_a_row_as_often_as_it_weighs() -> None:
+    rng = np.random.default_rng(4)
+    source, target = rng.normal(size=(2, 20, 3))
+    weights = rng.integers(1, 4, 20)
+    weighted = umeyama(source, target, weights.astype(float))
+    repeated = umeyama(np.repeat(source, weights, axis=0), np.repeat(target, weights, axis=0))
+    assert weighted.scale == pytest.approx(repeated.scale)
+    assert np.allclose(weighted.rotation, repeated.rotation)
+    assert np.allclose(weighted.translation, repeated.translation)
+
+
 def test_umeyama_never_mirrors() -> None:
     source = np.random.default_rng(1).normal(size=(30, 3))
     assert np.linalg.det(umeyama(source, source * [1, 1, -1]).rotation) == pytest.approx(1.0)
