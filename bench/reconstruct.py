@@ -86,11 +86,11 @@ def stages_up_to_sfm(run_dir: Path, clip: Path, config: dict[str, Any]) -> dict[
     (run_dir / "input").mkdir(parents=True)
     shutil.copyfile(clip, run_dir / "input" / clip.name)
     for stage in (validate, frames, metadata, manifest):
-        made = _stage(stage.main, run_dir, clip.name, config)
+        made = run_stage(stage.main, run_dir, clip.name, config)
     return made
 
 
-def _stage(
+def run_stage(
     main: Callable[..., Any], run_dir: Path, clip: str, config: dict[str, Any]
 ) -> dict[str, Any]:
     from worker_agent.protocol import AttemptSpec
@@ -136,7 +136,7 @@ def registered(name: str, chosen: Set, data: Path, run_dir: Path, repeats: int) 
         shutil.rmtree(run_dir / "sfm", ignore_errors=True)
         began = _cpu_s()
         try:
-            facts = _stage(sfm.main, run_dir, clip.name, config)
+            facts = run_stage(sfm.main, run_dir, clip.name, config)
         except StageFailure as failure:
             print(f"{name}: {failure.reason}: {failure.message}", file=sys.stderr)
             return [_share(name, 0.0)]
