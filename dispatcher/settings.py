@@ -28,6 +28,11 @@ class StitchConfig(Frozen):
     min_inliers: int = Field(default=12, ge=3)
     min_inlier_share: float = Field(default=0.2, ge=0, le=1)
     min_hull_share: float = Field(default=0.1, ge=0, le=1)
+    prune_floaters: bool = True
+    harmonise: bool = False  # one colour of the water and one exposure for all members
+    segment_ids: bool = False  # a column of the PLY: from which member each gaussian comes
+    orthomosaic: bool = True
+    tiles: bool = False
 
 
 class ReclaimConfig(ReclaimRules):

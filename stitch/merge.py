@@ -21,6 +21,7 @@ from stitch.register import footprint_axes
 from stitch.seams import CELL_DEPTHS, Seam, Tally, seams
 from stitch.sidecar import Sidecar, spread
 from stitch.sim3 import F64, transform_gaussians
+from stitch.standin import STAND_IN
 from stitch.territory import Member, Territory
 
 MAX_SCENE_POINTS = 12_000
@@ -67,7 +68,7 @@ def merge_gaussians(
     finish = finish or Finish()
     files = [open_member(ply) for ply in plys]
     axes = ground_axes(members)
-    scene = _scene_depth(members)
+    scene = scene_depth(members)
     looked = [
         _look(member, file, axes, CELL_DEPTHS * scene, finish)
         for member, file in zip(members, files, strict=True)
@@ -111,7 +112,9 @@ def merge_sidecars(members: Sequence[Member]) -> Sidecar:
     """The scene's sidecar: all keyframes, named "member/keyframe", and at most MAX_SCENE_POINTS
     points. Of a place that several members hold, one point stays, else the ratio test of a later
     registration would refuse exactly the best confirmed points."""
-    depth = _scene_depth(members)
+    depth = scene_depth(members)
+    # A cloud without descriptors has nothing to be known by.
+    members = [m for m in members if STAND_IN not in m.sidecar.quality]
     points = np.concatenate([m.pose.apply(m.sidecar.points) for m in members])
     owner = np.concatenate([np.full(len(m.sidecar.points), i) for i, m in enumerate(members)])
     descriptors = np.concatenate([m.sidecar.descriptors for m in members])
@@ -173,7 +176,8 @@ def _look(
     return _Look(cover, floaters, tally)
 
 
-def _scene_depth(members: Sequence[Member]) -> float:
+def scene_depth(members: Sequence[Member]) -> float:
+    """Median distance of what the members' cameras see, scene's unit."""
     return float(np.median([m.pose.scale * m.sidecar.median_depth for m in members]))
 
 

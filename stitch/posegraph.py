@@ -12,7 +12,7 @@ from stitch.register import Edge
 from stitch.sim3 import F64, Sim3
 
 # What a good edge may be off by, of members scaled to unit size: 0.6 degrees, 1 %, 1 %.
-_SIGMAS = np.array([*[np.radians(0.6)] * 3, *[0.01] * 3, 0.01])
+SIGMAS = np.array([*[np.radians(0.6)] * 3, *[0.01] * 3, 0.01])
 _ANCHOR_SIGMA = 1e-6
 
 
@@ -91,7 +91,7 @@ def _spanning_tree(
     while len(poses) < len(group):
         crossing = [e for e in edges if (e.source in poses) != (e.target in poses)]
         best = max(crossing, key=lambda edge: edge.inliers)
-        step = _normalised(best, unit)
+        step = normalised(best, unit)
         if best.target in poses:
             poses[best.source] = poses[best.target] @ step
         else:
@@ -108,9 +108,9 @@ def _truncated_least_squares(
 ) -> tuple[dict[int, Sim3], list[int]]:
     graph = gtsam.NonlinearFactorGraph()
     values = gtsam.Values()
-    noise = gtsam.noiseModel.Diagonal.Sigmas(_SIGMAS)
+    noise = gtsam.noiseModel.Diagonal.Sigmas(SIGMAS)
     for k in inside:
-        measured = _to_gtsam(_normalised(edges[k], unit))
+        measured = _to_gtsam(normalised(edges[k], unit))
         graph.add(gtsam.BetweenFactorSimilarity3(edges[k].target, edges[k].source, measured, noise))
     for i in group:
         values.insert(i, _to_gtsam(start[i]))
@@ -126,7 +126,7 @@ def _truncated_least_squares(
     return poses, [k for k, weight in zip(inside, weights, strict=True) if weight < 0.5]
 
 
-def _normalised(edge: Edge, unit: Sequence[Sim3]) -> Sim3:
+def normalised(edge: Edge, unit: Sequence[Sim3]) -> Sim3:
     """The edge between members scaled to unit size about their centres, so that one sigma fits
     all and an origin far from the data does not turn angle errors into translation errors."""
     if edge.sim3 is None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from stitch.certainty import Certainty
+from stitch.harmonise import Tint
+from stitch.priors import Placed
 from stitch.register import Edge
 from stitch.score import Verdict
 from stitch.seams import Seam
@@ -14,17 +19,71 @@ from stitch.territory import Member
 REPORT_VERSION = 1
 
 
-def member_entry(name: str, auv: str, pose: Sim3, before: int, kept: int) -> dict[str, Any]:
-    """A member of the scene; scale, rotation (3 rows) and translation take it to the scene."""
+def member_entry(
+    name: str,
+    auv: str,
+    pose: Sim3,
+    before: int,
+    kept: int,
+    *,
+    floating: int = 0,
+    sure: Certainty | None = None,
+    tint: Tint | None = None,
+) -> dict[str, Any]:
+    """A member of the scene; scale, rotation (3 rows) and translation take it to the scene.
+
+    `uncertainty` is one sigma against the first member, of which there is none: degrees, scene's
+    unit, a share of the scale. `tint`: gain and offset of its colours, RGB in 0..1.
+    """
     return {
         "name": name,
         "auv": auv,
         "scale": pose.scale,
         "rotation": pose.rotation.tolist(),
         "translation": pose.translation.tolist(),
+        "uncertainty": sure
+        and {
+            "rotation_deg": round(sure.rotation_deg, 5),
+            "position": round(sure.position, 6),
+            "scale": round(sure.scale, 6),
+        },
         "gaussians_before": before,
         "gaussians_kept": kept,
+        "floaters": floating,
+        "tint": tint
+        and {"gain": np.round(tint.gain, 4).tolist(), "offset": np.round(tint.offset, 4).tolist()},
     }
+
+
+def world_entry(placed: Placed, origin: Sequence[float] | None, positions: int) -> dict[str, Any]:
+    """Where the scene belongs and how large it is. `georeference` takes the scene to metres east,
+    north, up of `origin` (latitude, longitude, altitude)."""
+    world = placed.world
+    metric = world is not None and world.metric
+    georeference = None
+    if world is not None and metric:
+        georeference = {
+            "origin": list(origin or ()),
+            "scale": world.sim3.scale,
+            "rotation": world.sim3.rotation.tolist(),
+            "translation": world.sim3.translation.tolist(),
+        }
+    return {
+        "scale": {
+            "metric": metric,
+            "from": "positions" if metric else "arbitrary",
+            "metres_per_unit": world.sim3.scale if world is not None and metric else None,
+            "positions": positions if metric else 0,
+            "residual_m": _rounded(placed.position_residual_m, 4),
+        },
+        "upright": world is not None,
+        "gravity_residual_deg": _rounded(placed.gravity_residual_deg, 3),
+        "georeference": georeference,
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def edge_entry(
@@ -73,6 +132,7 @@ def stitch_report(
     seams: Sequence[dict[str, Any]],
     parts: Sequence[dict[str, Any]],
     gaussians: int,
+    **more: Any,
 ) -> dict[str, Any]:
     """The whole report. The scene's frame is that of the first member."""
     return {
@@ -86,4 +146,5 @@ def stitch_report(
         "seams": list(seams),
         "parts": list(parts),  # what hangs together apart from the scene, each in its own frame
         "gaussians": gaussians,
+        **more,
     }

@@ -123,14 +123,12 @@ def test_segments_become_an_auv_and_auvs_a_scene(farm: Farm) -> None:
     artifacts = farm.run("all", "cross_auv", members)
 
     assert [item.kind for item in artifacts.files] == [
-        *("ply", "registration", "stitch_report", "stitch_masks"),
+        *("ply", "registration", "stitch_masks", "orthomosaic", "height_map", "world_file"),
+        *("world_file", "stitch_graph", "stitch_edges", "stitch_report"),
     ]
-    assert [item.path for item in artifacts.files] == [
-        "output/all.ply",
-        "output/registration.npz",
-        "output/stitch.json",
-        "output/masks.npz",
-    ]
+    names = ["all.ply", "registration.npz", "masks.npz", "orthomosaic.png", "height.png"]
+    names += ["orthomosaic.pgw", "height.pgw", "graph.svg", "edges.json", "stitch.json"]
+    assert [item.path for item in artifacts.files] == [f"output/{name}" for name in names]
     per_auv, scene = farm.report("scene-a"), farm.report("all")
     assert [entry["name"] for entry in per_auv["members"]] == ["A1", "A2"]
     assert scene["reference"] == "scene-a"

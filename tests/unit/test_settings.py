@@ -64,8 +64,12 @@ DEFAULTS = {
         "drift_m": {"warn": 5.0, "fail": None},
         "gaussians": {"warn": 1000.0, "fail": 100.0},
     },
-    "reconstruct": {"backend": "gsplat", "command": [], "timeout_s": 14400.0},
-    "stitch": {"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
+    "reconstruct": {"backend": "gsplat", "command": [], "lingbot": None, "timeout_s": 14400.0},
+    "stitch": {
+        **{"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
+        **{"prune_floaters": True, "harmonise": False, "segment_ids": False},
+        **{"orthomosaic": True, "tiles": False},
+    },
     "reclaim": {
         "source_videos": "when_verified",
         "frames": "when_verified",

@@ -7,6 +7,7 @@ registration sidecar of the same frame. The scene's frame is that of its first m
 from __future__ import annotations
 
 import shutil
+import zlib  # noqa: F401 - before pycolmap, whose wheel exports a zlib of its own
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,18 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from stitch import merge, posegraph
-from stitch.candidates import candidates
+from stitch import merge, priors
+from stitch.certainty import Certainty, certainties
+from stitch.cloud_file import open_member
 from stitch.durable import replacing
 from stitch.errors import FileUnreadable
-from stitch.ply import PlyFile
-from stitch.publish import edge_entry, member_entry, seam_entry, stitch_report
-from stitch.register import Edge, register
-from stitch.score import Thresholds, Verdict, judge
-from stitch.shared_frames import register_frames
+from stitch.evidence import Evidence, Party, gather
+from stitch.known_edges import KnownEdges, contents
+from stitch.pairs import Known
+from stitch.publish import member_entry, seam_entry, stitch_report, world_entry
+from stitch.register import Edge
+from stitch.score import Verdict
 from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3
+from stitch.standin import STAND_IN, stand_in
 from stitch.territory import Member
+from stitch.tiles import write_tiles
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import (
     Artifacts,
@@ -36,17 +41,10 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
-
-_LEVELS = ("per_auv", "cross_auv")
-_QUORUM = (2, 3)  # two thirds of an AUV's segments make a scene worth delivering
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    name: str
-    auv: str
-    ply: Path
-    registration: Path
+from worker_agent.stages.stitch_inputs import Input, Settings, Told, told
+from worker_agent.stages.stitch_refusal import enough, left_out_entry, too_weak
+from worker_agent.stages.stitch_views import Made, draw_maps, draw_pairs, upright
+from worker_agent.stages.stitch_world import Origin, all_readings, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +67,15 @@ class _Files:
         return self.output / "stitch.json"
 
     @property
+    def edges(self) -> Path:
+        """All pairs, for the next version."""
+        return self.output / "edges.json"
+
+    @property
+    def graph(self) -> Path:
+        return self.output / "graph.svg"
+
+    @property
     def masks(self) -> Path:
         """By member: which of its gaussians are in the scene, eight to a byte. With the members'
         poses in the report, a stitch can be undone."""
@@ -76,19 +83,19 @@ class _Files:
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    """All pairs, and what the accepted ones say together."""
+class _Group:
+    """Members with their sidecars (for a cloud, one that stands in), readings and files."""
 
-    edges: tuple[Edge, ...]
-    verdicts: tuple[Verdict, ...]
-    contradicted: frozenset[int]
-    solution: posegraph.Solution
+    told: Told
+    parties: list[Party]
+    sidecars: list[Sidecar]
+    readings: list[priors.Readings]
+    origin: Origin | None
+    known: KnownEdges
 
-    def entries(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        return [
-            edge_entry(edge, names, verdict, contradicted=k in self.contradicted)
-            for k, (edge, verdict) in enumerate(zip(self.edges, self.verdicts, strict=True))
-        ]
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self.told.members]
 
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
@@ -97,20 +104,19 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     Raises StageFailure: CONFIG_INVALID, INPUT_MISSING, INPUT_UNREADABLE, STITCH_EVIDENCE_WEAK.
     """
     run_dir = Path(spec.run_dir)
-    level, name, inputs = _inputs(spec, run_dir)
+    inputs = told(spec)
+    settings = Settings.of(spec.config["stitch"])
     files = _Files(run_dir / "output", spec.job)
     with _readable_members():
         files.output.mkdir(parents=True, exist_ok=True)
-        if len(inputs) == 1:
-            summary = _pass_through(inputs[0], files)
+        if len(inputs.members) == 1:
+            summary, made = _pass_through(inputs.members[0], files)
         else:
-            summary = _stitch(spec, level, inputs, files, report)
-        write_json(files.report, stitch_report(level=level, name=name, **summary))
+            summary, made = _stitch(settings, inputs, files, report)
+        whole = stitch_report(level=inputs.level, name=inputs.name, **summary)
+        write_json(files.report, whole)
     report.progress(1.0, f"{summary['gaussians']} gaussians", gaussians=summary["gaussians"])
-    made = [("ply", files.ply), ("registration", files.registration)]
     made += [("stitch_report", files.report)]
-    made += [("stitch_masks", files.masks)] if len(inputs) > 1 else []
-    made += [("ply_part", files.output / part["ply"]) for part in summary["parts"]]
     return Artifacts(
         files=tuple(artifact(run_dir, path, kind) for kind, path in made),
         metrics={
@@ -119,6 +125,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             "left_out": len(summary["left_out"]),
             "pairs": len(summary["edges"]),
             "pairs_accepted": sum(edge["accepted"] for edge in summary["edges"]),
+            "pairs_known_before": summary["edges_reused"],
         },
         completed={
             "gaussian_count": summary["gaussians"],
@@ -127,200 +134,189 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     )
 
 
-def _inputs(spec: AttemptSpec, run_dir: Path) -> tuple[str, str, list[_Input]]:
-    try:
-        level, name = str(spec.inputs["level"]), str(spec.inputs["name"])
-        members = [
-            _Input(
-                name=str(member["name"]),
-                auv=str(member["auv"]),
-                ply=run_dir / str(member["ply"]),
-                registration=run_dir / str(member["registration"]),
-            )
-            for member in spec.inputs["members"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise _invalid(spec, f"inputs lack {error}") from None
-    if level not in _LEVELS:
-        raise _invalid(spec, f"level is {level!r}, not one of {', '.join(_LEVELS)}")
-    if not members or len({member.name for member in members}) != len(members):
-        raise _invalid(spec, f"{len(members)} members, or two of one name")
-    for member in members:
-        for path in (member.ply, member.registration):
-            if not path.is_file():
-                raise StageFailure(
-                    FailureCode.INPUT_MISSING,
-                    f"{path.relative_to(run_dir)} of member {member.name} is not on this host",
-                    advice="Retry the stitch: its inputs are brought to the host again.",
-                )
-    return level, name, members
-
-
-def _invalid(spec: AttemptSpec, why: str) -> StageFailure:
-    return StageFailure(
-        FailureCode.CONFIG_INVALID,
-        f"stitch {spec.job}: {why}",
-        advice="Dispatcher and agent disagree: update cosma on both.",
-    )
-
-
-def _pass_through(member: _Input, files: _Files) -> dict[str, Any]:
+def _pass_through(member: Input, files: _Files) -> tuple[dict[str, Any], Made]:
     """A single member is the scene, byte for byte."""
-    count = PlyFile.open(member.ply).count
-    Sidecar.load(member.registration)
-    for source, target in (
-        (member.ply, files.ply),
-        (member.registration, files.registration),
-    ):
+    count = open_member(member.ply).count
+    copies = [("ply", member.ply, files.ply)]
+    if member.registration is not None:
+        Sidecar.load(member.registration)
+        copies.append(("registration", member.registration, files.registration))
+    for _, source, target in copies:
         with source.open("rb") as reader, replacing(target) as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
     entry = member_entry(member.name, member.auv, Sim3.identity(), count, count)
     empty: dict[str, Any] = {"edges": [], "left_out": [], "seams": [], "parts": []}
-    return {"members": [entry], "gaussians": count, **empty}
+    summary = {"members": [entry], "gaussians": count, "edges_reused": 0, **empty}
+    return summary, [(kind, target) for kind, _, target in copies]
 
 
 def _stitch(
-    spec: AttemptSpec,
-    level: str,
-    inputs: list[_Input],
-    files: _Files,
-    report: Reporter,
-) -> dict[str, Any]:
-    names = [member.name for member in inputs]
-    sidecars = [Sidecar.load(member.registration) for member in inputs]
-    evidence = _register_all(spec, names, sidecars, report)
-    entries = evidence.entries(names)
+    settings: Settings, inputs: Told, files: _Files, report: Reporter
+) -> tuple[dict[str, Any], Made]:
+    group = _load(settings, inputs, report)
+    evidence = _gather(settings, group, report)
+    entries = evidence.entries(group.names)
     delivered = evidence.solution.members
     left_out = [
-        _left_out(index, names, evidence) for index in range(len(inputs)) if index not in delivered
+        left_out_entry(index, group.names, evidence, settings.thresholds, group.readings)
+        for index in range(len(group.names))
+        if index not in delivered
     ]
-    if left_out and not _enough(level, len(delivered), len(inputs)):
-        raise _weak(level, names, entries, evidence, left_out)
+    if left_out and not enough(inputs.level, len(delivered), len(group.names)):
+        raise too_weak(inputs.level, group.names, entries, evidence, left_out)
     for entry in left_out:
         report.warning(f"{entry['name']} is left out: {entry['reason']}")
-    apart = [group for group in evidence.solution.components[1:] if len(group) > 1]
-    groups = [delivered, *apart]
+    scenes, made = _merge_all(settings, group, evidence, files, report)
+    members = _members(group, evidence, delivered)
+    world = evidence.placed.world
+    maps = None
+    if settings.orthomosaic:
+        maps, drawn = draw_maps(files.ply, members, world, group.origin)
+        made += drawn
+    draw_pairs(files.graph, members, world, group.names, entries)
+    made.append(("stitch_graph", files.graph))
+    contents = [party.contents for party in group.parties]
+    group.known.save(
+        files.edges,
+        {(contents[edge.source], contents[edge.target]) for edge in evidence.edges},
+    )
+    made.append(("stitch_edges", files.edges))
+    if settings.tiles:
+        index, data = files.output / "tiles.json", files.output / "scene.tiles"
+        write_tiles(files.ply, data, index, upright(members, world).rotation)
+        made += [("tiles", index), ("tiles", data)]
+    positions = sum(int(np.isfinite(r.positions).all(axis=1).sum()) for r in group.readings)
+    summary = {
+        **scenes[0],
+        "edges": entries,
+        "left_out": left_out,
+        "parts": scenes[1:],
+        **world_entry(evidence.placed, group.origin, positions),
+        "maps": maps,
+        "edges_reused": evidence.reused,
+    }
+    return summary, made
+
+
+def _load(settings: Settings, inputs: Told, report: Reporter) -> _Group:
+    known = KnownEdges(settings.ratio)
+    for path in inputs.edges:
+        try:
+            known.load(path)
+        except FileUnreadable as error:
+            report.warning(f"all pairs are registered anew: {error}")
+    parties = [
+        Party(
+            Known(member.ply, Sidecar.load(member.registration) if member.registration else None),
+            contents(member.registration or member.ply),
+        )
+        for member in inputs.members
+    ]
+    readings, origin = all_readings([party.known.sidecar for party in parties])
+    return _Group(
+        told=inputs,
+        parties=parties,
+        sidecars=[party.known.sidecar or stand_in(party.known) for party in parties],
+        readings=readings,
+        origin=origin,
+        known=known,
+    )
+
+
+def _gather(settings: Settings, group: _Group, report: Reporter) -> Evidence:
+    said, stale = group.told.said([party.contents for party in group.parties])
+    for line in stale:
+        report.warning(line)
+
+    def on_pair(done: int, of: int, edge: Edge, verdict: Verdict) -> None:
+        pair = f"{group.names[edge.source]} to {group.names[edge.target]}"
+        if verdict.doubt:
+            report.warning(f"{pair}: {verdict.doubt}")
+        report.progress(0.5 * done / of, f"{pair}: {verdict.reason}", inliers=edge.inliers)
+
+    return gather(
+        group.parties,
+        group.readings,
+        fit,
+        settings.thresholds,
+        settings.ratio,
+        group.known,
+        said,
+        on_pair,
+    )
+
+
+def _members(group: _Group, evidence: Evidence, numbers: Sequence[int]) -> list[Member]:
+    return [Member(group.names[i], evidence.solution.poses[i], group.sidecars[i]) for i in numbers]
+
+
+def _merge_all(
+    settings: Settings, group: _Group, evidence: Evidence, files: _Files, report: Reporter
+) -> tuple[list[dict[str, Any]], Made]:
+    """The scene, then what hangs together apart from it; each in the frame of its first member."""
+    apart = [part for part in evidence.solution.components[1:] if len(part) > 1]
+    parts = [evidence.solution.members, *apart]
+    sure = certainties(
+        evidence.solution,
+        [sidecar.extent() for sidecar in group.sidecars],
+        evidence.accepted,
+    )
     scenes: list[dict[str, Any]] = []
     masks: dict[str, Any] = {}
-    for number, group in enumerate(groups):
-        members = [Member(names[i], evidence.solution.poses[i], sidecars[i]) for i in group]
-        path = files.ply.with_stem(f"{spec.job}-part{number + 1}") if number else files.ply
-        before = sum(len(earlier) for earlier in groups[:number])
+    made: Made = []
+    for number, part in enumerate(parts):
+        members = _members(group, evidence, part)
+        path = files.ply.with_stem(f"{files.job}-part{number + 1}") if number else files.ply
+        before = sum(len(earlier) for earlier in parts[:number])
 
-        def told(done: int, members: list[Member] = members, before: int = before) -> None:
-            share = (before + done) / sum(map(len, groups))
-            report.progress(0.5 + 0.45 * share, f"merged {members[done - 1].name}")
+        def on_member(done: int, members: list[Member] = members, before: int = before) -> None:
+            share = (before + done) / sum(map(len, parts))
+            report.progress(0.5 + 0.4 * share, f"merged {members[done - 1].name}")
 
-        merged = merge.merge_gaussians(members, [inputs[i].ply for i in group], path, told)
+        sources = [group.told.members[i] for i in part]
+        plys = [source.ply for source in sources]
+        merged = merge.merge_gaussians(members, plys, path, on_member, settings.finish)
         masks |= {m.name: mask for m, mask in zip(members, merged.masks, strict=True)}
-        scenes.append(_scene_entry([inputs[i] for i in group], members, merged))
+        scenes.append(_scene_entry(sources, members, merged, [sure.get(i) for i in part]))
+        made.append(("ply_part" if number else "ply", path))
         if number:
             scenes[-1]["ply"] = path.name
             said = ", ".join(member.name for member in members)
             report.warning(
                 f"{said} hang together, but not with the scene: delivered as {path.name}"
             )
-        else:
+        elif any(STAND_IN not in member.sidecar.quality for member in members):
             merge.merge_sidecars(members).save(files.registration)
+            made.append(("registration", files.registration))
     with replacing(files.masks) as stream:
         np.savez(stream, **masks)
-    return {**scenes[0], "edges": entries, "left_out": left_out, "parts": scenes[1:]}
+    return scenes, [*made, ("stitch_masks", files.masks)]
 
 
 def _scene_entry(
-    inputs: Sequence[_Input], members: Sequence[Member], merged: merge.Merged
+    sources: Sequence[Input],
+    members: Sequence[Member],
+    merged: merge.Merged,
+    sure: Sequence[Certainty | None],
 ) -> dict[str, Any]:
-    """The frame is that of the first member."""
-    rows = zip(inputs, members, merged.before, merged.kept, strict=True)
+    tints = merged.tints or [None] * len(members)
     return {
         "members": [
-            member_entry(source.name, source.auv, member.pose, before, kept)
-            for source, member, before, kept in rows
+            member_entry(
+                source.name,
+                source.auv,
+                member.pose,
+                merged.before[k],
+                merged.kept[k],
+                floating=merged.floating[k],
+                sure=sure[k],
+                tint=tints[k],
+            )
+            for k, (source, member) in enumerate(zip(sources, members, strict=True))
         ],
         "seams": [seam_entry(seam, members) for seam in merged.seams],
         "gaussians": sum(merged.kept),
     }
-
-
-def _register_all(
-    spec: AttemptSpec, names: list[str], sidecars: list[Sidecar], report: Reporter
-) -> _Evidence:
-    config = spec.config["stitch"]
-    thresholds = Thresholds(
-        min_inliers=int(config["min_inliers"]),
-        min_share=float(config["min_inlier_share"]),
-        min_hull_share=float(config["min_hull_share"]),
-    )
-    pairs = candidates(sidecars)
-    edges: list[Edge] = []
-    verdicts: list[Verdict] = []
-    for done, (target, source) in enumerate(pairs, start=1):
-        edge = register(source, sidecars[source], target, sidecars[target], float(config["ratio"]))
-        edge = register_frames(edge, sidecars[source], sidecars[target]) or edge
-        edges.append(edge)
-        verdicts.append(judge(edge, thresholds))
-        if verdicts[-1].doubt:
-            report.warning(f"{names[source]} to {names[target]}: {verdicts[-1].doubt}")
-        message = f"{names[source]} to {names[target]}: {verdicts[-1].reason}"
-        report.progress(0.5 * done / len(pairs), message, inliers=edge.inliers)
-    accepted = [k for k, verdict in enumerate(verdicts) if verdict.accepted]
-    solution = posegraph.solve(
-        [sidecar.extent() for sidecar in sidecars], [edges[k] for k in accepted]
-    )
-    contradicted = frozenset(accepted[k] for k in solution.rejected)
-    return _Evidence(tuple(edges), tuple(verdicts), contradicted, solution)
-
-
-def _enough(level: str, delivered: int, wanted: int) -> bool:
-    share, of = _QUORUM
-    return level == "per_auv" and delivered >= 2 and delivered * of >= wanted * share
-
-
-def _left_out(index: int, names: Sequence[str], evidence: _Evidence) -> dict[str, Any]:
-    """The member and the best that can be said for it."""
-    mine = [
-        entry
-        for edge, entry in zip(evidence.edges, evidence.entries(names), strict=True)
-        if index in (edge.source, edge.target)
-    ]
-    best = max(mine, key=lambda entry: (entry["accepted"], entry["inliers"]))
-    other = best["target"] if best["source"] == names[index] else best["source"]
-    reason = f"best pair is with {other}: {best['reason']}"
-    quarantined = any(entry["bent"] for entry in mine)
-    quarantined &= not any(entry["accepted"] for entry in mine)
-    return {
-        "name": names[index],
-        "reason": f"quarantined, its reconstruction looks bent; {reason}"
-        if quarantined
-        else reason,
-        "quarantined": quarantined,
-        "best_pair": best,
-    }
-
-
-def _weak(
-    level: str,
-    names: list[str],
-    entries: list[dict[str, Any]],
-    evidence: _Evidence,
-    left_out: list[dict[str, Any]],
-) -> StageFailure:
-    what = "AUVs" if level == "cross_auv" else "segments"
-    worst = left_out[0]
-    return StageFailure(
-        FailureCode.STITCH_EVIDENCE_WEAK,
-        f"{len(left_out)} of {len(names)} {what} cannot be placed on image evidence: "
-        f"{worst['name']}, {worst['reason']}",
-        advice="Look whether they saw common ground; leave a bad segment out and retry, or lower "
-        "stitch.min_inliers, min_inlier_share or min_hull_share if the refused pairs are right.",
-        evidence={
-            "pairs": entries,
-            "components": [
-                [names[index] for index in group] for group in evidence.solution.components
-            ],
-            "left_out": [entry["name"] for entry in left_out],
-        },
-    )
 
 
 @contextmanager

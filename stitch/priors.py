@@ -1,0 +1,226 @@
+"""What gravity and positions say of a scene that images have put together already.
+
+They never decide against the images: each member's readings count as one observation, weighed by
+how far they are really off from what all of them say together, and at least by what is usual
+there. The positions of one member 12 m off move a map of a few members by less than a centimetre;
+along a chain of many, where small errors of the images add up, the positions unbend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from stitch.motions import System, add_edge, cross, small
+from stitch.posegraph import Solution, normalised
+from stitch.register import Edge
+from stitch.sidecar import Sidecar
+from stitch.sim3 import F64, Sim3
+
+MIN_READINGS = 3  # of a member, else they say nothing
+_ROUNDS = 3
+_STEPS = 4
+_GRAVITY_FLOOR = np.radians(0.5)
+_POSITION_FLOOR_M = 0.05
+_MOST_POSITIONS = 12  # of a member, evenly: they are one observation anyway
+_DOWN = np.array([0.0, 0.0, -1.0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """Of one member, in its own frame. `centres` (K,3) of its cameras; `positions` (K,3) metres
+    east, north, up, NaN where unknown; `down` (3,) unit mean of its gravity readings, or None."""
+
+    centres: F64
+    positions: F64
+    down: F64 | None
+    spread: float = 0.0  # radians, of the gravity readings about their mean
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """`sim3` takes the scene's frame to metres east, north, up, when `metric`; else it only turns
+    it upright."""
+
+    sim3: Sim3
+    metric: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A solution that priors have moved, and what they are worth there."""
+
+    solution: Solution
+    world: World | None  # of the largest component
+    position_residual_m: float | None  # median over members of what their positions are off
+    gravity_residual_deg: float | None
+
+
+Fit = Callable[[Sequence[Readings]], World | None]
+"""Where a scene belongs, of readings in one common frame."""
+
+
+def readings(sidecar: Sidecar, positions: F64) -> Readings:
+    """`positions` (K,3): those of `sidecar.gps` in metres of the scene's neighbourhood."""
+    turned = Rotation.from_quat(np.roll(sidecar.rotations, -1, axis=1)).inv()
+    known = np.isfinite(sidecar.gravity).all(axis=1)
+    down, spread = None, 0.0
+    if known.sum() >= MIN_READINGS:
+        each = turned[known].apply(sidecar.gravity[known])
+        mean = each.sum(axis=0)
+        length = float(np.linalg.norm(mean))
+        if length > 0.5 * len(each):
+            down = mean / length
+            spread = float(np.median(np.arccos(np.clip(each @ down, -1.0, 1.0))))
+    return Readings(sidecar.centres(), positions, down, spread)
+
+
+def tilt(edge: Edge, source: Readings, target: Readings) -> float | None:
+    """Radians between both members' directions of gravity under the edge; None without them."""
+    if edge.sim3 is None or source.down is None or target.down is None:
+        return None
+    cosine = float((edge.sim3.rotation @ source.down) @ target.down)
+    return float(np.arccos(np.clip(cosine, -1.0, 1.0)))
+
+
+def place(
+    solution: Solution,
+    extents: Sequence[tuple[F64, float]],
+    edges: Sequence[Edge],
+    members: Sequence[Readings],
+    fit: Fit,
+) -> Placed:
+    """`solution` of `edges` (see `posegraph.solve`) with what gravity and positions say; each
+    component keeps the frame of its first member. `fit` says where a component belongs."""
+    units = [Sim3(size, np.eye(3), centre) for centre, size in extents]
+    kept = [edge for k, edge in enumerate(edges) if k not in set(solution.rejected)]
+    poses = list(solution.poses)
+    found: list[tuple[World | None, float | None, float | None]] = []
+    for group in solution.components:
+        inside = [edge for edge in kept if edge.source in group]
+        done = _component(group, inside, units, poses, members, fit)
+        for number, pose in done[0].items():
+            poses[number] = pose
+        found.append(done[1:])
+    world, off_m, off_rad = found[0]
+    return Placed(
+        solution=replace(solution, poses=tuple(poses)),
+        world=world,
+        position_residual_m=off_m,
+        gravity_residual_deg=None if off_rad is None else float(np.degrees(off_rad)),
+    )
+
+
+def _component(
+    group: tuple[int, ...],
+    edges: Sequence[Edge],
+    units: Sequence[Sim3],
+    poses: Sequence[Sim3],
+    members: Sequence[Readings],
+    fit: Fit,
+) -> tuple[dict[int, Sim3], World | None, float | None, float | None]:
+    moved = {number: poses[number] for number in group}
+    world = fit([_moved(members[i], moved[i]) for i in group])
+    if world is None:
+        return moved, None, None, None
+    for _ in range(_ROUNDS):
+        located = {i: world.sim3 @ moved[i] for i in group}
+        off = _measured(group, located, members, world.metric)
+        if len(group) == 1:
+            break
+        solved = _refined(group, edges, units, located, members, off)
+        back = solved[group[0]].inverse()
+        moved = {i: back @ solved[i] for i in group[1:]} | {group[0]: Sim3.identity()}
+        world = World(solved[group[0]], world.metric)
+    # The last word on where the scene is has what the images and all readings agree on.
+    world = fit([_moved(members[i], moved[i]) for i in group]) or world
+    off = _measured(group, {i: world.sim3 @ moved[i] for i in group}, members, world.metric)
+    return moved, world, _median(off.metres), _median(off.radians)
+
+
+@dataclass(frozen=True, slots=True)
+class _Off:
+    """By member, root mean square: what its readings differ from where it is."""
+
+    metres: dict[int, float]
+    radians: dict[int, float]
+
+
+def _measured(
+    group: Sequence[int], located: dict[int, Sim3], members: Sequence[Readings], metric: bool
+) -> _Off:
+    metres, radians = {}, {}
+    for i in group:
+        own, pose = members[i], located[i]
+        known = np.isfinite(own.positions).all(axis=1)
+        if metric and known.sum() >= MIN_READINGS:
+            away = pose.apply(own.centres[known]) - own.positions[known]
+            metres[i] = float(np.sqrt((away**2).sum(axis=1).mean()))
+        if own.down is not None:
+            cosine = float((pose.rotation @ own.down) @ _DOWN)
+            radians[i] = max(float(np.arccos(np.clip(cosine, -1.0, 1.0))), own.spread)
+    return _Off(metres, radians)
+
+
+def _median(values: dict[int, float]) -> float | None:
+    return float(np.median(list(values.values()))) if values else None
+
+
+def _moved(own: Readings, pose: Sim3) -> Readings:
+    down = None if own.down is None else pose.rotation @ own.down
+    return Readings(pose.apply(own.centres), own.positions, down, own.spread)
+
+
+def _refined(
+    group: Sequence[int],
+    edges: Sequence[Edge],
+    units: Sequence[Sim3],
+    located: dict[int, Sim3],
+    members: Sequence[Readings],
+    off: _Off,
+) -> dict[int, Sim3]:
+    """Gauss-Newton over the members' poses in the world, each moved in its own unit frame by a
+    small turn, shift and growth of logarithm (7)."""
+    at = {number: row for row, number in enumerate(group)}
+    pose = {i: located[i] @ units[i] for i in group}
+    measured = [(e.source, e.target, normalised(e, units)) for e in edges]
+    usual_m, usual_rad = _median(off.metres) or 0.0, _median(off.radians) or 0.0
+    for _ in range(_STEPS):
+        system = System(7 * len(group))
+        for source, target, relative in measured:
+            add_edge(system, relative, (at[source], pose[source]), (at[target], pose[target]))
+        for i, metres in off.metres.items():
+            sigma = max(metres, usual_m, _POSITION_FLOOR_M)
+            system.add(*_positions(at[i], pose[i], units[i], members[i], sigma))
+        for i, radians in off.radians.items():
+            down = members[i].down
+            if down is not None:
+                sigma = max(radians, usual_rad, _GRAVITY_FLOOR)
+                turn = pose[i].rotation
+                lean = np.zeros((3, 7))
+                lean[:, :3] = -turn @ cross(down) / sigma
+                system.add((turn @ down - _DOWN) / sigma, [(at[i], lean)])
+        step = system.solved().reshape(-1, 7)
+        for i in group:
+            pose[i] = pose[i] @ small(step[at[i]])
+        if np.abs(step).max() < 1e-7:
+            break
+    return {i: pose[i] @ units[i].inverse() for i in group}
+
+
+def _positions(
+    row: int, pose: Sim3, unit: Sim3, own: Readings, sigma: float
+) -> tuple[F64, list[tuple[int, F64]]]:
+    known = np.flatnonzero(np.isfinite(own.positions).all(axis=1))
+    some = known[np.linspace(0, len(known) - 1, min(len(known), _MOST_POSITIONS)).astype(int)]
+    weight = 1.0 / (sigma * np.sqrt(len(some)))
+    inside = unit.inverse().apply(own.centres[some])
+    away = pose.apply(inside) - own.positions[some]
+    turn = pose.scale * pose.rotation
+    moves = np.concatenate(
+        [np.concatenate([-turn @ cross(u), turn, (turn @ u)[:, None]], axis=1) for u in inside]
+    )
+    return weight * away.ravel(), [(row, weight * moves)]
