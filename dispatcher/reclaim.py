@@ -150,7 +150,7 @@ class Reclaimer:
             job, executor, paths, verified_by=verified_by, expected_sha256=expected_sha256
         )
         if report.removed:
-            await self._book(job, host, what, report)
+            await self._book(job, host, {what: report})
         return report.removed_bytes, report.freed_bytes
 
     async def _ask(
@@ -171,19 +171,23 @@ class Reclaimer:
         )
 
     async def _book(
-        self, job: Job, host: str, what: str, took: ReclaimReport | RemovedPath
+        self, job: Job, host: str, took: Mapping[str, ReclaimReport | RemovedPath]
     ) -> None:
-        await self.specs.store.add_removal(
-            Removal(
-                at=self.clock.now(),
-                host=host,
-                job=job.id,
-                what=what,
-                removed_bytes=took.removed_bytes,
-                freed_bytes=took.freed_bytes,
-                free_before=took.free_before,
-                free_after=took.free_after,
-            )
+        """`took`: by what was removed."""
+        await self.specs.store.add_removals(
+            [
+                Removal(
+                    at=self.clock.now(),
+                    host=host,
+                    job=job.id,
+                    what=what,
+                    removed_bytes=one.removed_bytes,
+                    freed_bytes=one.freed_bytes,
+                    free_before=one.free_before,
+                    free_after=one.free_after,
+                )
+                for what, one in took.items()
+            ]
         )
 
     # --- inputs ---
@@ -242,8 +246,8 @@ class Reclaimer:
         await asyncio.to_thread(_require_copies, [r for r in rows if r.kind in COLLECTED_KINDS])
         report = await self._ask(job, executor, [MADE[kind] for kind in kinds])
         kind_of = {MADE[kind]: kind for kind in kinds}
-        for one in report.each:  # the books tell what each kind took
-            await self._book(job, host, kind_of[one.path], one)
+        # The books tell what each kind took.
+        await self._book(job, host, {kind_of[one.path]: one for one in report.each})
         return report.removed_bytes, report.freed_bytes
 
     async def _leftovers(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:

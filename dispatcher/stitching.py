@@ -58,13 +58,12 @@ class Stitching:
                     return
 
     async def _plans(self, acquisition: str) -> tuple[StitchPlan, ...]:
-        jobs = {job.id: job for job in await self._store.load_jobs(acquisition=acquisition)}
-        segments = await self._store.segments(acquisition=acquisition)
+        segments = await self._store.segment_views(acquisition)
         stitches = await self._store.stitches(acquisition=acquisition)
         decisions = decided(await self._store.requests(kinds=DECISIONS))
         return plan_stitches(
             acquisition,
-            [segment_view(segment, jobs[segment.job].state) for segment in segments],
+            segments,
             [stitch_view(stitch, decisions) for stitch in stitches],
         )
 

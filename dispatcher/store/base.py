@@ -10,6 +10,7 @@ from dispatcher.core.breaker import Breaker
 from dispatcher.core.events import Event
 from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
+from dispatcher.core.plan import SegmentView
 from dispatcher.core.pool import PoolState
 from dispatcher.errors import CosmaError
 from dispatcher.store.rows import (
@@ -95,6 +96,10 @@ class Store(Protocol):
     async def segments(
         self, *, acquisition: str | None = None, job: str | None = None
     ) -> list[Segment]: ...
+
+    async def segment_views(self, acquisition: str) -> list[SegmentView]:
+        """The same with the states of their jobs, and no more than planning stitches needs."""
+        ...
 
     async def move_clips(self, job: str, moved: Mapping[str, str]) -> None:
         """The sources of a job's clips lie elsewhere now: old -> new."""
@@ -335,7 +340,7 @@ class Store(Protocol):
 
     # --- disks of hosts ---
 
-    async def add_removal(self, row: Removal) -> None: ...
+    async def add_removals(self, rows: Sequence[Removal]) -> None: ...
 
     async def untrimmed(self) -> dict[str, tuple[int, int]]:
         """By host: its last removal that no trim has followed, and the blocks of all of them."""

@@ -11,7 +11,7 @@ from dispatcher.core.breaker import Breaker, Failure, Position
 from dispatcher.core.events import Event
 from dispatcher.core.model import Job, JobKind, JobState, Reason, Reservation, Stage, Step, Waiting
 from dispatcher.core.need import Observation
-from dispatcher.core.plan import StitchLevel
+from dispatcher.core.plan import SegmentView, StitchLevel
 from dispatcher.store.rows import (
     Acquisition,
     ArtifactRow,
@@ -93,6 +93,12 @@ def segment_of(row: sqlite3.Row) -> Segment:
     values = _plain(row)
     clips = tuple(Clip(**clip) for clip in json.loads(values.pop("clips")))
     return Segment(**values, clips=clips)
+
+
+def segment_view_of(row: sqlite3.Row) -> SegmentView:
+    return SegmentView(
+        job=row["job"], auv=row["auv"], name=row["label"], state=JobState(row["state"])
+    )
 
 
 def run_of(row: sqlite3.Row) -> Run:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 
 from dispatcher.core.reclaiming import share_of_trim
+from dispatcher.store import codec
 from dispatcher.store.connection import Database, Worker
 from dispatcher.store.rows import Removal, Trim
 
 
-def add_removal(db: Database, row: Removal) -> None:
-    db.insert("insert_removal", **dataclasses.asdict(row))
+def add_removals(db: Database, rows: Iterable[Removal]) -> None:
+    for row in rows:
+        db.insert("insert_removal", **codec.columns(row))
 
 
 def untrimmed(db: Database, host: str | None = None) -> dict[str, tuple[int, int]]:
@@ -45,8 +48,8 @@ class DiskBooks:
     _writer: Worker
     _reader: Worker
 
-    async def add_removal(self, row: Removal) -> None:
-        await self._writer.write(False, add_removal, row)
+    async def add_removals(self, rows: Sequence[Removal]) -> None:
+        await self._writer.write(False, add_removals, tuple(rows))
 
     async def untrimmed(self) -> dict[str, tuple[int, int]]:
         return await self._reader.read(untrimmed)

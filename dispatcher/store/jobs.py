@@ -11,6 +11,7 @@ from dispatcher.core.events import AttemptFailed, AttemptStarted, AttemptSucceed
 from dispatcher.core.lease import lease_s
 from dispatcher.core.model import Job, Waiting
 from dispatcher.core.need import GPU_STAGES, Observation
+from dispatcher.core.plan import SegmentView
 from dispatcher.core.shape import measured, shape_of
 from dispatcher.store import codec
 from dispatcher.store.base import StaleRevision, StoreError
@@ -77,6 +78,13 @@ def segments(db: Database, acquisition: str | None, job: str | None) -> list[Seg
     ]
 
 
+def segment_views(db: Database, acquisition: str) -> list[SegmentView]:
+    return [
+        codec.segment_view_of(row)
+        for row in db.rows("select_segment_views", acquisition=acquisition)
+    ]
+
+
 def move_clips(db: Database, job: str, moved: Mapping[str, str]) -> None:
     for segment in segments(db, None, job):
         clips = [
@@ -94,15 +102,20 @@ def run(db: Database, job: str) -> Run | None:
 # --- jobs ---
 
 
-def load_jobs(
-    db: Database, *, active_only: bool, acquisition: str | None, job: str | None = None
-) -> list[Job]:
-    rows = db.rows("select_jobs", job=job, acquisition=acquisition, active_only=active_only)
+def load_jobs(db: Database, *, active_only: bool, acquisition: str | None) -> list[Job]:
+    rows = db.rows("select_jobs", acquisition=acquisition, active_only=active_only)
     return [codec.job_of(row) for row in rows]
 
 
+def load_job(db: Database, job: str) -> Job | None:
+    row = db.row("select_job", job=job)
+    return codec.job_of(row) if row is not None else None
+
+
 def _one_job(db: Database, job: str) -> Job:
-    (found,) = load_jobs(db, active_only=False, acquisition=None, job=job)
+    found = load_job(db, job)
+    if found is None:
+        raise StoreError("there is no such job", where=job)
     return found
 
 
@@ -183,6 +196,8 @@ def _reserve(
             lease_s=lease_s(after.stage) if lease is None else lease.lease_s,
             host_boot=None if lease is None else lease.host_boot,
             renewed_at=event.at,
+            renewed_monotonic=None if lease is None else lease.renewed_monotonic,
+            clock_boot=None if lease is None else lease.clock_boot,
         )
         # What is said of the last stage does not hold for this one.
         db.change("delete_progress", job=after.id)
@@ -308,5 +323,10 @@ def add_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> None:
 def artifacts(
     db: Database, job: str | None, acquisition: str | None, path: str | None, sha256: str | None
 ) -> list[ArtifactRow]:
-    rows = db.rows("select_artifacts", job=job, acquisition=acquisition, path=path, sha256=sha256)
+    if job is not None and acquisition is None:
+        rows = db.rows("select_job_artifacts", job=job, path=path, sha256=sha256)
+    else:
+        rows = db.rows(
+            "select_artifacts", job=job, acquisition=acquisition, path=path, sha256=sha256
+        )
     return [codec.artifact_of(row) for row in rows]

@@ -20,6 +20,7 @@ from dispatcher.core.events import (
 )
 from dispatcher.core.model import Job, JobState, Reservation, Waiting
 from dispatcher.core.need import Observation
+from dispatcher.core.plan import SegmentView
 from dispatcher.core.pool import PoolState
 from dispatcher.store import farm, jobs, pools, streams, survival
 from dispatcher.store.base import StoreError
@@ -117,6 +118,9 @@ class SqliteStore(DiskBooks):
     ) -> list[Segment]:
         return await self._reader.read(jobs.segments, acquisition, job)
 
+    async def segment_views(self, acquisition: str) -> list[SegmentView]:
+        return await self._reader.read(jobs.segment_views, acquisition)
+
     async def move_clips(self, job: str, moved: Mapping[str, str]) -> None:
         await self._writer.write(True, jobs.move_clips, job, moved)
 
@@ -133,10 +137,7 @@ class SqliteStore(DiskBooks):
         )
 
     async def job(self, job: str) -> Job | None:
-        found = await self._reader.read(
-            jobs.load_jobs, active_only=False, acquisition=None, job=job
-        )
-        return found[0] if found else None
+        return await self._reader.read(jobs.load_job, job)
 
     async def new_jobs(self, after: int) -> tuple[int, list[Job]]:
         return await self._reader.read(jobs.new_jobs, after)

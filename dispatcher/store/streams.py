@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.store import codec
-from dispatcher.store.base import OffsetGap
+from dispatcher.store.base import OffsetGap, StoreError
 from dispatcher.store.connection import Database
-from dispatcher.store.jobs import attempt as find_attempt
 from dispatcher.store.rows import EventRow, Offsets, Progress
 
 ALL = -1  # SQLite: LIMIT -1 is no limit
@@ -29,14 +28,13 @@ class Piece:
 
 def append(db: Database, job: str, attempt: int, piece: Piece, at: float) -> Offsets:
     """Each byte once: what is stored is dropped, a gap raises OffsetGap."""
-    known = find_attempt(db, job, attempt)
-    have = Offsets(events=known.events_bytes, log=known.log_bytes)
+    host, have = _known(db, job, attempt)
     events_end, log_end = have.events, have.log
     if piece.events_to is not None and piece.events_to > have.events:
         start = piece.events_from if piece.events_from is not None else have.events
         if start != have.events:
             raise OffsetGap(job, attempt, "events", have.events, start)
-        _keep_events(db, job, attempt, known.host, piece.events, at)
+        _keep_events(db, job, attempt, host, piece.events, at)
         events_end = piece.events_to
     if piece.log:
         start = _log_start(piece, have.log)
@@ -83,13 +81,20 @@ def _keep_events(
 
 
 def _is_current(db: Database, job: str, attempt: int) -> bool:
-    row = db.row("select_jobs", job=job, acquisition=None, active_only=False)
-    return row is not None and bool(row["r_attempt"] == attempt)
+    row = db.row("select_live_attempt", job=job)
+    return row is not None and bool(row["attempt"] == attempt)
 
 
 def offsets(db: Database, job: str, attempt: int) -> Offsets:
-    known = find_attempt(db, job, attempt)
-    return Offsets(events=known.events_bytes, log=known.log_bytes)
+    return _known(db, job, attempt)[1]
+
+
+def _known(db: Database, job: str, attempt: int) -> tuple[str, Offsets]:
+    """The attempt's host, and what is stored of its streams."""
+    row = db.row("select_offsets", job=job, attempt=attempt)
+    if row is None:
+        raise StoreError(f"there is no attempt {attempt}", where=job)
+    return row["host"], Offsets(events=row["events_bytes"], log=row["log_bytes"])
 
 
 def logs(db: Database, job: str, attempt: int, offset: int) -> bytes:

@@ -16,7 +16,7 @@ from dispatcher.core import model as m
 from dispatcher.core.breaker import Breaker, Failure, Position
 from dispatcher.core.machine import step
 from dispatcher.core.model import JobKind, JobState, Reason, Stage, Step
-from dispatcher.core.plan import StitchLevel
+from dispatcher.core.plan import SegmentView, StitchLevel
 from dispatcher.store.base import StaleRevision, Store, StoreError
 from dispatcher.store.rows import (
     Acquisition,
@@ -49,6 +49,9 @@ async def test_making_something_twice_makes_it_once(store: Store) -> None:
     assert await store.load_jobs() == [moved]
     assert await store.segments(acquisition="dive") == [SEGMENT]
     assert await store.segments(job="other") == []
+    view = SegmentView(job=JOB.id, auv=SEGMENT.auv, name=SEGMENT.label, state=moved.state)
+    assert await store.segment_views("dive") == [view]
+    assert await store.segment_views("other") == []
     assert await store.run(JOB.id) == RUN
     assert await store.acquisitions() == [acquisition]
 

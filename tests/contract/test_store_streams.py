@@ -191,11 +191,15 @@ async def test_renewals_only_ever_move_forward(store: Store) -> None:
 async def test_what_a_host_will_be_told_of_a_lease_is_committed_with_the_attempt(
     store: Store,
 ) -> None:
-    told = Lease(job=JOB.id, attempt=1, host="h", lease_s=7.0, renewed_at=0.0, host_boot="b")
+    told = Lease(
+        job=JOB.id, attempt=1, host="h", lease_s=7.0, renewed_at=0.0, host_boot="b",
+        renewed_monotonic=8.0, clock_boot="d",
+    )  # fmt: skip
     job = await running(store, lease=told)
     lease = await store.lease(job.id, 1)
     assert lease is not None
-    assert (lease.lease_s, lease.host_boot, lease.renewed_monotonic) == (7.0, "b", None)
+    assert (lease.lease_s, lease.host_boot) == (7.0, "b")
+    assert (lease.renewed_monotonic, lease.clock_boot) == (8.0, "d")
     await store.renewed([(job.id, 1)], at=50.0, monotonic=9.0, clock_boot="c")
     lease = await store.lease(job.id, 1)
     assert lease is not None

@@ -59,12 +59,11 @@ class World:
         return Trims(fleet, self.store, self.clock, 15.0)
 
     async def remove(self, freed: int) -> None:
-        await self.store.add_removal(
-            Removal(
-                at=self.clock.now(), host="h", job=JOB.id, what="frames", removed_bytes=freed - 1,
-                freed_bytes=freed, free_before=1, free_after=1 + freed,
-            )
+        row = Removal(
+            at=self.clock.now(), host="h", job=JOB.id, what="frames", removed_bytes=freed - 1,
+            freed_bytes=freed, free_before=1, free_after=1 + freed,
         )  # fmt: skip
+        await self.store.add_removals([row])
 
 
 @pytest.fixture

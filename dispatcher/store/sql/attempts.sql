@@ -61,12 +61,18 @@ INSERT INTO reservations (
     :job, :attempt, :host, :slot, :gpu, :mib, :disk_bytes, :cpu_cores, :ram_mib, :decode_sessions
 );
 
+-- name: select_live_attempt
+SELECT attempt FROM reservations WHERE job = :job;
+
 -- name: delete_reservation
 DELETE FROM reservations WHERE job = :job;
 
 -- name: insert_lease
-INSERT INTO leases (job, attempt, host, lease_s, host_boot, renewed_at)
-VALUES (:job, :attempt, :host, :lease_s, :host_boot, :renewed_at);
+INSERT INTO leases (
+    job, attempt, host, lease_s, host_boot, renewed_at, renewed_monotonic, clock_boot
+) VALUES (
+    :job, :attempt, :host, :lease_s, :host_boot, :renewed_at, :renewed_monotonic, :clock_boot
+);
 
 -- name: delete_lease
 DELETE FROM leases WHERE job = :job AND attempt = :attempt;
@@ -93,6 +99,13 @@ ON CONFLICT (job, path) DO UPDATE SET
                       WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.local_path END,
     remote_url = CASE WHEN excluded.remote_url IS NOT NULL THEN excluded.remote_url
                       WHEN artifacts.sha256 = excluded.sha256 THEN artifacts.remote_url END;
+
+-- name: select_job_artifacts
+-- Apart from select_artifacts so that it uses the key.
+SELECT * FROM artifacts WHERE job = :job
+  AND (:path IS NULL OR :path IN (path, local_path, remote_url))
+  AND (:sha256 IS NULL OR sha256 = :sha256)
+ORDER BY path;
 
 -- name: select_artifacts
 SELECT artifacts.* FROM artifacts JOIN jobs ON jobs.id = artifacts.job

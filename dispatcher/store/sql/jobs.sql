@@ -14,6 +14,12 @@ SELECT * FROM segments
 WHERE (:acquisition IS NULL OR acquisition = :acquisition) AND (:job IS NULL OR job = :job)
 ORDER BY auv, gopro_serial, label, id;
 
+-- name: select_segment_views
+SELECT segments.job, segments.auv, segments.label, jobs.state
+FROM segments JOIN jobs ON jobs.id = segments.job
+WHERE segments.acquisition = :acquisition
+ORDER BY segments.auv, segments.gopro_serial, segments.label, segments.id;
+
 -- name: update_clips
 UPDATE segments SET clips = :clips WHERE id = :id;
 
@@ -43,10 +49,17 @@ SELECT jobs.*, r.attempt AS r_attempt, r.host AS r_host, r.slot AS r_slot, r.gpu
        r.mib AS r_mib, r.disk_bytes AS r_disk_bytes, r.cpu_cores AS r_cpu_cores,
        r.ram_mib AS r_ram_mib, r.decode_sessions AS r_decode_sessions
 FROM jobs LEFT JOIN reservations AS r ON r.job = jobs.id
-WHERE (:job IS NULL OR jobs.id = :job)
-  AND (:acquisition IS NULL OR jobs.acquisition = :acquisition)
+WHERE (:acquisition IS NULL OR jobs.acquisition = :acquisition)
   AND (NOT :active_only OR jobs.state NOT IN ('done', 'error', 'held', 'cancelled'))
 ORDER BY jobs.created_at, jobs.id;
+
+-- name: select_job
+-- Apart from select_jobs so that it uses the key.
+SELECT jobs.*, r.attempt AS r_attempt, r.host AS r_host, r.slot AS r_slot, r.gpu AS r_gpu,
+       r.mib AS r_mib, r.disk_bytes AS r_disk_bytes, r.cpu_cores AS r_cpu_cores,
+       r.ram_mib AS r_ram_mib, r.decode_sessions AS r_decode_sessions
+FROM jobs LEFT JOIN reservations AS r ON r.job = jobs.id
+WHERE jobs.id = :job;
 
 -- name: select_new_jobs
 SELECT rowid AS position, id FROM jobs WHERE rowid > :after ORDER BY rowid;

@@ -14,6 +14,9 @@ WHERE job = :job AND id > :after AND (:kind IS NULL OR kind = :kind)
   AND (:host IS NULL OR host = :host)
 ORDER BY id LIMIT :limit;
 
+-- name: select_offsets
+SELECT host, events_bytes, log_bytes FROM attempts WHERE job = :job AND attempt = :attempt;
+
 -- name: move_offsets
 UPDATE attempts SET events_bytes = :events, log_bytes = :log
 WHERE job = :job AND attempt = :attempt;
