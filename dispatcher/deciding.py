@@ -21,7 +21,8 @@ from dispatcher.written import Written
 
 LOOKED_AT = 50  # hosts whose ages are looked at for one decision
 TOLD = 3000  # jobs x hosts that are put into words for one decision
-TURN_S = 0.25  # at most this often ages are looked at, and words are found
+AGES_S = 1.0  # at most this often ages of probes are looked at
+TURN_S = 0.25  # at most this often words are found
 SHARE = 0.02  # of the time at most goes into deciding everything anew because needs changed
 
 
@@ -86,7 +87,7 @@ class Deciding:
             self._show(states[name], now)
 
     def _next_turn(self, states: Mapping[str, HostState], now: float) -> set[str]:
-        if now < self._turn_at + TURN_S:
+        if now < self._turn_at + AGES_S:
             return set()
         self._turn_at = now
         if not self._turn:

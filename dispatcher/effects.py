@@ -7,7 +7,7 @@ import errno
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dispatcher.bringing import Bringing
 from dispatcher.clock import Clock
@@ -40,6 +40,9 @@ log = logging.getLogger("cosma")
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 20.0
 CONNECT_PATIENCE_S = 120.0  # for a host that was there when the stage was placed
+# A new attempt's lease is committed as if renewed so late that a start sent within this time of it
+# needs no commit of its own.
+START_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class Effects:
     clock: Clock
     epoch: int
     lease_scale: float = 1.0
+    # By job: of attempts that this process made, until they are followed.
+    _leases: dict[str, Lease] = field(default_factory=dict, init=False)
 
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
@@ -75,7 +80,7 @@ class Effects:
         return event
 
     async def _start_until_known(self, job: Job, stimulus: str) -> Event:
-        lease = await lease_of(self.store, job)
+        lease = await self._lease(job)
         # Until when something may have been sent; None: nothing ever was.
         arrived = renewed_at(lease, self.clock) if stimulus == RESTART else None
         began, delay = self.clock.monotonic(), RETRY_FIRST_S
@@ -86,12 +91,14 @@ class Effects:
                     job, executor, epoch=self.epoch, stimulus=stimulus, lease_s=lease.lease_s
                 )
                 # Before it is sent: from now on it may have arrived.
-                await self.store.renewed(
-                    [(job.id, job.attempt)],
-                    self.clock.now(),
-                    monotonic=self.clock.monotonic() + RENEW_CALL_S,
-                    clock_boot=self.clock.boot(),
-                )
+                latest = self.clock.monotonic() + RENEW_CALL_S
+                if renewed_at(lease, self.clock) < latest:
+                    await self.store.renewed(
+                        [(job.id, job.attempt)],
+                        self.clock.now(),
+                        monotonic=latest,
+                        clock_boot=self.clock.boot(),
+                    )
                 try:
                     await executor.start(spec)
                 except HostError as error:
@@ -126,14 +133,23 @@ class Effects:
         the inventory says."""
         state = self.fleet.state(job.host or "")
         manual = state is not None and state.host.requeue == "manual"
-        return Lease(
+        lease = self._leases[job.id] = Lease(
             job=job.id,
             attempt=job.attempt,
             host=job.host or "",
             lease_s=0.0 if manual else lease_s(job.stage) * self.lease_scale,
-            renewed_at=0.0,
+            renewed_at=self.clock.now(),
+            renewed_monotonic=self.clock.monotonic() + RENEW_CALL_S + START_S,
+            clock_boot=self.clock.boot(),
             host_boot=state.facts.boot_id if state is not None and state.facts else None,
         )
+        return lease
+
+    async def _lease(self, job: Job) -> Lease:
+        known = self._leases.get(job.id)
+        if known is not None and known.attempt == job.attempt:
+            return known
+        return await lease_of(self.store, job)
 
     async def _state_of(self, job: Job) -> AttemptState | None:
         """What the host itself says of the attempt; None when that cannot be known now."""
@@ -150,7 +166,9 @@ class Effects:
 
     async def follow_attempt(self, job: Job, stimulus: str) -> None:
         """Hand the attempt to its host's session, which posts the event of its end."""
-        await self.session(job.host or "").watch(job, stimulus)
+        lease = await self._lease(job)
+        self._leases.pop(job.id, None)
+        await self.session(job.host or "").watch(job, stimulus, lease)
 
     async def cancel_attempt(self, job: Job, stimulus: str) -> Event:
         """Until the host confirms that no process of the attempt is left, or the attempt has

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dispatcher.clock import Clock
 from dispatcher.core.effects import Effect, ReclaimInputs, ReclaimMade
@@ -13,6 +13,16 @@ from dispatcher.core.reclaiming import Facts, Kind, Policy, Until, due, next_due
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import JobSpecs
 from dispatcher.reclaim_policy import ReclaimRules, policy_of
+
+
+class _Look(NamedTuple):
+    """With what a job's files were looked at, and when time makes something else due. While that
+    is not so, and nothing differs, nothing is due that was not."""
+
+    revision: int
+    stitched: bool
+    of_host: ReclaimRules
+    later: float | None
 
 
 @dataclass(slots=True)
@@ -25,6 +35,7 @@ class GivingBack:
     # Of jobs that are done, by (job, attempt): their own rules, and since when they are done. Each
     # one's end looks at all of its acquisition.
     _known: dict[tuple[str, int], tuple[Mapping[str, Any], float]] = field(default_factory=dict)
+    _looked: dict[str, _Look] = field(default_factory=dict)  # by job that is done
 
     async def policy(self, job: Job, host: str) -> Policy:
         """What the inventory says of the host goes before what the job was given."""
@@ -70,9 +81,12 @@ class GivingBack:
     async def _of(self, job: Job, host: str, stitched: bool) -> list[tuple[Job, Effect]]:
         if len(job.reclaimed) == len(Kind) - 1 and not job.inputs_on_host:
             return []
+        now, of_host = self.clock.now(), self._of_host(host)
+        if self._looked.get(job.id) == _Look(job.revision, stitched, of_host, None):
+            return []
         policy, facts = await self._rules(job, host, stitched)
-        now = self.clock.now()
         later = next_due(job, policy, facts, now)
+        self._looked[job.id] = _Look(job.revision, stitched, of_host, later)
         if later is not None:
             known = self._later.get(job.acquisition, later)
             self._later[job.acquisition] = min(known, later)

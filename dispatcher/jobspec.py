@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
@@ -20,6 +20,7 @@ from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 
 # What a stitch reads of each member, and of its own version before.
 MEMBER_KINDS = ("ply", "registration")
+REMEMBERED = 1000  # jobs: those that are worked on, and some more
 EDGES_KIND = "stitch_edges"
 
 
@@ -49,19 +50,36 @@ class Member:
     job: str
 
 
+@dataclass(slots=True)
+class _Fixed:
+    """What of a job never changes: its configuration and its segment are as they were made."""
+
+    config: dict[str, Any] | None = None
+    inputs: dict[str, Any] | None = None  # as its stages are told of them
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpecs:
     store: Store
     stage_python: Callable[[str], str | None]  # host -> interpreter named in the inventory
+    _fixed: dict[str, _Fixed] = field(default_factory=dict, init=False)  # by job, newest last
 
     async def run_dir(self, job: Job, executor: Executor) -> str:
         return f"{await executor.work_dir()}/{job.acquisition}/{job.id}"
 
     async def config(self, job: Job) -> dict[str, Any]:
-        run = await self.store.run(job.id)
-        if run is None:
-            raise _missing(job, "its configuration is not in the database")
-        return shrunk(run.config, job.shrink, job.stride)
+        fixed = self._fixed_of(job)
+        if fixed.config is None:
+            run = await self.store.run(job.id)
+            if run is None:
+                raise _missing(job, "its configuration is not in the database")
+            fixed.config = run.config
+        return shrunk(fixed.config, job.shrink, job.stride)
+
+    def _fixed_of(self, job: Job) -> _Fixed:
+        if job.id not in self._fixed and len(self._fixed) >= REMEMBERED:
+            del self._fixed[next(iter(self._fixed))]
+        return self._fixed.setdefault(job.id, _Fixed())
 
     async def inputs(self, job: Job) -> list[Input]:
         if job.kind is JobKind.STITCH:
@@ -160,16 +178,10 @@ class JobSpecs:
                 "decisions": await self._decisions(stitch),
                 "edges": [item.path for item in await self._known_edges(job)],
             }
-        segment = await self._segment(job)
-        return {
-            "segment": segment.label,
-            "auv": segment.auv,
-            "clips": [
-                {"name": clip.name, "order": clip.order, "recorded_at": clip.recorded_at,
-                 "bytes": clip.bytes}
-                for clip in segment.clips
-            ],
-        }  # fmt: skip
+        fixed = self._fixed_of(job)
+        if fixed.inputs is None:
+            fixed.inputs = _told_of(await self._segment(job))
+        return fixed.inputs
 
     async def _segment(self, job: Job) -> Segment:
         rows = await self.store.segments(job=job.id)
@@ -248,6 +260,18 @@ class JobSpecs:
                 )
             )
         return files
+
+
+def _told_of(segment: Segment) -> dict[str, Any]:
+    return {
+        "segment": segment.label,
+        "auv": segment.auv,
+        "clips": [
+            {"name": clip.name, "order": clip.order, "recorded_at": clip.recorded_at,
+             "bytes": clip.bytes}
+            for clip in segment.clips
+        ],
+    }  # fmt: skip
 
 
 def _member_path(member: Member, kind: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from dispatcher.core.model import Stage
 from dispatcher.core.need import KEPT_RUNS, Needs
 from dispatcher.store.base import Store
 
@@ -13,12 +14,14 @@ log = logging.getLogger("cosma")
 class Learning:
     """`needs` is replaced only when answers change: whoever decides by it must start over then.
 
-    Figures are rounded in dispatcher.core.need for that, so that most runs change nothing.
+    Figures are rounded in dispatcher.core.need for that, so that most runs change nothing. Whether
+    they do is looked at when it is asked for, once for all the runs since.
     """
 
     def __init__(self, store: Store, needs: Needs | None = None) -> None:
         self._store = store
-        self._newest = self.needs = needs or Needs()
+        self._newest = self._needs = needs or Needs()
+        self._learned: set[tuple[Stage, str]] = set()  # stages and devices with runs since
 
     @classmethod
     async def from_store(cls, store: Store) -> Learning:
@@ -28,9 +31,15 @@ class Learning:
     async def learn(self, job: str, attempt: int) -> None:
         """From an attempt whose end is stored; one that says nothing about needs is passed over."""
         one = await self._store.observation(job, attempt)
-        if one is None:
-            return
-        self._newest = self._newest.learn(one)
-        if not self._newest.agrees(self.needs, one.stage, one.device):
-            self.needs = self._newest
-            log.debug("%s: what %s needs was learned anew", job, one.stage)
+        if one is not None:
+            self._newest = self._newest.learn(one)
+            self._learned.add((one.stage, one.device))
+
+    @property
+    def needs(self) -> Needs:
+        learned, self._learned = self._learned, set()
+        for stage, device in sorted(learned):
+            if not self._newest.agrees(self._needs, stage, device):
+                self._needs = self._newest
+                log.debug("what %s needs was learned anew", stage)
+        return self._needs

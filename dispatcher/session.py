@@ -21,9 +21,10 @@ from dispatcher.errors import HostError
 from dispatcher.executors.base import Follower
 from dispatcher.executors.follow import parse_events
 from dispatcher.fleet import Fleet
-from dispatcher.leases import lease_of, renewed_at
+from dispatcher.leases import renewed_at
 from dispatcher.outcome import event_of
 from dispatcher.store.base import OffsetGap, Store
+from dispatcher.store.rows import Lease, Offsets
 from worker_agent.protocol import (
     AttemptRef,
     AttemptState,
@@ -96,12 +97,11 @@ class HostSession:
         self._reached = asyncio.Event()
         self._delay = RETRY_FIRST_S
 
-    async def watch(self, job: Job, stimulus: str) -> None:
+    async def watch(self, job: Job, stimulus: str, lease: Lease) -> None:
         """Follow one more attempt. Its end is posted as exactly one event."""
         if (job.id, job.attempt) in self._watched:
             return
-        asked = self._clock.monotonic()
-        lease = await lease_of(self._store, job)
+        now = self._clock.monotonic()
         restarted = stimulus == RESTART
         self._watched[(job.id, job.attempt)] = watched = Watched(
             job=job.id,
@@ -110,15 +110,17 @@ class HostSession:
             stage=job.stage,
             lease_s=lease.lease_s,
             stimulus=stimulus,
-            renewed_at=renewed_at(lease, self._clock) if restarted else self._clock.monotonic(),
+            renewed_at=renewed_at(lease, self._clock) if restarted else now,
             # How much of its lease is used up is not known: an earlier start may have arrived.
             confirmed_at=float("-inf"),
-            reattach_since=asked if restarted else None,
+            reattach_since=now if restarted else None,
         )
         self._wanted.set()
         if self._follower is not None:
             try:
-                await self._request(self._follower, watched)
+                # Of what this process just started nothing is stored yet.
+                offsets = await self._stored(watched) if restarted else Offsets()
+                await self._request(self._follower, watched, offsets)
             except HostError as error:
                 # The reader of the same session fails too, and watches everything anew.
                 log.debug("%s: watch: %s", self._host, error.line)
@@ -167,7 +169,7 @@ class HostSession:
         self._work_dir = await executor.work_dir()
         self._follower = follower = await executor.follow()
         for watched in list(self._watched.values()):
-            await self._request(follower, watched)
+            await self._request(follower, watched, await self._stored(watched))
         return follower
 
     async def renew(self) -> None:
@@ -235,8 +237,10 @@ class HostSession:
         run_dir = f"{self._work_dir}/{watched.acquisition}/{watched.job}"
         return AttemptRef(run_dir=run_dir, attempt=watched.attempt)
 
-    async def _request(self, follower: Follower, watched: Watched) -> None:
-        offsets = await self._store.attempt_offsets(watched.job, watched.attempt)
+    async def _stored(self, watched: Watched) -> Offsets:
+        return await self._store.attempt_offsets(watched.job, watched.attempt)
+
+    async def _request(self, follower: Follower, watched: Watched, offsets: Offsets) -> None:
         await follower.watch(
             WatchRequest(
                 run_dir=self._ref(watched).run_dir,

@@ -9,7 +9,7 @@ from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.policy import Policy
 from dispatcher.core.views import HostView
-from dispatcher.deciding import TURN_S, Deciding
+from dispatcher.deciding import AGES_S, TURN_S, Deciding
 from dispatcher.fleet import Fleet
 from dispatcher.inventory_model import Inventory, InventoryHost
 
@@ -52,7 +52,7 @@ def test_a_host_is_shown_again_when_something_is_new_and_now_and_then() -> None:
     fleet.cordons = {"h": False}
     deciding.decide(deciding.board.policy)
     assert board.shown[3:] == ["h", "i"]
-    clock.advance(TURN_S)
+    clock.advance(AGES_S)
     deciding.decide(deciding.board.policy)
     assert board.shown[5:] == ["h", "i"], "their figures grow old"
 

@@ -15,6 +15,7 @@ from dispatcher.errors import TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet import Fleet
 from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.leases import lease_of
 from dispatcher.session import HostSession
 from dispatcher.store.sqlite import SqliteStore
 from tests.contract.store_builders import running
@@ -47,7 +48,8 @@ async def test_a_probe_that_reaches_the_host_ends_the_rest_before_the_next_try(
     session = HostSession("h", fleet, store, clock, lambda *_: None, 1, lambda _: None)
     session.reached()  # said before the loss, it ends no rest after it
     running_session = asyncio.create_task(session.run())
-    await session.watch(await running(store), "")
+    job = await running(store)
+    await session.watch(job, "", await lease_of(store, job))
     async with asyncio.timeout(60.0):
         await host.tried.get()
         for _ in range(2):
