@@ -17,7 +17,7 @@ from worker_agent.durable import write_all
 from worker_agent.inotify import Watcher
 from worker_agent.protocol import AttemptState, AttemptStatus, FrameHeader, WatchRequest
 
-_GATHER_S = 0.5
+_GATHER_S = 1.0
 _LIVENESS_S = 1.0  # how often the lock is probed: an end that leaves no record tells nobody
 # Where directories cannot be watched: how often they are looked at, ever more slowly.
 _FASTEST_S, _SLOWEST_S, _BACK_OFF = 0.02, 0.2, 1.3
@@ -59,6 +59,8 @@ class Follower:
         self._forget(key)
         number = self._watcher.add(files.directory)
         self._watches[key] = watch = _Watch(files, request.events_from, request.log_from, number)
+        if number is not None and not files.exit.exists():
+            watch.due = time.monotonic() + _GATHER_S
         self._send(self._header("heartbeat", watch, 0, 0), b"")
 
     def heartbeat(self) -> None:
@@ -88,8 +90,8 @@ class Follower:
             # Looked at before the files are read: what is read after the end is all there is.
             ended = self._ended(watch, now)
             pumped = self._pump(watch)
-            # One frame a round: a log of gigabytes must not silence the other attempts.
-            if ended is not None and not pumped:
+            # No more than a few frames a round: a log of gigabytes must not silence the others.
+            if ended is not None and not (pumped and self._pump(watch)):
                 body = ended.to_json().encode()
                 self._send(self._header("exit", watch, 0, len(body)), body)
                 self._forget(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,11 +25,16 @@ MODULES = {
 CUDA_MODULES = {"gsplat": "gsplat"}
 PROGRAMS = ("ffmpeg", "ffprobe")
 
-_CHECK = (
-    "import sys, json, importlib.util as u;"
-    "lacks=['python>=3.11'] if sys.version_info < (3, 11) else [];"
-    "print(json.dumps(lacks+[m for m in sys.argv[1:] if u.find_spec(m) is None]))"
-)
+# What every stage begins with is imported, too: it is compiled then, and the first stage of each
+# host need not wait for that.
+_CHECK = """
+import importlib.util, json, sys
+lacks = [] if sys.version_info >= (3, 11) else ["python>=3.11"]
+lacks += [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+if not lacks:
+    import worker_agent.stages.__main__
+print(json.dumps(lacks))
+"""
 _CHECK_TIMEOUT_S = 30.0
 
 
@@ -40,11 +46,11 @@ def choose(requested: str | None, work_dir: Path) -> str:
     return str(environment) if environment.exists() else sys.executable
 
 
-def missing(python: str, work_dir: Path, *, cuda: bool) -> tuple[str, ...]:
-    """Distributions and programs the stages need and this host lacks.
+def missing(python: str, work_dir: Path, code: Path, *, cuda: bool) -> tuple[str, ...]:
+    """Distributions and programs the stages need and this host lacks; `code` is their PYTHONPATH.
 
-    Only "nothing is missing" is remembered (by the interpreter's modification time): a host that
-    lacks something is asked again, because somebody is about to install it.
+    Only "nothing is missing" is remembered (by the interpreter's modification time and the code): a
+    host that lacks something is asked again, because somebody is about to install it.
     """
     programs = tuple(name for name in PROGRAMS if shutil.which(name) is None)
     path = shutil.which(python)
@@ -52,10 +58,15 @@ def missing(python: str, work_dir: Path, *, cuda: bool) -> tuple[str, ...]:
         return (python, *programs)
     modules = {**MODULES, **CUDA_MODULES} if cuda else MODULES
     cache = state_directory(work_dir) / "stage_python.json"
-    key = {"python": path, "mtime_ns": Path(path).stat().st_mtime_ns, "modules": list(modules)}
+    key = {
+        "python": path,
+        "mtime_ns": Path(path).stat().st_mtime_ns,
+        "modules": list(modules),
+        "code": str(code),
+    }
     if _remembered(cache) == key:
         return programs
-    lacks = tuple(modules.get(name, name) for name in _ask(path, tuple(modules)))
+    lacks = tuple(modules.get(name, name) for name in _ask(path, tuple(modules), code))
     if not lacks:
         write_json(cache, key)
     return (*lacks, *programs)
@@ -68,10 +79,11 @@ def _remembered(cache: Path) -> object:
         return None
 
 
-def _ask(python: str, modules: tuple[str, ...]) -> tuple[str, ...]:
+def _ask(python: str, modules: tuple[str, ...], code: Path) -> tuple[str, ...]:
     try:
         answer = subprocess.run(
             [python, "-c", _CHECK, *modules],
+            env={**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_CHECK_TIMEOUT_S,

@@ -18,7 +18,7 @@ from worker_agent.protocol import (
     ProbeRequest,
 )
 from worker_agent.refusal import RefusedError, failed
-from worker_agent.version import agent_hash
+from worker_agent.version import agent_hash, code_root
 from worker_agent.version import interpreter as python_version
 
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
@@ -37,8 +37,9 @@ def probe(request: ProbeRequest) -> HostFacts:
             f"cannot create work_dir {work_dir}: {error.strerror}: "
             "create it, or give the host another work_dir in the inventory",
         ) from None
+    code = code_root()
     with contextlib.suppress(OSError, RefusedError):  # `start` would say so
-        bundle.code_directory()  # the first stage need not wait until the code is unpacked
+        code = bundle.code_directory()  # the first stage need not wait until it is unpacked
     memory = allowance.memory_mib()
     devices, gpu_error = _devices(memory, state_directory(work_dir))
     disk = os.statvfs(work_dir)
@@ -51,7 +52,7 @@ def probe(request: ProbeRequest) -> HostFacts:
         boot_id=clock.boot_id(),
         python=python_version(),
         stage_python=python,
-        stage_missing=interpreter.missing(python, work_dir, cuda=cuda),
+        stage_missing=interpreter.missing(python, work_dir, code, cuda=cuda),
         cpu_count=allowance.cores(),
         ram_total_mib=memory[0],
         ram_free_mib=memory[1],

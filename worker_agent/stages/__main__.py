@@ -101,20 +101,24 @@ def _log(descriptor: int) -> _Log:
 
 def _write_outcome(files: AttemptFiles, outcome: StageOutcome) -> None:
     """With what the stage used, for when its supervisor is not there to measure it. One that is
-    too long for the reserve of a full disk goes without its evidence and metrics."""
+    too long for the reserve of a full disk goes without its evidence and metrics. Of this boot: the
+    supervisor's record, which has it all, is what outlives a power cut."""
     own, children = (resource.getrusage(who) for who in (_SELF, resource.RUSAGE_CHILDREN))
     usage = {
         "cpu_s": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
         "peak_rss_mib": round(max(own.ru_maxrss, children.ru_maxrss) / 1024, 1),
     }
-    reserve = files.reserve("result")
     try:
-        write_json(files.result, {**json.loads(outcome.to_json()), "usage": usage}, reserve=reserve)
+        _keep(files, outcome, usage)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        short = replace(outcome, evidence={}, metrics={})
-        write_json(files.result, {**json.loads(short.to_json()), "usage": usage}, reserve=reserve)
+        _keep(files, replace(outcome, evidence={}, metrics={}), usage)
+
+
+def _keep(files: AttemptFiles, outcome: StageOutcome, usage: dict[str, float]) -> None:
+    value = {**json.loads(outcome.to_json()), "usage": usage}
+    write_json(files.result, value, reserve=files.reserve("result"), this_boot=True)
 
 
 def main(arguments: list[str]) -> int:
