@@ -3,7 +3,9 @@
 One job on a sparse image of a disk, trimmed through a loop device: what the image takes before and
 after the job, and the bytes that the books say were freed against those it gave back. Then ten jobs
 on a disk that holds about two of their videos with their frames: how many get done, and how many
-failures (a full disk is one) they meet. Stages are played short; all else is as it is on a host.
+failures (a full disk is one) they meet. Then a job whose host's disk others fill while a stage
+works, for several stages: whether it moves and ends done, and what is damaged or half written.
+Stages are played short; all else is as it is on a host.
 Mounts file systems: needs root or sudo.
 """
 
@@ -15,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from bench.results import Result, parser, show
-from tests.disk_drills import failures, give_back, ingest
+from tests.disk_drills import damaged, failures, fill_during, give_back, ingest
 from tests.rehearsal import rehearsal
 from tests.small_disk import MIB, disk_image, memory_disk
 
@@ -23,6 +25,8 @@ JOBS = 10
 GIVEN_CLIP = 48 * MIB
 CLIP = 10 * MIB
 DISK_MIB = 56
+# Stage, bytes that are left while it works: the frames after Validation do not fit, nor do results.
+FULL = (("Validation", 1_000_000), ("ColmapReconstruction", 0), ("Training", 0))
 SLOTS = {"extract": 3, "sfm": 2, "train": 2, "stitch": 1}
 
 
@@ -67,10 +71,32 @@ def on_a_small_disk(base: Path) -> list[Result]:
     ]
 
 
+def moved_from_full_disks(base: Path) -> list[Result]:
+    disk = {"min_free_gib": 0, "fstrim": "off"}
+    moved, broken = 0, []
+    for number, (stage, leave) in enumerate(FULL):
+        at = base / str(number)
+        at.mkdir()
+        with (
+            memory_disk(at / "hosts" / "host-1" / "work", DISK_MIB),
+            memory_disk(at / "hosts" / "host-2" / "work", DISK_MIB),
+            rehearsal(at, 2, disk=disk) as farm,
+        ):
+            full, ended = fill_during(farm, stage, leave)
+            moved += full != ended
+            broken += damaged(farm)
+    return [
+        Result(
+            name="moved_from_full_disk", value=moved, unit="jobs", better="higher", target=len(FULL)
+        ),
+        Result(name="damaged_by_full_disk", value=len(broken), unit="", better="lower", target=0),
+    ]
+
+
 def main() -> int:
     options = parser(__doc__).parse_args()
     results = []
-    for measure in (given_back, on_a_small_disk):
+    for measure in (given_back, on_a_small_disk, moved_from_full_disks):
         with tempfile.TemporaryDirectory(prefix="cosma-disk-") as base:
             results += measure(Path(base))
     return show("disk", results, as_json=options.json)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from dispatcher.executors.transfer import file_sha256
 from tests.acceptance.cosma import running_stage
 from tests.rehearsal import Rehearsal
 from tests.small_disk import MIB, DiskImage
@@ -76,6 +79,45 @@ def _reached(stage: str, trims: int) -> Callable[[sqlite3.Connection], bool]:
         return bool(count >= trims) and running_stage(stage)(reader)
 
     return seen
+
+
+def fill_during(farm: Rehearsal, stage: str, leave: int = 0) -> tuple[str, str]:
+    """Others fill the work disk of a job's host but for `leave` bytes while `stage` works: (that
+    host, the one on which the job ends). The farm has one job and two hosts."""
+    ingest(farm, 1, "reef", 2 * MIB)
+    farm.hold(True, stage)
+    dispatcher = farm.cosma.start("dispatch", "--once")
+    farm.cosma.wait_until(f"{stage} works", running_stage(stage))
+    ((full,),) = query(farm, "SELECT host FROM jobs")
+    place = next(host.work_dir for host in farm.hosts.hosts if host.name == full)
+    fill(place / "of-others", leave)
+    farm.hold(False)
+    _, errors = dispatcher.communicate(timeout=300)
+    assert dispatcher.returncode == 0, errors
+    ((state, ended),) = query(farm, "SELECT state, host FROM jobs")
+    assert state == "done"
+    return full, ended
+
+
+def fill(file: Path, leave: int) -> None:
+    """To the last byte of its file system, then so many less."""
+    with file.open("wb", buffering=0) as stream:
+        for size in (MIB, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    stream.write(bytes(size))
+        stream.truncate(stream.tell() - leave)
+
+
+def damaged(farm: Rehearsal) -> list[str]:
+    """Results that are not what the books say; files that were left half written on a host."""
+    found = [
+        row["local_path"]
+        for row in query(farm, "SELECT * FROM artifacts WHERE local_path NOT NULL")
+        if file_sha256(Path(row["local_path"])) != row["sha256"]
+    ]
+    places = [host.work_dir for host in farm.hosts.hosts]
+    return [*found, *(str(part) for place in places for part in place.rglob("*.part"))]
 
 
 def failures(farm: Rehearsal) -> list[str]:
