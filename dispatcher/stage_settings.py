@@ -128,15 +128,31 @@ class VerdictConfig(Frozen):
     gaussians: Thresholds = Thresholds(warn=1000.0, fail=100.0)
 
 
-class ReconstructConfig(Frozen):
-    """`command`: what makes the gaussians instead of our trainer (docs/backends.md)."""
+class LingbotConfig(Frozen):
+    """Where lingbot-map is on the hosts, and how it runs there (docs/backends.md)."""
 
-    backend: Literal["gsplat", "command"] = "gsplat"
+    demo: str  # its demo.py
+    model: str  # its checkpoint
+    python: str = "python3"  # of its environment
+    window: int = Field(default=64, ge=16)  # keyframes; 128 for more than some 3000 frames
+    options: tuple[str, ...] = ()
+    # RAM: without frames (its checkpoint is read twice over), and for each 518 x 294 frame.
+    base_mib: float = Field(default=9500.0, ge=0)
+    frame_mib: float = Field(default=14.0, gt=0)
+
+
+class ReconstructConfig(Frozen):
+    """What makes the result instead of our trainer (docs/backends.md)."""
+
+    backend: Literal["gsplat", "lingbot-map", "command"] = "gsplat"
     command: tuple[str, ...] = ()
+    lingbot: LingbotConfig | None = None
     timeout_s: float = Field(default=14_400.0, gt=0)
 
     @model_validator(mode="after")
     def _has_a_command(self) -> Self:
         if (self.backend == "command") != bool(self.command):
             raise ValueError("backend command needs command, and no other takes one")
+        if (self.backend == "lingbot-map") != (self.lingbot is not None):
+            raise ValueError("backend lingbot-map needs lingbot, and no other takes it")
         return self

@@ -12,7 +12,7 @@ from stitch.errors import FileUnreadable
 from stitch.gaussians import SH_C0, Gaussians
 from stitch.ply import PlyFile
 
-__all__ = ["as_gaussians", "read_any"]
+__all__ = ["as_gaussians", "is_whole", "read_any"]
 
 _MAX_HEADER = 1 << 16
 _TYPES = {
@@ -35,6 +35,19 @@ def read_any(path: Path) -> Gaussians:
     if len(gaussians) == 0:
         raise FileUnreadable(f"{path}: it holds no points")
     return gaussians
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a PLY holds at least one vertex, and all that its header tells of."""
+    try:
+        row, count, offset, order = _vertex(path)
+        if order != "ascii":
+            return count > 0 and path.stat().st_size >= offset + count * row.itemsize
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return 0 < count <= sum(1 for line in stream if line.strip())
+    except (FileUnreadable, OSError):
+        return False
 
 
 def as_gaussians(points: npt.NDArray[np.float64], colors: npt.NDArray[np.float64]) -> Gaussians:

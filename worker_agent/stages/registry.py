@@ -68,6 +68,11 @@ def _version(tool: str) -> str:
         return "absent"
 
 
+def feed_forward(config: Mapping[str, Any]) -> bool:
+    """Whether what makes the result reads pictures only: then there are no poses to find."""
+    return bool(config.get("reconstruct", {}).get("backend") == "lingbot-map")
+
+
 def declared_inputs(spec: AttemptSpec, run_dir: Path) -> dict[str, Any]:
     """What the stage is made from, as far as it is declared.
 
@@ -84,6 +89,8 @@ def declared_inputs(spec: AttemptSpec, run_dir: Path) -> dict[str, Any]:
             if isinstance(member, dict) and isinstance(member.get(key), str)
         }
         value["files"] = {name: _digest(run_dir / name) for name in sorted(files)}
+    if spec.stage == "ColmapReconstruction":
+        value["left_out"] = feed_forward(spec.config)
     if spec.stage == "Training":
         value["gpu_kind"] = spec.gpu_kind  # the two kinds train by different plans
     return value

@@ -28,6 +28,7 @@ from worker_agent.stages.api import (
 from worker_agent.stages.depth_maps import model_of, with_depths
 from worker_agent.stages.manifest import at_source_size
 from worker_agent.stages.masks import PER_FRAME, prepare
+from worker_agent.stages.registry import feed_forward
 from worker_agent.stages.sfm_acceptance import (
     Candidate,
     Limits,
@@ -80,6 +81,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING; for a depth model TOOL_MISSING and
     CONFIG_INVALID.
     """
+    if feed_forward(spec.config):
+        return _left_out(Path(spec.run_dir), report)
     depth_model = model_of(spec)  # what is wrong with it is told before the work, not after it
     ladder = _Ladder(spec, report)
     for strong, pairs in RUNGS:
@@ -88,6 +91,15 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             made = ladder.publish(candidate)
             return made if depth_model is None else with_depths(made, depth_model, spec, report)
     raise ladder.failure()
+
+
+def _left_out(root: Path, report: Reporter) -> Artifacts:
+    """Nothing of an earlier model stays: what is made now does not lie in its frame."""
+    shutil.rmtree(root / "sfm", ignore_errors=True)
+    for name in ("sfm.json", "registration.npz", "depth.zip"):
+        (root / "output" / name).unlink(missing_ok=True)
+    report.progress(1.0, "left out: reconstruct.backend needs no camera poses")
+    return Artifacts(files=())
 
 
 def sequential_pairs(frames: int, overlap: int) -> int:

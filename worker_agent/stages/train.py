@@ -18,6 +18,7 @@ from worker_agent.stages.api import (
 )
 from worker_agent.stages.depth_maps import DEPTHS
 from worker_agent.stages.masks import MASKS
+from worker_agent.stages.registry import feed_forward
 
 if TYPE_CHECKING:
     from stitch.gaussians import Gaussians
@@ -38,9 +39,11 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     removed at the end.
 
     Raises StageFailure: TOOL_MISSING, CONFIG_INVALID, REGISTRATION_WEAK (a model that cannot be
-    trained on), TRAINING_DIVERGED, GPU_OUT_OF_MEMORY; by a program of the operator's, those of
-    `train_command`.
+    trained on), TRAINING_DIVERGED, GPU_OUT_OF_MEMORY; by a program that is not ours, those of
+    `train_command` or `train_lingbot`.
     """
+    if feed_forward(spec.config):
+        return _by_lingbot(spec, report)
     try:
         import torch
 
@@ -174,13 +177,13 @@ def _by_command(
     """By the operator's program; measured here."""
     from stitch.errors import FileUnreadable
     from worker_agent.stages.point_cloud import read_any
-    from worker_agent.stages.train_command import run_program
+    from worker_agent.stages.train_command import by_command
     from worker_agent.training.evaluation import write_preview
     from worker_agent.training.measuring import measure
 
     root = Path(spec.run_dir)
     began = time.monotonic()
-    output = run_program(spec, report, [dataset.names[view] for view in dataset.test])
+    output = by_command(spec, report, [dataset.names[view] for view in dataset.test])
     seconds = time.monotonic() - began
     try:
         gaussians = read_any(output)
@@ -202,6 +205,36 @@ def _by_command(
     made = _published(root, gaussians, dataset, numbers, {"device": f"command {program}"})
     shutil.rmtree(output.parent)
     return made
+
+
+def _by_lingbot(spec: AttemptSpec, report: Reporter) -> Artifacts:
+    """A cloud in a frame of its own: there are no poses to measure it from."""
+    from stitch.errors import FileUnreadable
+    from worker_agent.stages.point_cloud import read_any
+    from worker_agent.stages.train_lingbot import by_lingbot
+
+    root = Path(spec.run_dir)
+    began = time.monotonic()
+    output = by_lingbot(spec, report)
+    seconds = time.monotonic() - began
+    try:
+        gaussians = read_any(output)
+    except FileUnreadable as error:
+        raise StageFailure(
+            FailureCode.STAGE_CRASHED,
+            f"what lingbot-map left is not usable: {error}",
+            advice="See docs/backends.md for what it must leave.",
+        ) from None
+    gaussians.save_npz(root / GAUSSIANS)
+    numbers = {"gaussians": len(gaussians), "seconds": round(seconds, 2)}
+    write_json(root / REPORT, {**numbers, "device": "lingbot-map"})
+    (root / PREVIEW).unlink(missing_ok=True)  # of a reconstruction that this one replaces
+    shutil.rmtree(output.parent)
+    files = (
+        artifact(root, root / GAUSSIANS, "gaussians"),
+        artifact(root, root / REPORT, "training_report"),
+    )
+    return Artifacts(files=files, metrics=numbers, completed={"gaussian_count": len(gaussians)})
 
 
 def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
