@@ -78,7 +78,7 @@ def test_positions_12_m_off_do_not_bend_the_map(count: int, who: int, off: list[
     before, after = right.corners(right.placed().solution), chain.corners(chain.placed().solution)
     back = umeyama(after, before)
     metres = chain.poses[0].scale
-    assert np.linalg.norm(back.apply(after) - before, axis=1).max() * metres < 0.01
+    assert np.linalg.norm(back.apply(after) - before, axis=1).max() * metres < 0.02
     assert chain.worst_m(chain.placed().solution) < chain.worst_m(chain.solved()) + 0.01
 
 
