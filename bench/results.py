@@ -29,6 +29,10 @@ class Result:
         return self.value <= self.target if self.better == "lower" else self.value >= self.target
 
 
+def told(name: str, value: float, unit: str, target: float | None, better: str = "lower") -> Result:
+    return Result(name=name, value=value, unit=unit, better=better, target=target)
+
+
 def machine() -> str:
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():

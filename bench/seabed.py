@@ -191,8 +191,9 @@ def overlap(one: Mask, other: Mask) -> float:
     return float((one & other).sum() / max(min(one.sum(), other.sum()), 1))
 
 
-def covered(shots: Sequence[Shot]) -> Mask:
-    return np.logical_or.reduce([shot.covers for shot in shots])
+def covered(shots: Sequence[Shot], frames: int = 2) -> Mask:
+    """Ground that so many frames saw; from one alone nothing is reconstructed."""
+    return np.asarray(np.sum([shot.covers for shot in shots], axis=0) >= frames)
 
 
 def random_frame(rng: np.random.Generator) -> Sim3:
