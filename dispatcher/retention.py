@@ -1,4 +1,5 @@
-"""Removes from the artifact store what nobody refers to any more; what went is in the event log."""
+"""Removes from the artifact store what nobody refers to any more, and old logs from the database;
+what went is in the event log."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dispatcher.artifact_store import OBJECTS, ArtifactStore
+from dispatcher.artifact_store import LOG, OBJECTS, ArtifactStore
 from dispatcher.bringing import DELIVERED
 from dispatcher.clock import Clock
-from dispatcher.core.model import TERMINAL, Job
+from dispatcher.core.model import TERMINAL, Job, JobState
 from dispatcher.core.retention import Garbage, References, Sort, Stored, garbage, hashes_in
 from dispatcher.errors import HostError
 from dispatcher.object_store import ObjectStore
@@ -42,6 +43,13 @@ class Retention:
         jobs = await self.store.load_jobs()
         # Files first: what is referred to meanwhile is then in the references.
         found = await asyncio.to_thread(lambda: list(self._stored(jobs)))
+        found += [
+            Stored(
+                sort=Sort.LOG, where=f"log of {one.job}", bytes=one.bytes, job=one.job,
+                age_s=self.clock.now() - one.ended_at,
+            )
+            for one in await self.store.stored_logs()
+        ]  # fmt: skip
         return garbage(found, await self._references(jobs), self.keep_s)
 
     async def remove(self, items: Iterable[Garbage]) -> dict[str, str]:
@@ -55,7 +63,10 @@ class Retention:
             told = {"sort": one.sort, "where": one.where, "bytes": one.bytes, "why": item.why}
             await self.store.record_event(REMOVED, payload={**told, "sha256": one.sha256})
             try:
-                await asyncio.to_thread(self._remove, one)
+                if one.sort is Sort.LOG:
+                    await self.store.remove_logs(one.job)
+                else:
+                    await asyncio.to_thread(self._remove, one)
             except (OSError, HostError) as error:
                 left[one.where] = str(error)
                 await self.store.record_event(NOT_REMOVED, payload={**told, "error": str(error)})
@@ -74,7 +85,7 @@ class Retention:
             gone = [item.stored for item in items if item.stored.where not in left]
             if gone:
                 size = sum(one.bytes for one in gone)
-                log.info("retention: %d files with %d bytes removed", len(gone), size)
+                log.info("retention: %d files and logs with %d bytes removed", len(gone), size)
             for where, why in left.items():
                 log.warning("retention: %s is not removed: %s", where, why)
 
@@ -123,6 +134,8 @@ class Retention:
             hashes=frozenset(row.sha256 for row in rows) | hashes_in(written),
             paths=frozenset(row.local_path for row in rows if row.local_path is not None),
             settled_jobs=frozenset(job.id for job in jobs if job.state in TERMINAL),
+            unkept_logs=frozenset(job.id for job in jobs if job.state is JobState.DONE)
+            - {row.job for row in rows if row.path == LOG and row.local_path is not None},
         )
 
     def _remove(self, one: Stored) -> None:

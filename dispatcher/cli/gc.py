@@ -1,4 +1,4 @@
-"""`cosma gc`: what of the artifact store nobody refers to any more; with --apply it goes."""
+"""`cosma gc`: what of artifact store and logs nobody refers to any more; with --apply it goes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def gc(
     artifacts: options.Artifacts = None,
     json: options.Json = False,
 ) -> None:  # fmt: skip
-    """List what no job, stitch or run refers to: results that were superseded, and remainders.
-    Exit code 3: some of it could not be removed."""
+    """List what no job, stitch or run refers to: results that were superseded, remainders, and
+    logs in the database of jobs that ended long ago (results keep theirs). Exit code 3: some of it
+    could not be removed."""
     settings = DispatcherSettings.load(database=db, artifacts=artifacts, retention_days=days)
 
     async def work(store: Store) -> tuple[list[Garbage], dict[str, str]]:
@@ -78,7 +79,7 @@ def gc(
     elif rows:
         print_rows(COLUMNS, rows)
     does = "removed" if apply else "would be removed: cosma gc --apply"
-    print(f"{len(gone)} files, {human_bytes(sum(gone))}: {does if gone else 'nothing to do'}",
-          file=sys.stderr)  # fmt: skip
+    amount = f"{len(gone)} files and logs, {human_bytes(sum(gone))}"
+    print(f"{amount}: {does if gone else 'nothing to do'}", file=sys.stderr)
     if left:
         raise typer.Exit(ExitCode.PARTIAL)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dispatcher.artifact_store import LOG
 from dispatcher.cli import options
 from dispatcher.cli.asking import ask
 from dispatcher.cli.render import print_json, print_rows
@@ -135,7 +136,16 @@ def logs(
                 f"no attempt {attempt}", where=job, why=f"it has had {found.attempt}",
                 fix=f"`cosma job show {job}` lists them",
             )  # fmt: skip
-        return await store.logs(job, found.attempt if attempt is None else attempt)
+        number = found.attempt if attempt is None else attempt
+        text = await store.logs(job, number)
+        if text or not number or not (await store.attempt_offsets(job, number)).log:
+            return text
+        kept = [row.local_path for row in await store.artifacts(job=job) if row.path == LOG]
+        raise UsageError(
+            f"the log of attempt {number} is not in the database any more", where=job,
+            why="it ended longer ago than CLEANUP_RETENTION_DAYS",
+            fix=f"read {kept[0]}" if kept else "its events are there: --events",
+        )  # fmt: skip
 
     async def facts(store: Store) -> list[dict[str, Any]]:
         await known_job(store, job)

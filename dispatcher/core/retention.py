@@ -4,7 +4,8 @@ Only what is referred to by nothing is ever found: not by a job (in whatever sta
 stitch or what it was made of, not by a run on record, not by an attempt or a collection under way,
 not by a name in the directory. What is left was superseded (a job was run again and made other
 bytes), or is a remainder of something that was broken off. It goes once it has been so for the
-retention's length.
+retention's length. So does what attempts of an ended job printed, as far as the database has it: of
+one that is done only when its log lies with its results.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ class Sort(StrEnum):
     NAME = "name"  # a readable name
     REMAINDER = "remainder"  # of something broken off: *.part and the like
     REMOTE = "remote_object"  # content in the object store
+    LOG = "log"  # what a job's attempts printed, in the database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """One file of the artifact directory, or one object of the object store."""
+    """One file of the artifact directory, one object of the object store, or one job's log."""
 
     sort: Sort
     where: str  # path or URL
     bytes: int
-    age_s: float  # since it was written, or since it last gained or lost a name
+    age_s: float  # since it was written, since it last gained or lost a name, or the job ended
     sha256: str = ""  # of an object
     named: bool = False  # an object that some name still leads to, whosever it is
     job: str = ""  # whose directory it lies in; "" for an object, and what was to become one
@@ -44,6 +46,7 @@ class References:
     hashes: frozenset[str]
     paths: frozenset[str]
     settled_jobs: frozenset[str]  # in the directories of all others something may be under way
+    unkept_logs: frozenset[str]  # jobs that are done, without a log among their results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,8 @@ def _why(one: Stored, known: References) -> str | None:
         return None if kept else f"no job, stitch or run has had it {days}"
     if one.where in known.paths or (one.job and one.job not in known.settled_jobs):
         return None
+    if one.sort is Sort.LOG:
+        return None if one.job in known.unkept_logs else f"{one.job} has been over {days}"
     if one.sort is Sort.REMAINDER:
         return f"left by something that was broken off, untouched {days}"
     return f"{one.job} has no such result any more, {days}"

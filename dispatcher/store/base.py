@@ -32,6 +32,7 @@ from dispatcher.store.rows import (
     Silence,
     StageMetrics,
     Stitch,
+    StoredLog,
     Trim,
 )
 from worker_agent.protocol import ExitRecord
@@ -222,6 +223,12 @@ class Store(Protocol):
     async def attempt_offsets(self, job: str, attempt: int) -> Offsets: ...
 
     async def logs(self, job: str, attempt: int, *, offset: int = 0) -> bytes: ...
+
+    async def stored_logs(self) -> list[StoredLog]: ...
+
+    async def remove_logs(self, job: str) -> bool:
+        """Of all its attempts, unless it has been taken up again; whether there were any."""
+        ...
 
     async def set_progress(
         self, job: str, fraction: float, message: str, numbers: dict[str, Any], at: float

@@ -153,6 +153,15 @@ class Offsets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLog:
+    """What all attempts of a job printed, as far as it is in the database."""
+
+    job: str
+    bytes: int
+    ended_at: float  # of the last one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactRow:
     """One file that a job made. `path` is relative to its run directory on `host`."""
 

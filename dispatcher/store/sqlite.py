@@ -26,6 +26,7 @@ from dispatcher.store import farm, jobs, pools, streams, survival
 from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database, Worker
 from dispatcher.store.disk import DiskBooks
+from dispatcher.store.logs import Logs
 from dispatcher.store.rows import (
     Acquisition,
     Applied,
@@ -54,7 +55,7 @@ PROGRESS_INTERVAL_S = 1.0
 SAID_AGAIN = (AttemptStarted, AttemptSucceeded, InputsReady)
 
 
-class SqliteStore(DiskBooks):
+class SqliteStore(DiskBooks, Logs):
     """See `dispatcher.store.base.Store`. Use within one event loop; `close` when done."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -238,9 +239,6 @@ class SqliteStore(DiskBooks):
 
     async def attempt_offsets(self, job: str, attempt: int) -> Offsets:
         return await self._reader.read(streams.offsets, job, attempt)
-
-    async def logs(self, job: str, attempt: int, *, offset: int = 0) -> bytes:
-        return await self._reader.read(streams.logs, job, attempt, offset)
 
     async def set_progress(
         self, job: str, fraction: float, message: str, numbers: dict[str, Any], at: float

@@ -1,4 +1,4 @@
-"""Events, logs and progress: functions that run inside one transaction."""
+"""Events, arriving logs and progress: functions that run inside one transaction."""
 
 from __future__ import annotations
 
@@ -95,13 +95,6 @@ def _known(db: Database, job: str, attempt: int) -> tuple[str, Offsets]:
     if row is None:
         raise StoreError(f"there is no attempt {attempt}", where=job)
     return row["host"], Offsets(events=row["events_bytes"], log=row["log_bytes"])
-
-
-def logs(db: Database, job: str, attempt: int, offset: int) -> bytes:
-    """The log from byte `offset` on."""
-    rows = db.rows("select_logs", job=job, attempt=attempt, offset=offset)
-    text = b"".join(row["data"] for row in rows)
-    return text[offset - rows[0]["position"] :] if rows and offset > rows[0]["position"] else text
 
 
 def set_progress(

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from dispatcher.retention import DAY_S, NOT_REMOVED, REMOVED, Retention
 from dispatcher.store.rows import Acquisition, ArtifactRow, Run
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.whose import makers
+from tests.contract.store_builders import running
 from tests.s3 import s3_environment
 
 TEXTS = [f"content {number}".encode() for number in range(6)]
@@ -211,6 +213,31 @@ async def test_what_cannot_be_removed_is_told(world: World) -> None:
     assert "has got a name meanwhile" in left[str(world.object(b"old"))]
     (event,) = await world.store.events(kind=NOT_REMOVED)
     assert event.payload["where"] == str(world.object(b"old"))
+
+
+async def test_logs_in_the_database_go_when_results_keep_them_and_the_job_is_over(
+    world: World, tmp_path: Path
+) -> None:
+    job = (await running(world.store)).id
+    await world.store.append_stream(job, 1, log=b"line\n", log_from=0)
+    log = await world.collected(job, "job.log", b"=== attempt 1 ===\nline\n")
+    assert await world.retention().find() == [], "it runs"
+    with sqlite3.connect(tmp_path / "cosma.db") as writer:
+        writer.execute("UPDATE jobs SET state = 'done'")
+        writer.execute("UPDATE attempts SET ended_at = ?", (time.time(),))
+    assert await world.retention(days=41).find() == []
+    items = await world.retention().find()
+    assert [(one.stored.sort, one.stored.bytes) for one in items] == [(Sort.LOG, 5)]
+    with sqlite3.connect(tmp_path / "cosma.db") as writer:
+        writer.execute("UPDATE jobs SET state = 'queued'")
+    await world.retention().remove(items)
+    assert await world.store.logs(job, 1) == b"line\n", "it was taken up again meanwhile"
+    with sqlite3.connect(tmp_path / "cosma.db") as writer:
+        writer.execute("UPDATE jobs SET state = 'done'")
+    assert await world.retention().remove(items) == {}
+    assert await world.store.logs(job, 1) == b"" and await world.retention().find() == []
+    asked = cosma(tmp_path, "job", "logs", job)
+    assert asked.returncode == 2 and f"Read {log}" in asked.stderr
 
 
 async def test_the_object_store_is_looked_through_too(world: World, tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ def graphs(draw: st.DrawFn) -> tuple[list[Stored], References, set[str]]:
     written = [json.dumps({"inputs": made_of}), json.dumps({"provenance": runs})]
     rows = frozenset(sha for row in artifacts.values() for sha in row)
     known = References(
-        hashes=rows | hashes_in(written), paths=frozenset(named), settled_jobs=settled
-    )
+        hashes=rows | hashes_in(written), paths=frozenset(named), settled_jobs=settled,
+        unkept_logs=frozenset(),
+    )  # fmt: skip
     return found, known, reached
 
 
@@ -86,14 +87,19 @@ def test_hashes_are_found_wherever_they_are_written() -> None:
 
 
 def test_it_says_why() -> None:
-    known = References(hashes=frozenset(), paths=frozenset(), settled_jobs=frozenset({"j"}))
+    known = References(
+        hashes=frozenset(), paths=frozenset(), settled_jobs=frozenset({"j", "l"}),
+        unkept_logs=frozenset({"l"}),
+    )  # fmt: skip
     found = [
+        *(Stored(sort=Sort.LOG, where=job, bytes=1, age_s=40 * DAY, job=job) for job in "jkl"),
         Stored(sort=Sort.OBJECT, where="/o", bytes=1, age_s=40 * DAY, sha256=HASHES[0]),
         Stored(sort=Sort.NAME, where="/n", bytes=1, age_s=40 * DAY, job="j"),
         Stored(sort=Sort.REMAINDER, where="/r", bytes=1, age_s=40 * DAY, job="j"),
     ]
     whys = {item.stored.where: item.why for item in garbage(found, known, 30 * DAY)}
     assert whys == {
+        "j": "j has been over for 40.0 days",  # k goes on, and of l there is no other log
         "/o": "no job, stitch or run has had it for 40.0 days",
         "/n": "j has no such result any more, for 40.0 days",
         "/r": "left by something that was broken off, untouched for 40.0 days",

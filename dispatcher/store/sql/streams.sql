@@ -27,3 +27,11 @@ INSERT INTO logs (job, attempt, position, data) VALUES (:job, :attempt, :positio
 -- name: select_logs
 SELECT position, data FROM logs
 WHERE job = :job AND attempt = :attempt AND position + LENGTH(data) > :offset ORDER BY position;
+
+-- name: select_stored_logs
+SELECT job, SUM(LENGTH(data)) AS bytes, MAX(COALESCE(ended_at, committed_at)) AS ended_at
+FROM logs JOIN attempts USING (job, attempt) GROUP BY job ORDER BY job;
+
+-- name: delete_logs
+DELETE FROM logs WHERE job = :job
+  AND EXISTS (SELECT 1 FROM jobs WHERE id = :job AND state IN ('done', 'error', 'cancelled'));
