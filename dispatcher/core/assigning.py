@@ -8,7 +8,8 @@ than the policy's patience keeps the disk of a host that only lacks disk.
 
 By earliest finish a job is not given a slow host that has room when a busy fast one would be done
 with it sooner, unless the fast ones have enough to do with the rest of the queue: else the last
-jobs of all end on the slowest hosts, long after the others. Only where seconds were learned.
+jobs of all end on the slowest hosts, long after the others. Near the end of the queue the longest
+jobs come before the share (dispatcher.core.closing). Only where seconds were learned.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dispatcher.core.closing import Closing
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.policy import Policy, device_stage, share_key
-from dispatcher.core.queue import Label, Place, Queue
-from dispatcher.core.yard import Fit, HostKind, Rank, Yard
+from dispatcher.core.queue import Label, Queue
+from dispatcher.core.yard import HostKind, Rank, Yard
 
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
 Key = tuple[float, ...]
@@ -70,20 +71,21 @@ class Assigner:
         found: list[tuple[str, str]] = []
         yard, shelves = self._yard, self._queue.shelves
         self._queue.settle()
-        heap: list[tuple[int, bool, int, float, str, int, Label]] = []
-        urgent = self._urgent(jobs)
+        heap: list[tuple[int, float, int, float, str, int, Label]] = []
+        longest_first = self._policy.order == "earliest_finish" and self._closing.near
         for number, (label, shelf) in enumerate(shelves.items()):
             if label.fit.kinds & yard.open_mask:
-                later = (label.fit, label.length) not in urgent
-                heap.append((-label.priority, later, *shelf.first(), number, label))
+                # What has no known length, as a stitch, does not stand back.
+                shorter = -(label.length or math.inf) if longest_first else 0.0
+                heap.append((-label.priority, shorter, *shelf.first(), number, label))
         heapq.heapify(heap)
         while heap and yard.open_mask:
-            before, later, *place, number, label = heapq.heappop(heap)
+            before, shorter, *place, number, label = heapq.heappop(heap)
             if label not in shelves or not label.fit.kinds & yard.open_mask:
                 continue
             first = shelves[label].first()
             if first != tuple(place):  # a share grew since
-                heapq.heappush(heap, (before, later, *first, number, label))
+                heapq.heappush(heap, (before, shorter, *first, number, label))
                 continue
             job = jobs[first[-1]]
             ledger = self._choose(job, label)
@@ -94,36 +96,9 @@ class Assigner:
             self._give(job, label, ledger)
             found.append((job.id, ledger.host.name))
             if label in shelves:
-                heapq.heappush(heap, (before, later, *shelves[label].first(), number, label))
+                first = shelves[label].first()
+                heapq.heappush(heap, (before, shorter, *first, number, label))
         return found
-
-    def _urgent(self, jobs: Mapping[str, Job]) -> set[tuple[Fit, int]]:
-        """Of which fit and length a job would end after all else, did it get a host only when one
-        more like it had gone before."""
-        if not self._yard.open_mask or self._policy.order != "earliest_finish":
-            return set()
-        if self._closing.all_s() == math.inf:
-            return set()
-        alike: dict[tuple[Fit, int], dict[Place, Label]] = {}
-        for label, shelf in self._queue.shelves.items():
-            if label.length:
-                alike.setdefault((label.fit, label.length), {})[shelf.first()] = label
-        return {
-            like
-            for like, labels in alike.items()
-            for first in (min(labels),)
-            if self._ends_last(jobs[first[-1]], labels[first])
-        }
-
-    def _ends_last(self, job: Job, label: Label) -> bool:
-        ends = [
-            (self._key(job, ledger, rank)[-1], self._yard.ahead(kind, job).device_s)
-            for kind in self._yard.kinds_in(label.fit.kinds)
-            for rank in kind.every[:1]
-            for ledger in (self._ledgers[rank[-1]],)
-            if ledger.host.gpus
-        ]
-        return sum(min(ends, default=(0.0, 0.0))) >= self._closing.all_s()
 
     def _give(self, job: Job, label: Label, ledger: Ledger) -> None:
         name, share = ledger.host.name, share_key(job)

@@ -1,9 +1,9 @@
 """How the end of the queue is met, so that all hosts end at about the same time. Pure.
 
 While there is much to do, order and hosts follow from shares, age and speed alone. With few jobs
-left it matters that none of them begins last on a slow host, or last of all because it is long:
-jobs that would end after everything else come first, and hosts take no more than they need to
-keep busy. Only where seconds were learned.
+left it matters that none of them begins last on a slow host, or last of all because it is long,
+or has to be tried again then: the longest come first, and hosts take no more than they need to keep
+busy. Only where seconds were learned. The figures: docs/decisions/0007.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dispatcher.core.queue import Queue
 from dispatcher.core.yard import Device, HostKind, Yard
 
 MANY = 8  # jobs in the queue for each device: then its end is far away
+NEAR = 5  # jobs in the queue for each device: then the longest come first
 FEW = 2  # jobs in the queue for each device: then hosts take no more than they need
 
 
@@ -24,19 +25,10 @@ class Closing:
         self._yard = yard
         self._queue = queue
         self._ends: dict[frozenset[Device], float] = {}
-        self._devices: tuple[int, frozenset[Device]] = (-1, frozenset())
 
     def begin(self) -> None:
         """Of a new decision."""
         self._ends.clear()
-
-    def all_s(self) -> float:
-        """Seconds until all devices can have done the whole queue; inf: much later."""
-        if self._devices[0] != self._yard.version:
-            kinds = self._yard.kinds.values()
-            every = frozenset(device for kind in kinds for device in kind.devices)
-            self._devices = self._yard.version, every
-        return self.ends_s(self._devices[1])
 
     def ends_s(self, devices: frozenset[Device]) -> float:
         """Seconds until these devices can have done all that waits for them; inf: much later."""
@@ -83,7 +75,15 @@ class Closing:
         return len(rates) / sum(rates) if rates else 0.0
 
     @property
+    def near(self) -> bool:
+        """Whether the longest jobs are to come first."""
+        return len(self._queue) <= NEAR * self._lines
+
+    @property
     def few(self) -> bool:
         """Whether so few jobs are left that each is better left to the host that first needs it."""
-        lines = sum(len(kind.every) * len(kind.devices) for kind in self._yard.kinds.values())
-        return len(self._queue) <= FEW * lines
+        return len(self._queue) <= FEW * self._lines
+
+    @property
+    def _lines(self) -> int:
+        return sum(len(kind.every) * len(kind.devices) for kind in self._yard.kinds.values())

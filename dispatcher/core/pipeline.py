@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 
 from dispatcher.core.policy import Ahead
 
-JUST = 1.0  # times what a steady pipeline needs
-SPARE = 3.0  # jobs differ in length
+# Times what a steady pipeline needs, as jobs differ in length (docs/decisions/0007).
+JUST = 2.0  # near the end of the queue
+SPARE = 6.0
 
 
 def wait_s(heading: Collection[Ahead], gpus: int, limit: Callable[[str], int]) -> float:

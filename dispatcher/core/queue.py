@@ -29,7 +29,7 @@ class Label:
     fit: Fit
     bytes: int  # what must fit on the disk
     avoid: frozenset[str]
-    length: int  # of their stage on a device, in half octaves; 0: not known
+    length: int  # until their stage on a device has ended, as in `Asked`; 0: not known
     leaves: str | None  # the host they have and are to be moved away from
     cached: tuple[str, ...]  # the one job, and the hosts that have some of its inputs already
 

@@ -36,7 +36,9 @@ class Asked:
     work: Hashable
     fit: Fit
     device_ms: Mapping[Device, int]  # that could hold it; none where seconds are only guessed
-    length: int  # milliseconds on the fastest of these in half octaves; 0: not known
+    # Until the fastest of these is done with it, had it nothing else to do: milliseconds in quarter
+    # octaves; 0: not known.
+    length: int
     disk_bytes: int  # of a host that has nothing of it yet
 
 
@@ -174,9 +176,7 @@ class Yard:
                 work=work,
                 fit=fit,
                 device_ms=device_ms,
-                length=round(2 * math.log2(max(2, min(device_ms.values(), default=0))))
-                if device_ms
-                else 0,
+                length=self._length(job, device_ms),
                 disk_bytes=self._policy.disk_need(job),
             )
         return known
@@ -215,6 +215,13 @@ class Yard:
         if not all(need.runs for need in needs.values()):
             return {}
         return {device: round(1000 * need.seconds.likely) for device, need in needs.items()}
+
+    def _length(self, job: Job, device_ms: Mapping[Device, int]) -> int:
+        if not device_ms:
+            return 0
+        fastest = min(device_ms, key=lambda device: device_ms[device])
+        lead_s = self._policy.ahead(job, (self._devices[fastest],)).lead_s
+        return round(4 * math.log2(max(2.0, device_ms[fastest] + 1000 * lead_s)))
 
     def kinds_in(self, mask: int) -> Iterator[HostKind]:
         for bit, kind in self.kinds.items():
