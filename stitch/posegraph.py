@@ -14,6 +14,7 @@ from stitch.sim3 import F64, Sim3
 # What a good edge may be off by, of members scaled to unit size: 0.6 degrees, 1 %, 1 %.
 SIGMAS = np.array([*[np.radians(0.6)] * 3, *[0.01] * 3, 0.01])
 _ANCHOR_SIGMA = 1e-6
+_CHI_SQUARE = 18.5  # of seven numbers, exceeded by one good edge in a hundred
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +107,7 @@ def _truncated_least_squares(
     unit: Sequence[Sim3],
     start: dict[int, Sim3],
 ) -> tuple[dict[int, Sim3], list[int]]:
-    graph = gtsam.NonlinearFactorGraph()
-    values = gtsam.Values()
-    noise = gtsam.noiseModel.Diagonal.Sigmas(SIGMAS)
-    for k in inside:
-        measured = _to_gtsam(normalised(edges[k], unit))
-        graph.add(gtsam.BetweenFactorSimilarity3(edges[k].target, edges[k].source, measured, noise))
-    for i in group:
-        values.insert(i, _to_gtsam(start[i]))
-    anchor = gtsam.noiseModel.Isotropic.Sigma(7, _ANCHOR_SIGMA)
-    graph.add(gtsam.PriorFactorSimilarity3(group[0], _to_gtsam(start[group[0]]), anchor))
+    graph, values = _graph(group, inside, edges, unit, start)
     parameters = gtsam.GncLMParams(gtsam.LevenbergMarquardtParams())
     parameters.setLossType(gtsam.GncLossType.TLS)
     parameters.setKnownInliers([len(inside)])
@@ -123,7 +115,106 @@ def _truncated_least_squares(
     result = optimizer.optimize()
     weights = np.asarray(optimizer.getWeights())[: len(inside)]
     poses = {i: _from_gtsam(result.atSimilarity3(i)) for i in group}
-    return poses, [k for k, weight in zip(inside, weights, strict=True) if weight < 0.5]
+    kept = {k for k, weight in zip(inside, weights, strict=True) if weight >= 0.5}
+    if len(kept) < len(inside):
+        poses, kept = _reseated(group, inside, edges, unit, poses, kept)
+    return poses, [k for k in inside if k not in kept]
+
+
+def _reseated(
+    group: tuple[int, ...],
+    inside: Sequence[int],
+    edges: Sequence[Edge],
+    unit: Sequence[Sim3],
+    poses: dict[int, Sim3],
+    kept: set[int],
+) -> tuple[dict[int, Sim3], set[int]]:
+    """A member that a wrong edge holds away from several right ones that agree is a minimum, too:
+    it is put where most of its edges want it, when that lets more edges of the whole agree, or as
+    many with more inliers."""
+
+    def worth(agreed: set[int]) -> tuple[int, int]:
+        return len(agreed), sum(edges[k].inliers for k in agreed)
+
+    for _ in range(len(group)):
+        better = None
+        for i in group[1:]:
+            mine = [k for k in inside if i in (edges[k].source, edges[k].target)]
+            if all(k in kept for k in mine):
+                continue
+            wanted = [_wanted(i, edges[k], unit, poses) for k in mine]
+            votes = [
+                worth({k for k in mine if _agree(edges[k], unit, poses | {i: pose})})
+                for pose in wanted
+            ]
+            if max(votes) <= worth(kept.intersection(mine)):
+                continue
+            moved = poses | {i: wanted[votes.index(max(votes))]}
+            agreed = {k for k in inside if _agree(edges[k], unit, moved)}
+            if worth(agreed) > worth(kept) and len(components_of(group, edges, agreed)) == 1:
+                better = _least_squares(group, sorted(agreed), edges, unit, moved), agreed
+                break
+        if better is None:
+            return poses, kept
+        poses = better[0]
+        kept = {k for k in inside if _agree(edges[k], unit, poses)}
+    return poses, kept
+
+
+def components_of(
+    group: tuple[int, ...], edges: Sequence[Edge], chosen: set[int]
+) -> list[tuple[int, ...]]:
+    """Connected sets of the members of `group` under the `chosen` edges."""
+    every = components(max(group) + 1, [edges[k] for k in chosen])
+    return [found for found in every if found[0] in group]
+
+
+def _wanted(member: int, edge: Edge, unit: Sequence[Sim3], poses: dict[int, Sim3]) -> Sim3:
+    """Where the edge puts one of its ends, by the other."""
+    step = normalised(edge, unit)
+    if edge.source == member:
+        return poses[edge.target] @ step
+    return poses[edge.source] @ step.inverse()
+
+
+def _agree(edge: Edge, unit: Sequence[Sim3], poses: dict[int, Sim3]) -> bool:
+    error = normalised(edge, unit).inverse() @ poses[edge.target].inverse() @ poses[edge.source]
+    angle = error.angle_to(Sim3.identity())
+    off = np.array([np.radians(angle), np.linalg.norm(error.translation), np.log(error.scale)])
+    return bool(((off / SIGMAS[[0, 3, 6]]) ** 2).sum() < _CHI_SQUARE)
+
+
+def _least_squares(
+    group: tuple[int, ...],
+    chosen: Sequence[int],
+    edges: Sequence[Edge],
+    unit: Sequence[Sim3],
+    start: dict[int, Sim3],
+) -> dict[int, Sim3]:
+    graph, values = _graph(group, chosen, edges, unit, start)
+    result = gtsam.LevenbergMarquardtOptimizer(graph, values).optimize()
+    return {i: _from_gtsam(result.atSimilarity3(i)) for i in group}
+
+
+def _graph(
+    group: tuple[int, ...],
+    chosen: Sequence[int],
+    edges: Sequence[Edge],
+    unit: Sequence[Sim3],
+    start: dict[int, Sim3],
+) -> tuple[gtsam.NonlinearFactorGraph, gtsam.Values]:
+    """A factor for each edge, in order, then the anchor of the first member."""
+    graph = gtsam.NonlinearFactorGraph()
+    values = gtsam.Values()
+    noise = gtsam.noiseModel.Diagonal.Sigmas(SIGMAS)
+    for k in chosen:
+        measured = _to_gtsam(normalised(edges[k], unit))
+        graph.add(gtsam.BetweenFactorSimilarity3(edges[k].target, edges[k].source, measured, noise))
+    for i in group:
+        values.insert(i, _to_gtsam(start[i]))
+    anchor = gtsam.noiseModel.Isotropic.Sigma(7, _ANCHOR_SIGMA)
+    graph.add(gtsam.PriorFactorSimilarity3(group[0], _to_gtsam(start[group[0]]), anchor))
+    return graph, values
 
 
 def normalised(edge: Edge, unit: Sequence[Sim3]) -> Sim3:
