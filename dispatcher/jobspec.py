@@ -155,6 +155,7 @@ class JobSpecs:
             lease_s=lease_s,
             gpu=gpu,
             gpu_kind="cpu" if gpu is None or gpu.startswith("CPU-") else "cuda",
+            vram_mib=job.reservation.mib if job.reservation else 0,
             stimulus=stimulus,
             config=await self.config(job),
             inputs=await self._stage_inputs(job),

@@ -84,6 +84,7 @@ class TrainConfig(Frozen):
     test_every: int = Field(default=8, ge=2)
     checkpoint_every_s: float = Field(default=20.0, gt=0)
     ssim_weight: float = Field(default=0.2, ge=0, le=1)
+    strategy: Literal["budget", "mcmc"] = "budget"  # how gaussians are added (docs/decisions/0007)
     exposure: bool = False
     medium: bool = False
     depth_weight: float = Field(default=0.0, ge=0, le=10)  # of the depth maps; 0: not used
@@ -91,6 +92,7 @@ class TrainConfig(Frozen):
     plateau: float = Field(default=0.0, ge=0, le=1)
     target_ssim: float = Field(default=0.0, ge=0, le=1)
     budget_s: float = Field(default=0.0, ge=0)
+    lpips_weights: str = ""  # file on the hosts (docs/backends.md); "": LPIPS is not measured
     cpu: CpuTraining = CpuTraining()
     cuda: CudaTraining = CudaTraining()
 
@@ -116,11 +118,12 @@ class Thresholds(Frozen):
 
 
 class VerdictConfig(Frozen):
-    """Of each figure of a finished segment. Higher is better for the first three and `gaussians`,
-    lower for the others; a figure that was not measured passes."""
+    """Of each figure of a finished segment. Higher is better for psnr, ssim, registered_share and
+    gaussians, lower for the others; a figure that was not measured passes."""
 
     psnr: Thresholds = Thresholds(warn=22.0, fail=15.0)
     ssim: Thresholds = Thresholds(warn=0.7, fail=0.4)
+    lpips: Thresholds = Thresholds()
     registered_share: Thresholds = Thresholds(warn=0.95, fail=0.5)
     reprojection_px: Thresholds = Thresholds(warn=1.5, fail=4.0)
     gravity_spread_deg: Thresholds = Thresholds(warn=2.0, fail=10.0)

@@ -197,6 +197,7 @@ class AttemptSpec(Message):
     timeout_s: float | None = None
     gpu: str | None = None  # GPU UUID, or the CPU device's id (see GpuFacts.kind)
     gpu_kind: str = "cpu"  # "cuda" | "cpu"
+    vram_mib: int = 0  # reserved of that device for this attempt; 0: nothing was promised
     stimulus: str = ""  # id of the event that caused this
     config: dict[str, Any] = field(default_factory=dict)  # the job's whole pipeline config
     inputs: dict[str, Any] = field(default_factory=dict)  # stage specific, see worker_agent.stages

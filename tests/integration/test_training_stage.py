@@ -389,35 +389,6 @@ def test_what_cameras_expose_differently_is_learned(source: Path, tmp_path: Path
     assert found[True] > found[False] + 1.0
 
 
-def test_exposure_and_water_resume_bit_identically(source: Path, tmp_path: Path) -> None:
-    learned = {"exposure": True, "medium": True}
-    events = Events(tmp_path / "events")
-    whole, parts = (linked(source, tmp_path / name) for name in ("whole", "parts"))
-    train.main(spec_for(whole, steps=40, **learned), events.reporter)
-
-    class Enough(Exception):
-        pass
-
-    class Stops(Reporter):
-        def progress(self, fraction: float, message: str = "", **numbers: float | int) -> None:
-            if numbers.get("step", 0) == 20:
-                raise Enough
-
-    spec = spec_for(parts, steps=40, checkpoint_every_s=0.0, **learned)
-    stopping = Stops(os.open(tmp_path / "stops", os.O_WRONLY | os.O_CREAT), 1)
-    with pytest.raises(Enough):
-        train.main(spec, stopping)
-    train.main(spec, events.reporter)
-    assert report_of(parts)["resumed_from_step"] == 19
-    one, two = (Gaussians.load_npz(run / "train" / "gaussians.npz") for run in (whole, parts))
-    assert all(np.array_equal(getattr(one, k), getattr(two, k)) for k in ("means", "sh0", "scales"))
-    assert set(report_of(whole)["water"]) == {"attenuation", "backscatter", "colour"}
-    assert report_of(whole)["water"] == report_of(parts)["water"]
-    assert report_of(whole)["psnr"] == report_of(parts)["psnr"]
-    # Rendering, truth and the scene in air.
-    assert Image.open(whole / "output" / "preview.jpg").width >= 3 * 80
-
-
 def test_what_a_mask_hides_is_not_learned(source: Path, tmp_path: Path) -> None:
     """A white bar lies over the middle of every frame; the mask says so."""
     bar = slice(HEIGHT // 2 - 8, HEIGHT // 2 + 8)

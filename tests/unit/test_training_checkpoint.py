@@ -10,6 +10,8 @@ import torch
 from worker_agent.training.checkpoint import (
     Checkpoint,
     CheckpointUnusable,
+    Size,
+    changed,
     load_checkpoint,
     save_checkpoint,
 )
@@ -19,6 +21,7 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(
         step=7,
         identity="abc",
+        size=(100, 64, "d1"),
         parameters={"means": torch.randn(5, 3)},
         adam={"steps": 7, "first": {"means": torch.randn(5, 3)}, "second": {}},
         strategy={"score": torch.rand(5), "stalled": 1},
@@ -61,3 +64,12 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, kept: float) -> N
     with pytest.raises(CheckpointUnusable, match="damaged") as caught:
         load_checkpoint(path, "abc")
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_of_another_size_is_said_in_words_and_other_images_are_refused() -> None:
+    before = Size(100, 64, "d1")
+    assert changed(before, Size(100, 64, "d1")) is None
+    assert changed(before, Size(60, 64, "d1")) == "at most 60 gaussians instead of 100"
+    assert changed(before, Size(100, 48, "d2")) == "images 48 pixels wide instead of 64"
+    with pytest.raises(CheckpointUnusable, match="other images"):
+        changed(before, Size(60, 64, "d2"))

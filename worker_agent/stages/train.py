@@ -19,11 +19,14 @@ from worker_agent.stages.api import (
 from worker_agent.stages.depth_maps import DEPTHS
 from worker_agent.stages.masks import MASKS
 from worker_agent.stages.registry import feed_forward
+from worker_agent.stages.train_limits import perceptual, within_memory
 
 if TYPE_CHECKING:
     from stitch.gaussians import Gaussians
     from worker_agent.training.backend import Backend
     from worker_agent.training.dataset import Dataset
+    from worker_agent.training.evaluation import Quality
+    from worker_agent.training.lpips import Lpips
     from worker_agent.training.settings import TrainSettings
 
 GAUSSIANS = Path("train/gaussians.npz")
@@ -58,6 +61,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     root = Path(spec.run_dir)
     try:
         backend, settings = _plan(spec, report)
+        lpips = perceptual(settings, backend)
     except SettingsInvalid as error:
         raise StageFailure(
             FailureCode.CONFIG_INVALID,
@@ -84,7 +88,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         ) from None
 
     if spec.config.get("reconstruct", {}).get("backend") == "command":
-        return _by_command(spec, report, dataset, backend)
+        return _by_command(spec, report, dataset, backend, lpips)
 
     def on_progress(now: Progress) -> None:
         report.progress(
@@ -103,6 +107,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             backend,
             checkpoint=root / CHECKPOINT,
             warn=report.warning,
+            lpips=lpips,
         )
         result = trainer.run(on_progress)
         rows = dataset.test[:_PREVIEW_ROWS]
@@ -121,8 +126,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         raise _gpu_full(error, spec.gpu, {"cap": settings.cap, "width": settings.width}) from None
 
     numbers = {
-        "psnr": round(result.quality.psnr, 3),
-        "ssim": round(result.quality.ssim, 4),
+        **_quality(result.quality),
         "gaussians": result.gaussians,
         "steps": result.steps,
         "ended": result.ended,
@@ -172,7 +176,7 @@ def _published(
 
 
 def _by_command(
-    spec: AttemptSpec, report: Reporter, dataset: Dataset, backend: Backend
+    spec: AttemptSpec, report: Reporter, dataset: Dataset, backend: Backend, lpips: Lpips | None
 ) -> Artifacts:
     """By the operator's program; measured here."""
     from stitch.errors import FileUnreadable
@@ -193,11 +197,10 @@ def _by_command(
             f"what reconstruct.command left is not usable: {error}",
             advice="See docs/backends.md for what a program must leave.",
         ) from None
-    quality, rendering, truth = measure(gaussians, dataset, backend)
+    quality, rendering, truth = measure(gaussians, dataset, backend, lpips)
     write_preview(root / PREVIEW, rendering, truth, dataset.test[:_PREVIEW_ROWS])
     numbers = {
-        "psnr": round(quality.psnr, 3),
-        "ssim": round(quality.ssim, 4),
+        **_quality(quality),
         "gaussians": len(gaussians),
         "seconds": round(seconds, 2),
     }
@@ -239,6 +242,8 @@ def _by_lingbot(spec: AttemptSpec, report: Reporter) -> Artifacts:
 
 def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
     """gsplat on the promised GPU; on a CPU, or without a usable GPU, the CPU rasterizer."""
+    import torch
+
     from worker_agent.training.backend import (
         RasterizerUnavailable,
         cpu_backend,
@@ -252,7 +257,9 @@ def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
         if cuda_usable():
             settings = TrainSettings.from_config(train, "cuda")
             try:
-                return cuda_backend(), settings
+                backend = cuda_backend()
+                free, _ = torch.cuda.mem_get_info(backend.device)
+                return backend, within_memory(settings, spec, free / 2**20, report)
             except RasterizerUnavailable as error:
                 raise _missing(error) from None
         report.warning(
@@ -261,6 +268,14 @@ def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:
         )
     settings = TrainSettings.from_config(train, "cpu")
     return cpu_backend(settings.threads), settings
+
+
+def _quality(measured: Quality) -> dict[str, float | None]:
+    return {
+        "psnr": round(measured.psnr, 3),
+        "ssim": round(measured.ssim, 4),
+        "lpips": None if measured.lpips is None else round(measured.lpips, 4),
+    }
 
 
 def _gpu_full(error: Exception, gpu: str | None, evidence: dict[str, Any]) -> StageFailure:

@@ -12,6 +12,7 @@ __all__ = ["FIGURES", "Verdict", "judge"]
 FIGURES: Mapping[str, tuple[str, str, bool]] = {
     "psnr": ("PSNR of the held-out views", " dB", True),
     "ssim": ("SSIM of the held-out views", "", True),
+    "lpips": ("LPIPS of the held-out views", "", False),
     "registered_share": ("share of frames registered", "", True),
     "reprojection_px": ("reprojection error", " px", False),
     "gravity_spread_deg": ("disagreement of the gravity readings", " degrees", False),

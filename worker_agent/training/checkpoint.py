@@ -10,11 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 
 
 class CheckpointUnusable(ValueError):
     """The file cannot be resumed from; the text says why in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What of a plan is made smaller when memory runs out; training goes on all the same."""
+
+    cap: int
+    width: int
+    pixels: str  # digest of the images, masks and depths at that width
+
+
+def changed(before: Size, now: Size) -> str | None:
+    """In words; None: nothing. Raises CheckpointUnusable for other images of the same width."""
+    if before == now:
+        return None
+    if before.width == now.width and before.pixels != now.pixels:
+        raise CheckpointUnusable("its checkpoint was made from other images")
+    words = []
+    if before.cap != now.cap:
+        words.append(f"at most {now.cap} gaussians instead of {before.cap}")
+    if before.width != now.width:
+        words.append(f"images {now.width} pixels wide instead of {before.width}")
+    return " and ".join(words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +47,7 @@ class Checkpoint:
 
     step: int
     identity: str  # of the data and the settings; another run's checkpoint is refused
+    size: tuple[int, int, str]  # a Size
     parameters: dict[str, Tensor]
     adam: dict[str, Any]
     strategy: dict[str, Any]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from worker_agent.training.lpips import MIN_PIXELS, Lpips
 from worker_agent.training.ssim import ssim
 
 
@@ -21,6 +22,7 @@ class Quality:
 
     psnr: float  # dB
     ssim: float
+    lpips: float | None = None  # None: no weights for it, or too small an image
 
 
 def psnr(rendered: Tensor, truth: Tensor) -> float:
@@ -31,15 +33,25 @@ def psnr(rendered: Tensor, truth: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate(
-    render: Callable[[int], Tensor], truth: Callable[[int], Tensor], views: Sequence[int]
+    render: Callable[[int], Tensor],
+    truth: Callable[[int], Tensor],
+    views: Sequence[int],
+    lpips: Lpips | None = None,
 ) -> Quality:
     """`render` and `truth` give (H, W, 3) in [0, 1] for the index of a view; `views` not empty."""
-    ratios, similarities = [], []
+    ratios, similarities, distances = [], [], []
     for view in views:
         rendered, target = render(view).clamp(0.0, 1.0), truth(view)
         ratios.append(psnr(rendered, target))
-        similarities.append(float(ssim(rendered.permute(2, 0, 1), target.permute(2, 0, 1))))
-    return Quality(sum(ratios) / len(ratios), sum(similarities) / len(similarities))
+        pair = rendered.permute(2, 0, 1), target.permute(2, 0, 1)
+        similarities.append(float(ssim(*pair)))
+        if lpips is not None and min(rendered.shape[:2]) >= MIN_PIXELS:
+            distances.append(lpips.distance(*pair))
+    return Quality(
+        sum(ratios) / len(ratios),
+        sum(similarities) / len(similarities),
+        sum(distances) / len(distances) if distances else None,
+    )
 
 
 @torch.no_grad()

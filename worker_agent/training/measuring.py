@@ -12,11 +12,14 @@ from stitch.gaussians import Gaussians
 from worker_agent.training.backend import Backend
 from worker_agent.training.dataset import Dataset
 from worker_agent.training.evaluation import Quality, evaluate
+from worker_agent.training.lpips import Lpips
 
 Look = Callable[[int], Tensor]
 
 
-def measure(gaussians: Gaussians, dataset: Dataset, backend: Backend) -> tuple[Quality, Look, Look]:
+def measure(
+    gaussians: Gaussians, dataset: Dataset, backend: Backend, lpips: Lpips | None
+) -> tuple[Quality, Look, Look]:
     """(quality, rendering, truth) of `gaussians` in the SfM model's frame; the latter two give
     (H, W, 3) of a view."""
     device = backend.device
@@ -60,4 +63,4 @@ def measure(gaussians: Gaussians, dataset: Dataset, backend: Backend) -> tuple[Q
         shown = dataset.masks[view].to(device)
         return torch.where(shown[..., None], rendering(view), truth(view))
 
-    return evaluate(compared, truth, dataset.test), rendering, truth
+    return evaluate(compared, truth, dataset.test, lpips), rendering, truth

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+STRATEGIES = ("budget", "mcmc")
+
 
 class SettingsInvalid(ValueError):
     """A key is missing or out of range; the text names it."""
@@ -26,11 +28,13 @@ class TrainSettings:
     sh_degree: int
     threads: int = 1  # of the CPU rasterizer
     frame_stride: int = 1  # every n-th frame is used: all of them did not fit into memory
+    strategy: str = "budget"  # where gaussians are added and removed: budget | mcmc
     exposure: bool = False  # a gain and an offset per view and channel are learned
     medium: bool = False  # water is learned and taken out of the gaussians' colours
     depth_weight: float = 0.0  # of the depth maps' term in the loss, where there are any
     plateau: float = 0.0  # least gain in SSIM, else training ends early (stopping.py); 0: never
     target_ssim: float = 0.0  # held-out SSIM at which it ends; 0: none
+    lpips_weights: str = ""  # file on the host (lpips.py); "": LPIPS is not measured
     budget_s: float = 0.0  # seconds after which it ends, over all attempts; 0: none
 
     def __post_init__(self) -> None:
@@ -53,6 +57,9 @@ class TrainSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsInvalid(f"train.{name} is {value}, must be {low} to {high}")
+        if self.strategy not in STRATEGIES:
+            names = " or ".join(STRATEGIES)
+            raise SettingsInvalid(f"train.strategy is {self.strategy!r}, must be {names}")
 
     @classmethod
     def from_config(cls, train: Mapping[str, Any], device: str) -> TrainSettings:
@@ -67,7 +74,7 @@ class TrainSettings:
         for field in dataclasses.fields(cls):
             source = section if field.name in section else train
             if field.name in source:
-                kind = {"float": float, "bool": bool}.get(str(field.type), int)
+                kind = {"float": float, "bool": bool, "str": str}.get(str(field.type), int)
                 try:
                     values[field.name] = kind(source[field.name])
                 except (TypeError, ValueError):

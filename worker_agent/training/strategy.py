@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from worker_agent.training.adam import Adam
+from worker_agent.training.gaussians import Parameters
 from worker_agent.training.projection import rotation_rows
 from worker_agent.training.schedule import Schedule
 
-_OPACITY_MIN = 0.005
+OPACITY_MIN = 0.005
 _SPLIT_SHRINK = 1.6  # 3DGS
 _SPLIT_SCALE = 0.005  # of the median view depth: larger gaussians are split, smaller ones cloned
 _STALLED_REFINEMENTS = 3
@@ -33,6 +34,31 @@ class Refinement:
     pruned: int
     total: int
     median_score: float  # of the mean absolute screen gradient over the gaussians seen
+
+
+class Strategy(Protocol):
+    """What the trainer asks of one; see BudgetStrategy and mcmc.McmcStrategy."""
+
+    def observe(self, meta: dict[str, Any]) -> None:
+        """Look at the view just back-propagated."""
+
+    def penalty(self, parameters: Parameters) -> Tensor:
+        """To be added to the loss."""
+
+    def moved(self, step: int, parameters: Parameters, rate: float) -> None:
+        """After Adam's step, taken with `rate` for the means."""
+
+    def refine(self, step: int, adam: Adam) -> Refinement:
+        """Remove and add gaussians."""
+
+    def kept(self, rows: Tensor) -> None:
+        """Of the gaussians only those at `rows` are left."""
+
+    def state(self) -> dict[str, object]:
+        """For a checkpoint."""
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Take over what `state` returned."""
 
 
 class BudgetStrategy:
@@ -62,12 +88,19 @@ class BudgetStrategy:
         self._score += (gradient * half_size).norm(dim=-1) * visible
         self._seen += visible
 
+    def penalty(self, parameters: Parameters) -> Tensor:
+        """None."""
+        return parameters["means"].new_zeros(())
+
+    def moved(self, step: int, parameters: Parameters, rate: float) -> None:
+        """Nothing."""
+
     @torch.no_grad()
     def refine(self, step: int, adam: Adam) -> Refinement:
         """Remove transparent gaussians, then divide the most needed ones up to the budget."""
         parameters = adam.parameters
         score = self._score / self._seen.clamp_min(1.0)
-        alive = torch.sigmoid(parameters["opacities"]) >= _OPACITY_MIN
+        alive = torch.sigmoid(parameters["opacities"]) >= OPACITY_MIN
         alive &= torch.isfinite(parameters["means"]).all(dim=-1)
         total, survivors = int(alive.numel()), int(alive.sum())
         wanted = max(0, self._schedule.budget(step) - survivors)
@@ -136,6 +169,11 @@ class BudgetStrategy:
                 f"{_STALLED_REFINEMENTS} refinements although {wanted} were allowed "
                 f"(median screen gradient {median:.2e}); the views may have no usable contrast"
             )
+
+    def kept(self, rows: Tensor) -> None:
+        """Forget the others."""
+        rows = rows.to(self._score.device)
+        self._score, self._seen = self._score[rows], self._seen[rows]
 
     def state(self) -> dict[str, object]:
         """For a checkpoint."""

@@ -17,6 +17,8 @@ from worker_agent.training.backend import Backend
 from worker_agent.training.checkpoint import (
     Checkpoint,
     CheckpointUnusable,
+    Size,
+    changed,
     load_checkpoint,
     save_checkpoint,
 )
@@ -26,13 +28,16 @@ from worker_agent.training.evaluation import Quality, evaluate
 from worker_agent.training.exposure import Exposures
 from worker_agent.training.floaters import floaters
 from worker_agent.training.gaussians import Parameters, initial_gaussians
+from worker_agent.training.lpips import Lpips
+from worker_agent.training.mcmc import McmcStrategy
 from worker_agent.training.medium import Medium
 from worker_agent.training.projection import spherical_harmonics
 from worker_agent.training.schedule import Schedule
 from worker_agent.training.settings import TrainSettings
 from worker_agent.training.ssim import ssim
 from worker_agent.training.stopping import Ending, ending
-from worker_agent.training.strategy import BudgetStrategy
+from worker_agent.training.strategy import BudgetStrategy, Strategy
+from worker_agent.training.views import Views
 
 _REPORT_EVERY = 10
 _COARSE_SHARE = 0.3  # of the steps, when the images are large enough to be halved
@@ -81,12 +86,14 @@ class Trainer:
         *,
         checkpoint: Path,
         warn: Callable[[str], None],
+        lpips: Lpips | None = None,
     ) -> None:
         self._dataset = dataset
         self._settings = settings
         self._backend = backend
         self._checkpoint = checkpoint
         self._warn = warn
+        self._lpips = lpips
         device = backend.device
         initial = min(settings.cap, max(len(dataset.points), round(_INITIAL_SHARE * settings.cap)))
         self._schedule = Schedule(
@@ -106,16 +113,17 @@ class Trainer:
         self._adam = Adam(
             {name: torch.nn.Parameter(value.data.to(device)) for name, value in parameters.items()}
         )
-        self._strategy = BudgetStrategy(self._schedule, initial, seed=settings.seed, warn=warn)
+        self._strategy: Strategy = (
+            McmcStrategy(self._schedule, seed=settings.seed)
+            if settings.strategy == "mcmc"
+            else BudgetStrategy(self._schedule, initial, seed=settings.seed, warn=warn)
+        )
         self._exposures = (
             Exposures(len(dataset.names), dataset.train, device) if settings.exposure else None
         )
         self._medium = Medium(dataset.images, device) if settings.medium else None
         self._history: list[float] = []  # held-out SSIM since the last gaussian was added
-        self._pyramid = {1: dataset.images, 2: _halved(dataset.images)}
-        self._shown = None if dataset.masks is None else _both_sizes(dataset.masks)
-        self._viewmats = dataset.viewmats.to(device)
-        self._intrinsics = dataset.intrinsics.to(device)
+        self._views = Views(dataset, device)
         self._background = torch.zeros(1, 3, device=device)
         self._step = 0
         self._seconds = 0.0
@@ -134,8 +142,8 @@ class Trainer:
 
         Raises TrainingDiverged, and torch.cuda.OutOfMemoryError on a GPU.
         """
-        identity = self._identity()
-        resumed = self._resume(identity)
+        identity, size = self._identity(), self._size()
+        resumed = self._resume(identity, size)
         base, started = self._seconds, time.monotonic()
         saved = started
         ended = self._ending()
@@ -149,15 +157,15 @@ class Trainer:
                 self._history.append(self._checked_ssim())
             ended = self._ending()
             if now - saved >= self._settings.checkpoint_every_s:
-                self._save(identity)
+                self._save(identity, size)
                 saved = time.monotonic()
-        self._save(identity)
+        self._save(identity, size)
         removed = self._remove_floaters()
         peak = None
         if self._backend.device.type == "cuda":
             peak = torch.cuda.max_memory_reserved(self._backend.device) / 2**20
         return TrainingResult(
-            quality=evaluate(self._compared, self.truth, self._dataset.test),
+            quality=evaluate(self._compared, self.truth, self._dataset.test, self._lpips),
             gaussians=len(self.parameters["means"]),
             steps=self._step,
             seconds=self._seconds,
@@ -215,33 +223,27 @@ class Trainer:
         return image if self._exposures is None else self._exposures.apply(image, view)
 
     def _compared(self, view: int) -> Tensor:
-        return self._unmasked(self.render(view), self.truth(view), view, 1)
-
-    def _unmasked(self, image: Tensor, target: Tensor, view: int, factor: int) -> Tensor:
-        """`image` with the truth where a mask says that the view does not show the scene: no
-        loss, no gradient, no error there."""
-        if self._shown is None:
-            return image
-        shown = self._shown[factor][view].to(image.device)
-        return torch.where(shown[..., None], image, target)
+        return self._views.unmasked(self.render(view), self.truth(view), view)
 
     def truth(self, view: int) -> Tensor:
         """(H, W, 3) in [0, 1]."""
-        return self._target(view, 1)
+        return self._views.truth(view)
 
     def _train_step(self) -> Tensor:
-        view = self._view_at(self._step)
+        view = self._views.at(self._step, self._settings.seed)
         factor = self._schedule.downscale(self._step)
         plain, meta = self._rasterize(view, factor)
-        target = self._target(view, factor)
-        image = self._unmasked(self._exposed(plain, view), target, view, factor)
+        target = self._views.truth(view, factor)
+        image = self._views.unmasked(self._exposed(plain, view), target, view, factor)
         weight = self._settings.ssim_weight
         similarity = ssim(image.permute(2, 0, 1), target.permute(2, 0, 1))
         loss = (1.0 - weight) * (image - target).abs().mean() + weight * (1.0 - similarity)
         loss = loss + self._depth_term(view)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss + self._strategy.penalty(self.parameters))
         self._strategy.observe(meta)
-        self._adam.step(self._schedule.learning_rates(self._step))
+        rates = self._schedule.learning_rates(self._step)
+        self._adam.step(rates)
+        self._strategy.moved(self._step, self.parameters, rates["means"])
         for learned in (self._exposures, self._medium):
             if learned is not None:
                 learned.step(self._step / self._settings.steps)
@@ -255,33 +257,22 @@ class Trainer:
         if known is None or not weight:
             return 0.0
         height, width = known.shape[1:]
-        full_width, full_height = self._dataset.size
-        matrix = self._intrinsics[view].clone()
-        matrix[0] *= width / full_width
-        matrix[1] *= height / full_height
+        pose = self._views.camera(view, 1)[0]
+        matrix = self._views.intrinsics(view, width, height)
         depth, alpha = expected_depth(
-            self._backend, self._adam.parameters, self._viewmats[view], matrix, (width, height)
+            self._backend, self._adam.parameters, pose, matrix, (width, height)
         )
         return weight * depth_loss(depth, alpha, known[view].to(depth.device))
-
-    def _view_at(self, step: int) -> int:
-        """Every epoch is a permutation drawn from the seed and the epoch alone."""
-        epoch, place = divmod(step, len(self._dataset.train))
-        generator = torch.Generator().manual_seed(self._settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self._dataset.train), generator=generator)
-        return self._dataset.train[int(order[place])]
 
     def _rasterize(
         self, view: int, factor: int, *, clear: bool = False
     ) -> tuple[Tensor, dict[str, object]]:
-        height, width = self._pyramid[factor].shape[1:3]
-        full_width, full_height = self._dataset.size
-        scale = self._intrinsics.new_tensor([width / full_width, height / full_height, 1.0])
+        pose, matrix, width, height = self._views.camera(view, factor)
         p = self._adam.parameters
         degree: int | None = self._schedule.active_sh_degree(self._step)
         colors, background = torch.cat([p["sh0"], p["shN"]], dim=1), self._background
         if self._medium is not None and not clear:
-            colors = self._under_water(self._medium, view, colors, degree or 0)
+            colors = self._under_water(self._medium, pose, colors, degree or 0)
             degree, background = None, self._medium.background[None]
         image, _, meta = self._backend.rasterize(
             means=p["means"],
@@ -289,10 +280,10 @@ class Trainer:
             scales=torch.exp(p["scales"]),
             opacities=torch.sigmoid(p["opacities"]),
             colors=colors,
-            viewmats=self._viewmats[view : view + 1],
-            Ks=self._intrinsics[view : view + 1] * scale[:, None],
-            width=int(width),
-            height=int(height),
+            viewmats=pose[None],
+            Ks=matrix[None],
+            width=width,
+            height=height,
             sh_degree=degree,
             packed=False,
             absgrad=True,
@@ -300,17 +291,12 @@ class Trainer:
         )
         return image[0], meta
 
-    def _under_water(self, medium: Medium, view: int, bands: Tensor, degree: int) -> Tensor:
-        """(N, 3) colours of the gaussians as this view's camera sees them through the water."""
-        pose = self._viewmats[view]
+    def _under_water(self, medium: Medium, pose: Tensor, bands: Tensor, degree: int) -> Tensor:
+        """(N, 3) colours of the gaussians as a camera at `pose` sees them through the water."""
         means = self._adam.parameters["means"]
         directions = means + pose[:3, :3].T @ pose[:3, 3]
         colors = (spherical_harmonics(degree, directions, bands) + 0.5).clamp_min(0.0)
         return medium.apply(colors, (means @ pose[2, :3] + pose[2, 3]).clamp_min(0.0))
-
-    def _target(self, view: int, factor: int) -> Tensor:
-        image = self._pyramid[factor][view].to(self._backend.device, non_blocking=True)
-        return image.to(torch.float32).div_(255.0)
 
     def _checked(self, loss: Tensor) -> Progress:
         value, count = float(loss), len(self.parameters["means"])
@@ -321,27 +307,33 @@ class Trainer:
         return Progress(self._step, self._settings.steps, value, count)
 
     def _identity(self) -> str:
-        digest = hashlib.sha256(repr((astuple(self._schedule), self._backend.name)).encode())
-        settings = self._settings
-        learned = (settings.exposure, settings.medium)
+        """Of all that a run is, but for its size: how many gaussians, how large the images."""
+        settings, schedule = self._settings, self._schedule
+        run = (schedule.steps, schedule.sh_degree, self._backend.name, settings.strategy)
         terms = (settings.ssim_weight, settings.depth_weight)
-        run = (settings.seed, terms, learned, self._dataset.names)
-        digest.update(repr((run, self._dataset.train, self._dataset.normalisation)).encode())
-        for tensor in (self._dataset.images, self._dataset.viewmats, self._dataset.intrinsics):
-            digest.update(tensor.contiguous().numpy().data)
+        learned = (settings.seed, settings.exposure, settings.medium)
+        digest = hashlib.sha256(repr((run, terms, learned, self._dataset.names)).encode())
+        digest.update(repr((self._dataset.train, self._dataset.normalisation)).encode())
+        digest.update(self._dataset.viewmats.contiguous().numpy().data)
         digest.update(self._dataset.points.tobytes())
-        for optional in (self._dataset.masks, self._dataset.disparities):
-            if optional is not None:
-                digest.update(optional.numpy().tobytes())
         return digest.hexdigest()
 
-    def _save(self, identity: str) -> None:
+    def _size(self) -> Size:
+        digest = hashlib.sha256()
+        dataset = self._dataset
+        for tensor in (dataset.images, dataset.intrinsics, dataset.masks, dataset.disparities):
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().data)
+        return Size(self._settings.cap, dataset.size[0], digest.hexdigest())
+
+    def _save(self, identity: str, size: Size) -> None:
         parameters = {name: value.data for name, value in self.parameters.items()}
         save_checkpoint(
             self._checkpoint,
             Checkpoint(
                 step=self._step,
                 identity=identity,
+                size=astuple(size),
                 parameters=parameters,
                 adam=self._adam.state(),
                 strategy=self._strategy.state(),
@@ -352,9 +344,10 @@ class Trainer:
             ),
         )
 
-    def _resume(self, identity: str) -> int:
+    def _resume(self, identity: str, size: Size) -> int:
         try:
             found = load_checkpoint(self._checkpoint, identity)
+            change = None if found is None else changed(Size(*found.size), size)
         except CheckpointUnusable as error:
             self._warn(f"training starts anew: {error}")
             return 0
@@ -370,27 +363,22 @@ class Trainer:
             self._exposures.restore(found.exposure)
         if self._medium is not None:
             self._medium.restore(found.medium)
-        self._history = list(found.history)
         self._step, self._seconds = found.step, found.seconds
+        if change is None:
+            self._history = list(found.history)
+        else:
+            removed = self._thin()
+            self._warn(f"training goes on from step {found.step} with {change}{removed}")
         return found.step
 
-
-def _halved(images: Tensor) -> Tensor:
-    """(V, H, W, 3) uint8 at half the size, each pixel the mean of the area it covers."""
-    height, width = max(1, images.shape[1] // 2), max(1, images.shape[2] // 2)
-    halves = [
-        torch.nn.functional.interpolate(
-            image.permute(2, 0, 1)[None].to(torch.float32), size=(height, width), mode="area"
-        )[0].permute(1, 2, 0)
-        for image in images
-    ]
-    return torch.stack(halves).add_(0.5).clamp_(0, 255).to(torch.uint8)
-
-
-def _both_sizes(masks: Tensor) -> dict[int, Tensor]:
-    """(V, H, W) bool, and at half the size, where all that a pixel covers must be shown."""
-    height, width = max(1, masks.shape[1] // 2), max(1, masks.shape[2] // 2)
-    halves = torch.nn.functional.interpolate(
-        masks[:, None].to(torch.float32), size=(height, width), mode="area"
-    )
-    return {1: masks, 2: halves[:, 0] > 0.999}
+    def _thin(self) -> str:
+        """Down to what the plan allows now, the least opaque first; in words what it did."""
+        allowed = self._schedule.budget(self._step)
+        opacities = self.parameters["opacities"].data
+        surplus = len(opacities) - allowed
+        if surplus <= 0:
+            return ""
+        kept = torch.argsort(opacities, descending=True, stable=True)[:allowed].sort().values
+        self._adam.replace(kept, {name: value.data[:0] for name, value in self.parameters.items()})
+        self._strategy.kept(kept)
+        return f"; the {surplus} least opaque gaussians are left out"
