@@ -39,10 +39,11 @@ from bench.reconstruct import DATA, SETS, Set, config_for, run_stage, stages_up_
 from bench.results import Result, parser, show, told
 from bench.stitch import RATIO, THRESHOLDS
 from stitch.candidates import candidates
+from stitch.from_model import from_reconstruction
 from stitch.pairs import Known, register_pair
 from stitch.posegraph import solve
 from stitch.score import judge
-from stitch.sidecar import Sidecar, from_reconstruction
+from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3, umeyama
 from worker_agent.demo.truth import align_cameras, load_truth
 
@@ -79,8 +80,7 @@ class Films:
 
     def sidecar(self, name: str) -> Sidecar:
         folder = self.run_dir(name)
-        made = Sidecar.load(folder / "output" / "registration.npz")
-        return remade(pycolmap.Reconstruction(str(folder / "sfm" / "model")), folder, made)
+        return remade(pycolmap.Reconstruction(str(folder / "sfm" / "model")), folder)
 
     def has(self, *names: str) -> bool:
         missing = [
@@ -96,16 +96,17 @@ class Films:
         return SETS[name]
 
 
-def remade(model: pycolmap.Reconstruction, folder: Path, like: Sidecar) -> Sidecar:
-    """The sidecar of a model of a run's frames; `like` knows their times and quality."""
+def remade(model: pycolmap.Reconstruction, folder: Path) -> Sidecar:
+    """The sidecar of a model of a run's frames."""
+    rows = json.loads((folder / "output" / "manifest.json").read_text())["frames"]
     return from_reconstruction(
         model,
         folder / "sfm" / "database.db",
         images=folder / "frames",
-        times=dict(zip(like.keyframe_names, like.keyframe_time_s, strict=True)),
+        times={row["name"]: row["time_s"] for row in rows},
         gravity={},
         gps={},
-        quality=like.quality,
+        quality={},
     )
 
 
@@ -217,7 +218,7 @@ def halves(films: Films) -> list[Result]:
         for half, (first, end) in _HALVES.items():
             count = len(whole.keyframe_names)
             names = whole.keyframe_names[int(first * count) : int(end * count)]
-            found[half] = _half(folder, kind, half, names, whole)
+            found[half] = _half(folder, kind, half, names)
             print(
                 f"  {kind} {half} half: {len(found[half].keyframe_names)} frames, "
                 f"{found[half].error_px.mean():.2f} px", file=sys.stderr,
@@ -237,7 +238,7 @@ def halves(films: Films) -> list[Result]:
     ]
 
 
-def _half(folder: Path, kind: str, half: str, names: Sequence[str], like: Sidecar) -> Sidecar:
+def _half(folder: Path, kind: str, half: str, names: Sequence[str]) -> Sidecar:
     """Some frames solved from the features of the whole; the lens is held as it is given."""
     out = folder / "halves" / f"{kind}_{half}"
     if not (out / "0").is_dir():
@@ -262,7 +263,7 @@ def _half(folder: Path, kind: str, half: str, names: Sequence[str], like: Sideca
         options.constant_cameras = {lens.camera_id}
         options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = 4.0, 1.0
         pycolmap.incremental_mapping(out / "database.db", folder / "frames", out, options=options)
-    return remade(pycolmap.Reconstruction(str(out / "0")), folder, like)
+    return remade(pycolmap.Reconstruction(str(out / "0")), folder)
 
 
 def _nameless(sidecar: Sidecar) -> Sidecar:

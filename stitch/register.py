@@ -21,12 +21,14 @@ from stitch.uncertainty import far_error
 MAX_ERROR_DEPTHS = 0.02
 """Two points agree within this share of the target's median depth (2 to 3 % measured best)."""
 
+LOOSE_DEPTHS = 0.15
+"""Two points within this lie near each other: what is farther is a false match."""
+
 _CHUNK = 1024  # descriptors matched at a time: at most 50 MB for two merged scenes
 _SEED = 1
 _MIN_TRIALS = 500
 _MAX_TRIALS = 20_000  # finds a 5 % inlier share, a quarter of what is accepted
 _POLISH_ROUNDS = 3
-_LOOSE_DEPTHS = 0.15
 _DIRECTIONS = 18
 _AT_MOST = 2000  # points whose ground is measured
 _MIN_GUIDES = 4
@@ -45,6 +47,8 @@ class Check:
     angle_deg: float
     scale: float  # of its logarithm
     offset: float  # over the target's extent
+    share: float = 1.0  # of the points made from identical keypoints, those that one Sim3 explains
+    identical: int = 0  # how many such points there are; 0: the descriptors' points were asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def register(
     if sim3 is None:
         return Edge(source_number, target_number, len(pairs), 0, 0.0, 0.0, None)
     error = np.linalg.norm(sim3.apply(a) - b, axis=1)
-    inlier, loose = error < limit, error < _LOOSE_DEPTHS * target.median_depth
+    inlier, loose = error < limit, error < LOOSE_DEPTHS * target.median_depth
     _, axes = footprint_axes(target.points)
     _, extent = target.extent()
     bend = curvature(b[loose], sim3.apply(a[loose]) - b[loose], sim3.apply(source.points), axes)

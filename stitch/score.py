@@ -13,6 +13,7 @@ of two that were bent it explained 58 and 12 %."""
 _BENT = 0.7
 _BEND, _SOME_BEND = 0.02, 0.01  # of the extent; sound pairs show less than 0.001
 _RASTER_SHARE = 0.5  # times `min_share`: pictures of clouds have more matches that mean nothing
+_CHECK_SHARE = 0.9  # of identical keypoints; bent reconstructions had 58 and 12 %
 _CHECK_ANGLE_DEG, _CHECK_SCALE, _CHECK_OFFSET = 1.0, 0.02, 0.02
 
 
@@ -73,6 +74,13 @@ def _judge_frames(edge: Edge, thresholds: Thresholds) -> Verdict:
             False,
             f"{said}, but {edge.inliers} common points to check them, "
             f"{thresholds.min_inliers} needed",
+        )
+    if edge.check.share < _CHECK_SHARE:
+        return Verdict(
+            False,
+            f"{said}, but one transform explains {edge.check.share:.0%} of {edge.check.identical} "
+            f"keypoints that both have, {_CHECK_SHARE:.0%} needed: bent",
+            bent=True,
         )
     off = (
         f"{edge.check.angle_deg:.2f} degrees, {edge.check.scale:.1%} in scale and "

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
-from stitch.register import Check, Edge
+from stitch.identical import identical
+from stitch.register import LOOSE_DEPTHS, MAX_ERROR_DEPTHS, Check, Edge, robust_sim3
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3
 
@@ -16,14 +17,17 @@ MIN_FRAMES = 3
 _MIN_BASELINE_DEPTHS = 0.1  # deviation of the shared cameras about their middle
 _OUTLIER = 3.0  # medians: a frame that one of the two placed wrongly
 _FLOOR_DEG = 0.3
+_MIN_IDENTICAL = 30
 
 
 def register_frames(points: Edge, source: Sidecar, target: Sidecar) -> Edge | None:
     """Sim3 from the poses of common frames; None when there are too few, or they stood still.
 
     The rotation is the mean of the cameras' relative rotations: of a straight track the centres
-    alone leave the roll open. Scale and translation come from the centres. `points` is what the
-    pair's descriptors say (`register.register`); how far both differ is kept as `check`.
+    alone leave the roll open. Scale and translation come from the centres. How far this differs
+    from what the ground says is kept as `check`: from points made of the very same keypoints of
+    the common frames, and where the sidecars do not know these (scenes), from what the pair's
+    descriptors say: `points`, of `register.register`.
     """
     here, there = _common(source, target)
     if len(here) < MIN_FRAMES:
@@ -47,13 +51,44 @@ def register_frames(points: Edge, source: Sidecar, target: Sidecar) -> Edge | No
     sim3 = Sim3(scale, rotation, b.mean(axis=0) - scale * rotation @ a.mean(axis=0))
     error = np.linalg.norm(sim3.apply(a) - b, axis=1)
     return dataclasses.replace(
-        points,
+        _by_keypoints(points, source, target, sim3, b) or _by_descriptors(points, sim3, target, b),
         method="frames",
         sim3=sim3,
         frames=int(fine.sum()),
         residual=float(np.sqrt(np.mean(error**2))) / target.median_depth,
-        check=_check(sim3, points, target, b),
     )
+
+
+def _by_keypoints(
+    points: Edge, source: Sidecar, target: Sidecar, sim3: Sim3, centres: F64
+) -> Edge | None:
+    """`points` with identical keypoints as its matches, and with the check that these make."""
+    same = identical(source, target)
+    if len(same) < _MIN_IDENTICAL:
+        return None
+    a = source.points[same[:, 0]].astype(np.float64)
+    b = target.points[same[:, 1]].astype(np.float64)
+    limit = MAX_ERROR_DEPTHS * target.median_depth
+    ground = robust_sim3(a, b, limit)
+    if ground is None:
+        return None
+    error = np.linalg.norm(ground.apply(a) - b, axis=1)
+    inliers = int((error < limit).sum())
+    check = _difference(sim3, ground, target, centres)
+    return dataclasses.replace(
+        points,
+        matches=len(same),
+        inliers=inliers,
+        loose=int((error < LOOSE_DEPTHS * target.median_depth).sum()),
+        check=dataclasses.replace(check, share=inliers / len(same), identical=len(same)),
+    )
+
+
+def _by_descriptors(points: Edge, sim3: Sim3, target: Sidecar, centres: F64) -> Edge:
+    if points.sim3 is None:
+        return points
+    check = _difference(sim3, points.sim3, target, centres)
+    return dataclasses.replace(points, check=check)
 
 
 def _common(source: Sidecar, target: Sidecar) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -75,17 +110,14 @@ def _mean(rotations: Rotation) -> Rotation:
     return Rotation.from_matrix(u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt)
 
 
-def _check(sim3: Sim3, points: Edge, target: Sidecar, centres: F64) -> Check | None:
-    """How far the points' own answer is off; the place compared is the ground below the shared
-    cameras. None when the points have no answer."""
-    if points.sim3 is None:
-        return None
+def _difference(sim3: Sim3, ground: Sim3, target: Sidecar, centres: F64) -> Check:
+    """How far the ground's own answer is off; the place compared is that below the cameras."""
     nearest = np.argsort(np.linalg.norm(target.points - centres.mean(axis=0), axis=1))[:50]
-    ground = np.median(target.points[nearest], axis=0)[None]
-    back = sim3.inverse().apply(ground)
+    place = np.median(target.points[nearest], axis=0)[None]
+    back = sim3.inverse().apply(place)
     _, extent = target.extent()
     return Check(
-        angle_deg=sim3.angle_to(points.sim3),
-        scale=abs(float(np.log(points.sim3.scale / sim3.scale))),
-        offset=float(np.linalg.norm(points.sim3.apply(back) - ground)) / extent,
+        angle_deg=sim3.angle_to(ground),
+        scale=abs(float(np.log(ground.scale / sim3.scale))),
+        offset=float(np.linalg.norm(ground.apply(back) - place)) / extent,
     )

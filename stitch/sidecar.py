@@ -6,27 +6,23 @@ reconstruction (the frame its gaussians are in too). Under 1 MB for a segment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycolmap
 
 from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 
-MAX_POINTS = 5500
-"""Points kept of one segment: 149 bytes each, 0.8 MB."""
+MAX_POINTS = 5000
+"""Points kept of one segment: 150 bytes each, 0.75 MB."""
 
-_VERSION = 2
-_MIN_TRACK = 2
+_VERSION = 3
 _CELLS = 24  # per side of the grid that spreads the kept points over the ground
-_DESCRIPTOR_SCALE = 512.0  # as COLMAP stores unit-length RootSIFT in bytes
 _Indices = npt.NDArray[np.intp]
 
 
@@ -50,9 +46,18 @@ class Sidecar:
     gravity: npt.NDArray[np.float64]  # (K,3) unit vector in camera axes, NaN when unknown
     gps: npt.NDArray[np.float64]  # (K,3) latitude, longitude, altitude, NaN when unknown
     quality: dict[str, float | int | str]  # always holds median_depth, in units of the frame
+    # Names of the keypoints a point was made from (`stitch.identical`), in the order of the points
+    key_counts: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  # (P,)
+    keys: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    # JPEGs one after the other (`thumbnail`): of which keyframe each is, and where it ends
+    picture_rows: npt.NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, np.uint16))
+    picture_ends: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    pictures: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def __post_init__(self) -> None:
         count, frames = len(self.points), len(self.keyframe_names)
+        if len(self.key_counts) == 0:
+            object.__setattr__(self, "key_counts", np.zeros(count, np.uint8))
         for name, dtype, shape in (
             ("points", np.float32, (count, 3)),
             ("descriptors", np.uint8, (count, 128)),
@@ -65,6 +70,11 @@ class Sidecar:
             ("translations", np.float64, (frames, 3)),
             ("gravity", np.float64, (frames, 3)),
             ("gps", np.float64, (frames, 3)),
+            ("key_counts", np.uint8, (count,)),
+            ("keys", np.uint32, (int(np.sum(self.key_counts)),)),
+            ("picture_rows", np.uint16, (len(self.picture_ends),)),
+            ("picture_ends", np.int64, (len(self.picture_ends),)),
+            ("pictures", np.uint8, (int(np.sum(self.picture_ends[-1:])),)),
         ):
             array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
             if array.shape != shape:
@@ -93,6 +103,15 @@ class Sidecar:
         """Centre (3,) of the points and the diagonal of their middle 90 %, frame's unit."""
         low, high = np.percentile(self.points.astype(np.float64), [5, 95], axis=0)
         return np.median(self.points, axis=0).astype(np.float64), float(np.linalg.norm(high - low))
+
+    def thumbnail(self, row: int) -> tuple[int, bytes] | None:
+        """The picture (JPEG) nearest to keyframe `row`, and whose it is; None without any."""
+        if len(self.picture_rows) == 0:
+            return None
+        nearest = int(np.abs(self.picture_rows.astype(np.int64) - row).argmin())
+        start = int(self.picture_ends[nearest - 1]) if nearest else 0
+        picture = self.pictures[start : int(self.picture_ends[nearest])]
+        return int(self.picture_rows[nearest]), picture.tobytes()
 
     def save(self, path: Path) -> None:
         """Atomic and durable.
@@ -131,51 +150,6 @@ class Sidecar:
             raise FileUnreadable(f"{path}: not a registration sidecar: {error}") from None
 
 
-def from_reconstruction(
-    model: pycolmap.Reconstruction,
-    database_path: Path,
-    *,
-    images: Path | None = None,
-    times: dict[str, float],
-    gravity: dict[str, tuple[float, float, float]],
-    gps: dict[str, tuple[float, float, float]],
-    quality: dict[str, float | int | str],
-) -> Sidecar:
-    """Sidecar of a COLMAP model whose keypoints and descriptors lie in `database_path`, and its
-    images in `images`, whose contents let another reconstruction know the same frames.
-
-    A point's descriptor is the mean of those of its track. `times` (seconds), `gravity` (camera
-    axes) and `gps` are by image name and may lack images. Raises ValueError when the model has no
-    points, FileUnreadable when the database lacks descriptors of its images.
-    """
-    ids = [i for i, point in model.points3D.items() if point.track.length() >= _MIN_TRACK]
-    if not ids:
-        raise ValueError("the reconstruction has no 3D points")
-    points = np.array([model.points3D[i].xyz for i in ids])
-    length = np.array([model.points3D[i].track.length() for i in ids])
-    error = np.array([model.points3D[i].error for i in ids])
-    kept = spread(points, length, error, MAX_POINTS)
-    chosen = [model.points3D[ids[i]] for i in kept]
-    posed = sorted((i for i in model.images.values() if i.has_pose), key=lambda image: image.name)
-    poses = [image.cam_from_world() for image in posed]
-    unknown = (float("nan"),) * 3
-    return Sidecar(
-        points=points[kept],
-        descriptors=_mean_descriptors([p.track for p in chosen], database_path),
-        track_length=np.minimum(length[kept], 65535),
-        error_px=error[kept],
-        rgb=np.array([p.color for p in chosen]),
-        keyframe_names=tuple(image.name for image in posed),
-        keyframe_hashes=np.array([_hash(images, i.name) for i in posed], np.uint64),
-        keyframe_time_s=np.array([times.get(image.name, float("nan")) for image in posed]),
-        rotations=np.array([np.roll(pose.rotation.quat, 1) for pose in poses]).reshape(-1, 4),
-        translations=np.array([pose.translation for pose in poses]).reshape(-1, 3),
-        gravity=np.array([gravity.get(image.name, unknown) for image in posed]).reshape(-1, 3),
-        gps=np.array([gps.get(image.name, unknown) for image in posed]).reshape(-1, 3),
-        quality=quality | {"median_depth": _median_depth(model, posed)},
-    )
-
-
 def spread(
     points: npt.NDArray[np.floating[Any]],
     track_length: npt.NDArray[Any],
@@ -199,45 +173,3 @@ def spread(
     rank[best] = np.arange(len(points)) - np.repeat(starts, np.diff(starts, append=len(points)))
     order = np.lexsort((error_px, -track_length.astype(np.int64), rank))
     return np.sort(order[:limit])
-
-
-def _hash(images: Path | None, name: str) -> int:
-    """0 when there is no such image."""
-    if images is None or not (images / name).is_file():
-        return 0
-    digest = hashlib.blake2b((images / name).read_bytes(), digest_size=8).digest()
-    return max(1, int.from_bytes(digest, "little"))
-
-
-def _mean_descriptors(tracks: list[Any], database_path: Path) -> npt.NDArray[np.uint8]:
-    seen: dict[int, tuple[list[int], list[int]]] = {}
-    for row, track in enumerate(tracks):
-        for element in track.elements:
-            rows, keypoints = seen.setdefault(element.image_id, ([], []))
-            rows.append(row)
-            keypoints.append(element.point2D_idx)
-    total = np.zeros((len(tracks), 128), np.float32)
-    with pycolmap.Database.open(str(database_path)) as database:
-        for image_id, (rows, keypoints) in seen.items():
-            table = np.asarray(database.read_descriptors(image_id).data)
-            if table.ndim != 2 or table.shape[1] != 128 or len(table) <= max(keypoints):
-                raise FileUnreadable(
-                    f"{database_path}: image {image_id} lacks the SIFT descriptors of its keypoints"
-                )
-            np.add.at(total, rows, table[keypoints].astype(np.float32))
-    unit = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-    stored: npt.NDArray[np.uint8] = np.clip(np.round(unit * _DESCRIPTOR_SCALE), 0, 255).astype(
-        np.uint8
-    )
-    return stored
-
-
-def _median_depth(model: pycolmap.Reconstruction, images: list[Any]) -> float:
-    depths = []
-    for image in images:
-        ids = [p.point3D_id for p in image.points2D if p.has_point3D()]
-        if ids:
-            xyz = np.array([model.points3D[i].xyz for i in ids])
-            pose = image.cam_from_world()
-            depths.append(np.median((xyz @ pose.rotation.matrix().T + pose.translation)[:, 2]))
-    return float(np.median(depths))

@@ -12,8 +12,9 @@ from typing import Any
 import pycolmap
 import pytest
 
+from stitch.from_model import from_reconstruction
 from stitch.register import register
-from stitch.sidecar import Sidecar, from_reconstruction
+from stitch.sidecar import Sidecar
 from worker_agent.demo.evaluate import evaluate
 from worker_agent.demo.film import FilmError, film
 from worker_agent.demo.survey import PRESETS

@@ -12,9 +12,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from stitch.errors import FileUnreadable
+from stitch.from_model import from_reconstruction
+from stitch.identical import identical
 from stitch.register import register
 from stitch.score import Thresholds, judge
-from stitch.sidecar import Sidecar, from_reconstruction
+from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3, umeyama
 
 FRAME_STEP = 15  # of 30 fps video
@@ -77,6 +79,37 @@ def test_sidecar_holds_what_the_model_holds(
             expected = np.minimum(512.0 * mean / np.linalg.norm(mean), 255.0)
             assert np.abs(sidecar.descriptors[index] - expected).max() <= 0.51
             assert sidecar.track_length[index] == point.track.length()
+
+
+def test_reconstructions_of_the_same_files_know_their_keypoints(
+    synthetic: tuple[pycolmap.Reconstruction, Path], tmp_path: Path
+) -> None:
+    model, database = synthetic
+    other = pycolmap.Reconstruction(model)
+    names = sorted(image.name for image in model.images.values())
+    for number, name in enumerate(names):
+        picture = pycolmap.Bitmap.from_array(np.full((90, 160, 3), 40 * number, np.uint8))
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        assert picture.write(str((tmp_path / name).with_suffix(".png")))
+        (tmp_path / name).write_bytes((tmp_path / name).with_suffix(".png").read_bytes())
+    first = next(image for image in other.images.values() if image.name == names[0])
+    other.deregister_frame(first.frame_id)
+    made = [
+        from_reconstruction(m, database, images=tmp_path, times={}, gravity={}, gps={}, quality={})
+        for m in (model, other)
+    ]
+    a, b = made
+    pairs = identical(b, a)
+    assert len(pairs) == len(b.points)
+    assert np.allclose(b.points[pairs[:, 0]], a.points[pairs[:, 1]])
+    assert a.key_counts.tolist() == a.track_length.tolist()
+    shown = a.thumbnail(3)
+    assert shown is not None
+    assert shown[0] == 3
+    assert shown[1][:2] == b"\xff\xd8"  # a JPEG
+    unseen = from_reconstruction(model, database, times={}, gravity={}, gps={}, quality={})
+    assert len(identical(unseen, unseen)) == 0
+    assert unseen.thumbnail(0) is None
 
 
 def test_a_database_of_other_images_is_refused(

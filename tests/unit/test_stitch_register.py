@@ -6,13 +6,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from stitch.bend import curvature
 from stitch.guided import refine
+from stitch.identical import identical
 from stitch.register import Check, Edge, hull_share, match, register, robust_sim3
 from stitch.score import Thresholds, judge
 from stitch.shared_frames import register_frames
+from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3, umeyama
 from stitch.uncertainty import far_error
 from tests.stitch_world import DEPTH_M, Seabed, edge, random_sim3
@@ -259,6 +262,47 @@ def test_frames_and_ground_that_disagree_are_refused() -> None:
     assert "15.00 degrees" in verdict.reason
     blind = judge(dataclasses.replace(found, check=None), THRESHOLDS)
     assert not blind.accepted
+
+
+def _with_keys(sidecar: Sidecar, world: Seabed, frame: Sim3) -> Sidecar:
+    """Each point made from one keypoint, named by the world's point it is."""
+    _, index = cKDTree(world.points).query(frame.apply(sidecar.points))
+    first = np.unique(index, return_index=True)[1]
+    counts = np.zeros(len(sidecar.points), np.uint8)
+    counts[first] = 1
+    return dataclasses.replace(
+        sidecar, key_counts=counts, keys=np.asarray(index[np.sort(first)], np.uint32)
+    )
+
+
+def test_identical_keypoints_tell_sound_clips_from_bent_ones() -> None:
+    world = Seabed(6010)
+    a, b = random_sim3(world.rng), random_sim3(world.rng)
+    target = _with_keys(world.segment(0.0, 7.2, a), world, a)
+    source = _with_keys(world.segment(4.0, 11.2, b, wrong=0.02), world, b)
+    pairs = identical(source, target)
+    assert len(pairs) > 300
+    apart = a.apply(target.points[pairs[:, 1]]) - b.apply(source.points[pairs[:, 0]])
+    assert np.median(np.linalg.norm(apart, axis=1)) < 0.02
+    points = register(1, source, 0, target, RATIO)
+    nothing_alike = dataclasses.replace(points, matches=4, inliers=0, sim3=None)
+    found = register_frames(nothing_alike, source, target)
+    assert found is not None
+    assert found.check is not None
+    assert (found.matches, found.check.identical) == (len(pairs), len(pairs))
+    assert found.check.share > 0.9
+    assert found.check.angle_deg < 0.2
+    assert judge(dataclasses.replace(found, hull_share=0.3), THRESHOLDS).accepted
+
+    bowl = source.points.copy()
+    bowl[:, 2] += 0.15 * source.median_depth * np.sin(bowl[:, 0] / source.median_depth * 6.0)
+    bent = register_frames(points, dataclasses.replace(source, points=bowl), target)
+    assert bent is not None
+    assert bent.check is not None
+    assert bent.check.share < 0.9
+    verdict = judge(bent, THRESHOLDS)
+    assert (verdict.accepted, verdict.bent) == (False, True)
+    assert "keypoints that both have, 90% needed: bent" in verdict.reason
 
 
 def test_no_edge_from_two_frames_or_from_a_vehicle_that_stands_still() -> None:

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from stitch.errors import FileUnreadable
+from stitch.identical import MAX_KEYS
 from stitch.sidecar import MAX_POINTS, Sidecar, spread
 from stitch.sim3 import Sim3
+from stitch.thumbnails import MAX_PICTURES
 from tests.stitch_world import Seabed, random_sim3
+
+PICTURE_BYTES = 6000  # of 160 x 120 pixels of noise
 
 
 def test_round_trip_keeps_everything(tmp_path: Path) -> None:
@@ -32,10 +36,32 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
 
 
 def test_a_full_sidecar_is_under_a_megabyte(tmp_path: Path) -> None:
-    sidecar = Seabed(1, length=200.0, count=MAX_POINTS).segment(0, 200, Sim3.identity())
+    bare = Seabed(1, length=200.0, count=MAX_POINTS).segment(0, 200, Sim3.identity())
+    sidecar = dataclasses.replace(
+        bare,
+        key_counts=np.full(MAX_POINTS, MAX_KEYS // MAX_POINTS),
+        keys=np.arange(MAX_KEYS),
+        picture_rows=np.arange(MAX_PICTURES),
+        picture_ends=PICTURE_BYTES * np.arange(1, MAX_PICTURES + 1),
+        pictures=np.zeros(PICTURE_BYTES * MAX_PICTURES),
+    )
     assert (len(sidecar.points), len(sidecar.keyframe_names)) == (MAX_POINTS, 500)
     sidecar.save(tmp_path / "registration.npz")
     assert (tmp_path / "registration.npz").stat().st_size <= 1_000_000
+
+
+def test_the_picture_nearest_to_a_frame_is_shown(tmp_path: Path) -> None:
+    bare = Seabed(1).segment(0, 7, Sim3.identity())
+    assert bare.thumbnail(0) is None
+    sidecar = dataclasses.replace(
+        bare, picture_rows=[0, 9], picture_ends=[3, 5], pictures=np.frombuffer(b"abcde", np.uint8)
+    )
+    sidecar.save(tmp_path / "registration.npz")
+    loaded = Sidecar.load(tmp_path / "registration.npz")
+    assert [loaded.thumbnail(row) for row in (0, 4, 6, 17)] == [
+        *((0, b"abc"), (0, b"abc")),
+        *((9, b"de"), (9, b"de")),
+    ]
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "npz", "missing"])

@@ -228,7 +228,7 @@ def finish(request: Request) -> dict[str, Any]:
     """Publish the accepted model without its unsupported images, upright and metric where that is
     known, coloured, and its sidecar."""
     pc = _pycolmap(request)
-    from stitch.sidecar import from_reconstruction
+    from stitch.from_model import from_reconstruction
     from worker_agent.stages.sfm_georeference import place
     from worker_agent.stages.sfm_lens import without_needless_distortion
 
