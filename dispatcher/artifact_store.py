@@ -28,6 +28,7 @@ COLLECTED_KINDS = frozenset(
         "training_report",
         "preview",
         "ply",
+        "mesh",
         "splat",
         "stitch_report",
         "stitch_masks",

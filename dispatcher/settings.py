@@ -16,6 +16,7 @@ from dispatcher.stage_settings import (
     DepthConfig,
     FramesConfig,
     Frozen,
+    MeshConfig,
     ReconstructConfig,
     SfmConfig,
     TrainConfig,
@@ -60,6 +61,7 @@ class PipelineConfig(Frozen):
     sfm: SfmConfig = SfmConfig()
     depth: DepthConfig = DepthConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     verdict: VerdictConfig = VerdictConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
     stitch: StitchConfig = StitchConfig()

@@ -110,6 +110,14 @@ class TrainConfig(Frozen):
         return merged
 
 
+class MeshConfig(Frozen):
+    """A mesh of what was trained, by Open3D on the host (extra `mesh`): docs/backends.md."""
+
+    make: bool = False
+    width: int = Field(default=480, ge=32, le=16384)  # pixels that depth is rendered at
+    voxel: float | None = Field(default=None, gt=0)  # units of the model; None: 1.5 pixels
+
+
 class Thresholds(Frozen):
     """A figure beyond `warn` is told, one beyond `fail` holds the job; null: never."""
 

@@ -57,6 +57,7 @@ DEFAULTS = {
         "cpu": {"width": 320, "steps": 1000, "cap": 30000, "sh_degree": 1, "threads": 2},
         "cuda": {"width": 960, "steps": 7000, "cap": 1000000, "sh_degree": 3},
     },
+    "mesh": {"make": False, "width": 480, "voxel": None},
     "verdict": {
         "psnr": {"warn": 22.0, "fail": 15.0},
         "ssim": {"warn": 0.7, "fail": 0.4},

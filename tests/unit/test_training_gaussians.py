@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_agent.training.dataset import Normalisation, split_views
-from worker_agent.training.gaussians import initial_gaussians, to_world
+from worker_agent.training.gaussians import from_world, initial_gaussians, to_world
 
 
 def start(count: int, points: int = 50) -> dict[str, torch.nn.Parameter]:
@@ -73,6 +73,10 @@ def test_export_scales_positions_and_sizes_alike() -> None:
     assert np.allclose(np.exp(world.scales), np.exp(scales) * 4.0, rtol=1e-5)
     assert np.allclose(np.linalg.norm(world.quats, axis=1), 1.0, atol=1e-6)
     assert world.sh_degree == 2
+    back = from_world(world, normalisation)
+    assert back.keys() == made.keys()
+    for name in ("means", "scales", "opacities", "sh0", "shN"):
+        assert torch.allclose(back[name], made[name], atol=1e-5), name
 
 
 @given(st.integers(3, 400), st.integers(2, 50))

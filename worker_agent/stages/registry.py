@@ -34,7 +34,7 @@ RECONSTRUCT: Mapping[str, StageEntry] = {
     "Training": StageEntry(
         "train", ("train", "reconstruct"), ("torch", "gsplat", "numba", "pycolmap")
     ),
-    "PlyExport": StageEntry("export_ply"),
+    "PlyExport": StageEntry("export_ply", ("mesh",)),
     "SplatExport": StageEntry("export_splat", ("verdict",)),
 }
 STITCH: Mapping[str, StageEntry] = {

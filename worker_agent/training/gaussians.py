@@ -76,3 +76,19 @@ def to_world(parameters: Mapping[str, Tensor], normalisation: Normalisation) -> 
         sh0=arrays["sh0"][:, 0],
         shN=arrays["shN"],
     )
+
+
+def from_world(gaussians: Gaussians, normalisation: Normalisation) -> Parameters:
+    """What `to_world` gives, back in normalised coordinates."""
+    values = {
+        "means": normalisation.apply(gaussians.means.astype(np.float64)),
+        "scales": gaussians.scales + np.log(normalisation.scale),
+        "quats": gaussians.quats,
+        "opacities": gaussians.opacities,
+        "sh0": gaussians.sh0[:, None],
+        "shN": gaussians.shN,
+    }
+    return {
+        name: torch.nn.Parameter(torch.from_numpy(np.ascontiguousarray(value, np.float32)))
+        for name, value in values.items()
+    }
