@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,16 +10,28 @@ import typer
 from dispatcher.cli import options
 from dispatcher.cli.job import retry as retry_job
 from dispatcher.cli.render import print_json, print_rows
+from dispatcher.cli.stitch_pairs import (
+    decide,
+    draw,
+    held_evidence,
+    known_stitch,
+    numbers,
+    ratio_of,
+    said_about,
+)
 from dispatcher.cli.stored import known_acquisition, with_store
+from dispatcher.core.decisions import Verdict
 from dispatcher.errors import UsageError
+from dispatcher.pair_looking import MemberFiles, ask_library, known_edges, member_files
 from dispatcher.store.base import Store
-from dispatcher.store.rows import Stitch
 
 app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
 
 _EDGE = ("source", "target", "method", "inliers", "share", "accepted", "reason")
 
 StitchId = Annotated[str, typer.Argument(metavar="STITCH")]
+Source = Annotated[str, typer.Argument(metavar="MEMBER")]
+Target = Annotated[str, typer.Argument(metavar="MEMBER")]
 
 
 @app.command()
@@ -54,11 +67,19 @@ def ls(
 
 
 @app.command()
-def show(stitch: StitchId, db: options.Database = None, json: options.Json = False) -> None:
-    """Its report: transforms, edges with their inliers, what was left out."""
+def show(
+    stitch: StitchId,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", help="Draw its pairs into this directory, from above."),
+    ] = None,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Its report: transforms, edges with their inliers, what was left out and would fix it."""
 
     async def work(store: Store) -> dict[str, Any]:
-        found = await _known(store, stitch)
+        found = await known_stitch(store, stitch)
         job = await store.job(found.job) if found.job else None
         return {
             "stitch": found.id,
@@ -70,6 +91,8 @@ def show(stitch: StitchId, db: options.Database = None, json: options.Json = Fal
             "message": job.message if job else "",
             "advice": job.advice if job else "",
             "report": found.report,
+            "evidence": await held_evidence(store, found),
+            "decisions": await said_about(store, found),
             "artifacts": {
                 row.kind: row.local_path
                 for row in await store.artifacts(job=found.job or found.members[0])
@@ -78,31 +101,101 @@ def show(stitch: StitchId, db: options.Database = None, json: options.Json = Fal
         }
 
     view = with_store(db, work)
+    edges = view["report"].get("edges") or view["evidence"].get("pairs", [])
+    view["pictures"] = [] if pictures is None else draw(db, stitch, edges, pictures)
     if json:
         print_json(view)
         return
     for key in ("stitch", "level", "state", "reason", "message", "advice"):
         if view[key]:
             print(f"{key}: {view[key]}")
-    print_rows(
-        _EDGE,
-        [{key: edge.get(key) for key in _EDGE} for edge in view["report"].get("edges", [])],
-    )
+    print_rows(_EDGE, [{key: edge.get(key) for key in _EDGE} for edge in edges])
+    for entry in view["report"].get("left_out", []):
+        print(f"left out: {entry['name']}: {entry.get('would_fix', '')}")
+    for name, what in view["evidence"].get("would_fix", {}).items():
+        print(f"would let {name} in: {what}")
+    for line in view["decisions"]:
+        print(f"decided: {line}")
+    for row in view["pictures"]:
+        print(f"picture: {row['picture']} ({row['inliers']} of {row['matches']} matches agree)")
     for kind, path in view["artifacts"].items():
         print(f"{kind}: {path}")
 
 
 @app.command()
+def plan(stitch: StitchId, db: options.Database = None, json: options.Json = False) -> None:
+    """Which pairs it registers, and what that costs, before any of it is computed."""
+
+    async def work(store: Store) -> tuple[list[MemberFiles], float, list[str]]:
+        found = await known_stitch(store, stitch)
+        files = await member_files(store, found.members)
+        return files, await ratio_of(store, found), await known_edges(store, found)
+
+    files, ratio, edges = with_store(db, work)
+    answer = ask_library("plan", files, ratio, edges=edges)
+    if json:
+        print_json(answer)
+        return
+    print_rows(("source", "target", "frames", "known", "cpu_s"), answer["pairs"])
+    known = sum(row["known"] for row in answer["pairs"])
+    print(
+        f"{len(answer['pairs'])} pairs, {known} known already: {answer['register_cpu_s']:.1f} CPU "
+        f"seconds; {answer['gaussians']} gaussians to merge: {answer['merge_cpu_s']:.1f}"
+    )
+
+
+@app.command()
 def retry(stitch: StitchId, db: options.Database = None) -> None:
     """Make a held or failed stitch again."""
-    found = with_store(db, lambda store: _known(store, stitch))
+    found = with_store(db, lambda store: known_stitch(store, stitch))
     if found.job is None:
         raise UsageError("nothing to make", where=stitch, why="it is its one member as it is")
     retry_job(found.job, db=db)
 
 
-async def _known(store: Store, stitch: str) -> Stitch:
-    found = await store.stitch(stitch)
-    if found is None:
-        raise UsageError("no such stitch", where=stitch, fix="`cosma stitch ls` lists them")
-    return found
+@app.command()
+def approve(stitch: StitchId, source: Source, target: Target, db: options.Database = None) -> None:
+    """Take a pair that was refused, by the transform of its images. Makes a new version."""
+    decide(db, stitch, Verdict.APPROVE, source, target)
+
+
+@app.command()
+def reject(stitch: StitchId, source: Source, target: Target, db: options.Database = None) -> None:
+    """Never use this pair, whatever its images say. Makes a new version."""
+    decide(db, stitch, Verdict.REJECT, source, target)
+
+
+@app.command()
+def withdraw(stitch: StitchId, source: Source, target: Target, db: options.Database = None) -> None:
+    """Take back what was decided about this pair. Makes a new version."""
+    decide(db, stitch, Verdict.WITHDRAW, source, target)
+
+
+@app.command()
+def pin(
+    stitch: StitchId,
+    source: Source,
+    target: Target,
+    click: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--click",
+            metavar="X,Y=X,Y",
+            help="The same place in both halves of the "
+            "picture that `show --pictures` draws of this pair, in pixels.",
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point",
+            metavar="X,Y,Z=X,Y,Z",
+            help="The same place in the frames of both members' PLYs.",
+        ),
+    ] = None,
+    db: options.Database = None,
+) -> None:
+    """Make a pair of three or more places that you found in both members. Makes a new version."""
+    clicks = [numbers(text, 2) for text in click or ()]
+    points = [numbers(text, 3) for text in point or ()]
+    decide(db, stitch, Verdict.PIN, source, target, clicks=clicks, points=points)

@@ -139,8 +139,9 @@ def _unless_made(
     stitches: Sequence[StitchView],
 ) -> list[StitchPlan]:
     versions = [s for s in stitches if s.level is level and s.auv == auv]
-    same = [s for s in versions if set(s.members) == set(members) and not s.outdated]
-    if any(s.state is not JobState.CANCELLED for s in same):
+    same = [s for s in versions if set(s.members) == set(members)]
+    newest = max(same, key=lambda s: s.version, default=None)
+    if any(s.state is not JobState.CANCELLED for s in same) and newest and not newest.outdated:
         return []
     version = 1 + max((s.version for s in versions), default=0)
     return [
