@@ -168,7 +168,8 @@ class JobSpecs:
                 {
                     "name": member.name,
                     "auv": member.auv,
-                    **{kind: _member_path(member, kind) for kind in MEMBER_KINDS},
+                    **dict.fromkeys(MEMBER_KINDS),
+                    **{kind: _member_path(member, kind) for kind in await self._rows(member)},
                 }
                 for member in await self._members(job)
             ]
@@ -238,11 +239,15 @@ class JobSpecs:
             members.append(Member(name=member.id, auv=member.auv or "", job=made_by))
         return members
 
-    async def _files(self, member: Member, acquisition: str) -> list[Input]:
+    async def _rows(self, member: Member) -> dict[str, ArtifactRow | None]:
+        """By kind, what a stitch reads of it; None: it is not there. What was reconstructed without
+        camera poses has no registration, and is read without."""
         rows = {row.kind: row for row in await self.store.artifacts(job=member.job)}
+        return {kind: rows.get(kind) for kind in MEMBER_KINDS if kind == "ply" or kind in rows}
+
+    async def _files(self, member: Member, acquisition: str) -> list[Input]:
         files = []
-        for kind in MEMBER_KINDS:
-            row = rows.get(kind)
+        for kind, row in (await self._rows(member)).items():
             if row is None or row.local_path is None:
                 raise HostError(
                     Reason.INPUT_MISSING,

@@ -1,0 +1,85 @@
+"""A reconstruction without camera poses is a member of a stitch by its PLY alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher.clock import ManualClock
+from dispatcher.core.model import Job, JobKind, JobState, Stage, Step
+from dispatcher.errors import HostError
+from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.stitching import Stitching
+from dispatcher.store.base import Store
+from dispatcher.store.rows import Acquisition, ArtifactRow, Run, Segment
+from dispatcher.store.sqlite import SqliteStore
+from worker_agent.protocol import AttemptSpec
+from worker_agent.stages.stitch_inputs import told
+
+STITCH = "dive-stitch-a-v1"
+
+
+async def survey(store: Store, root: Path, made: dict[str, tuple[str, ...]]) -> None:
+    """Segments of one AUV that are done and collected; `made`: kinds of file of each."""
+    await store.create_acquisition(Acquisition(id="dive", name="dive", created_at=1.0))
+    for name, kinds in made.items():
+        job = Job(
+            id=name, kind=JobKind.RECONSTRUCT, acquisition="dive", name=name, auv="a",
+            created_at=1.0, state=JobState.DONE, step=Step.REST, stage=Stage.COMPLETED,
+        )  # fmt: skip
+        segment = Segment(
+            id=name, acquisition="dive", auv="a", gopro_serial="C", label=name, job=name,
+            clips=(), created_at=1.0,
+        )  # fmt: skip
+        run = Run(job=name, config={}, sha256="", created_at=1.0)
+        await store.create_segment(segment, job, run)
+        rows = [
+            ArtifactRow(
+                job=name, kind=kind, path=f"output/{kind}", sha256="", bytes=1,
+                local_path=str(root / f"{name}.{kind}"),
+            )
+            for kind in kinds
+        ]  # fmt: skip
+        await store.add_artifacts(name, rows)
+    await Stitching(store, ManualClock()).plan("dive")
+
+
+async def of_stitch(store: Store) -> tuple[dict[str, Any], list[Input]]:
+    """What the host is told, and what it is sent."""
+    job = await store.job(STITCH)
+    assert job is not None
+    specs = JobSpecs(store, lambda _: None)
+    return await specs._stage_inputs(job), await specs.inputs(job)
+
+
+async def test_a_cloud_goes_into_the_stitch_beside_a_member_with_poses(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "cosma.db")
+    try:
+        await survey(store, tmp_path, {"a1": ("ply", "registration"), "a2": ("ply",)})
+        said, sent = await of_stitch(store)
+    finally:
+        await store.close()
+    paths = {member["name"]: (member["ply"], member["registration"]) for member in said["members"]}
+    assert paths == {"a1": ("input/a1.ply", "input/a1.npz"), "a2": ("input/a2.ply", None)}
+    assert [item.path for item in sent] == ["input/a1.ply", "input/a1.npz", "input/a2.ply"]
+
+    (tmp_path / "input").mkdir()
+    for item in sent:
+        (tmp_path / item.path).touch()
+    spec = AttemptSpec(
+        protocol=1, epoch=1, acquisition="dive", job=STITCH, attempt=1, stage="Stitch",
+        run_dir=str(tmp_path), inputs=said,
+    )  # fmt: skip
+    assert [member.registration is None for member in told(spec).members] == [False, True]
+
+
+async def test_without_its_ply_a_member_is_missing(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "cosma.db")
+    try:
+        await survey(store, tmp_path, {"a1": ("ply",), "a2": ("registration",)})
+        with pytest.raises(HostError, match="no ply of a2 in the artifact store"):
+            await of_stitch(store)
+    finally:
+        await store.close()
