@@ -19,7 +19,7 @@ from worker_agent.protocol import AttemptSpec, FailureCode
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.stages.stitch_scene import main
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "stitch": {"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1}
 }
 
@@ -53,7 +53,14 @@ class Farm:
     def output(self, job: str, name: str) -> Path:
         return self.root / job / "output" / name
 
-    def run(self, job: str, level: str, members: list[dict[str, str]]) -> Artifacts:
+    def run(
+        self,
+        job: str,
+        level: str,
+        members: list[dict[str, str]],
+        config: dict[str, Any] = CONFIG,
+        **inputs: Any,
+    ) -> Artifacts:
         run_dir = self.root / job
         run_dir.mkdir(parents=True, exist_ok=True)
         spec = AttemptSpec(
@@ -64,8 +71,8 @@ class Farm:
             attempt=1,
             stage="Stitch",
             run_dir=str(run_dir),
-            config=CONFIG,
-            inputs={"level": level, "name": job, "members": members},
+            config=config,
+            inputs={"level": level, "name": job, "members": members, **inputs},
         )
         events = os.open(run_dir / "events.jsonl", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         try:
