@@ -21,6 +21,7 @@ from dispatcher.core.model import Reason
 from dispatcher.errors import TransportError
 from dispatcher.transport.base import Completed
 from dispatcher.transport.connect_gate import gate
+from dispatcher.transport.fewer_packets import leave_out_ignored
 from dispatcher.transport.openssh import SshFeed
 from dispatcher.transport.pinned import PinnedHost, pinned_fingerprint
 from dispatcher.transport.target import CIPHERS, SshTarget
@@ -235,6 +236,7 @@ class _Link:
             raise self._auth_error(f"{user} with {key}: {_text(error)}") from None
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
             raise self._auth_error(f"{target.identity_file}: {error}") from None
+        leave_out_ignored(connection)
         return connection
 
     def _options(self) -> dict[str, Any]:

@@ -7,8 +7,11 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import asyncssh
 import pytest
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
 
 from dispatcher.core.model import Reason
 from dispatcher.embedded import free_port
@@ -116,6 +119,28 @@ async def test_many_commands_share_one_connection(farm: Farm) -> None:
         stream = await transport.stream(["cat"], bulk=True)
         assert len(server.sessions()) == 2
         await stream.close()
+
+
+async def test_nothing_is_sent_only_to_be_ignored(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    send = asyncssh.SSHClientConnection.send_packet
+
+    def counted(
+        connection: asyncssh.SSHClientConnection, kind: int, *parts: bytes, **by: Any
+    ) -> None:
+        sent.append(kind)
+        send(connection, kind, *parts, **by)
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "send_packet", counted)
+    async with connected(farm.start().target()) as transport:
+        await transport.run(["true"])  # by now it is connected
+        sent.clear()
+        done = await transport.run(["cat"], input=b"hello")
+    assert done.stdout == b"hello"
+    assert MSG_CHANNEL_DATA in sent
+    assert MSG_IGNORE not in sent
 
 
 async def test_it_reconnects_after_the_link_was_cut(farm: Farm) -> None:
