@@ -70,7 +70,7 @@ class ArtifactStore:
         return self.directory(acquisition, job).joinpath(*kept)
 
     def object_path(self, sha256: str) -> Path:
-        return self.root / OBJECTS / sha256[:2] / sha256
+        return self.root.joinpath(OBJECTS, sha256[:2], sha256)
 
     def offer(self, local: Path, sha256: str, size: int) -> bool:
         """Name the object `local` if there is one of this size, so that nothing has to be sent.

@@ -46,10 +46,8 @@ class Collecting:
             executor.collect_file(run_dir, file.path, file.local, sha256=file.sha256)
             for file in [*left, *(file for file in files if file.bytes > SMALL)]
         )
-        log = self._wanted(job, LOG, "log", 0, None)
-        await asyncio.to_thread(write_whole, log.local, await job_log(self.store, job.id))
-        added = await asyncio.to_thread(_added, job, (checkpoint, log))
-        await asyncio.to_thread(self._keep, files, added)
+        text = await job_log(self.store, job.id)
+        added = await asyncio.to_thread(self._complete, job, files, checkpoint, text)
         here = {file.path: str(file.local) for file in files}
         collected = [replace(row, local_path=here[row.path]) for row in rows]
         await self.store.add_artifacts(job.id, [*collected, *added])
@@ -65,12 +63,19 @@ class Collecting:
             if file.sha256 is not None:
                 self.artifacts.offer(file.local, file.sha256, file.bytes)
 
-    def _keep(self, files: Iterable[Wanted], added: Iterable[ArtifactRow]) -> None:
+    def _complete(
+        self, job: Job, files: Iterable[Wanted], checkpoint: Wanted, text: bytes
+    ) -> list[ArtifactRow]:
+        """Add the log, and keep all as objects; returns what no stage has listed."""
+        log = self._wanted(job, LOG, "log", 0, None)
+        write_whole(log.local, text)
+        added = _added(job, (checkpoint, log))
         for file in files:
             if file.sha256 is not None:
                 self.artifacts.keep(file.local, file.sha256)
         for row in added:
             self.artifacts.keep(Path(row.local_path or ""), row.sha256)
+        return added
 
     async def bring_back(self, local: Path) -> bool:
         """A result that is not in the directory any more, from its object; whether it is there.

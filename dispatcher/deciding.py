@@ -6,8 +6,8 @@ some are told at a time, in turn; of a small one's all, a few times a second.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.clock import Clock
@@ -22,8 +22,19 @@ from dispatcher.written import Written
 LOOKED_AT = 50  # hosts whose ages are looked at for one decision
 TOLD = 3000  # jobs x hosts that are put into words for one decision
 AGES_S = 1.0  # at most this often ages of probes are looked at
-TURN_S = 0.25  # at most this often words are found
+TURN_S = 0.5  # at most this often words are found
 SHARE = 0.02  # of the time at most goes into deciding everything anew because needs changed
+
+
+def in_turns(assignments: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(job, host), each host's first before any host's second: what comes early is brought early,
+    and a host without work waits for nobody's provisions."""
+    before: Counter[str] = Counter()
+    turns = []
+    for job, host in assignments:
+        turns.append((before[host], job, host))
+        before[host] += 1
+    return [(job, host) for _, job, host in sorted(turns, key=lambda turn: turn[0])]
 
 
 @dataclass(slots=True)

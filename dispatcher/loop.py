@@ -28,7 +28,7 @@ from dispatcher.core.policy import Policy
 from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.taken import in_doubt
 from dispatcher.core.views import HostView
-from dispatcher.deciding import Deciding
+from dispatcher.deciding import Deciding, in_turns
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
@@ -197,9 +197,8 @@ class Dispatcher:
 
     def _take_up_needs(self) -> None:
         """Not with every attempt that ends: with other needs everything is decided anew."""
-        needs = self.learning.needs
-        if needs is not self.policy.needs:
-            self.policy = dataclasses.replace(self.policy, needs=needs)
+        if self.learning.needs is not self.policy.needs:
+            self.policy = dataclasses.replace(self.policy, needs=self.learning.needs)
             self._undecided = True
 
     async def _look_at_quarantines(self) -> None:
@@ -344,10 +343,10 @@ class Dispatcher:
             self._undecided = True  # else the first host to answer would take all it can hold
             return
         decision = self._deciding.decide(self.policy)
-        for job_id, host in decision.assignments:
-            self.post(job_id, ev.HostAssigned(at=self.clock.now(), host=host))
-        for reservation in decision.stages:
+        for reservation in decision.stages:  # first, as a GPU waits for the commits before its own
             self.post(reservation.job, ev.StagePlaced(at=self.clock.now(), reservation=reservation))
+        for job_id, host in in_turns(decision.assignments):
+            self.post(job_id, ev.HostAssigned(at=self.clock.now(), host=host))
         if told := self._deciding.words():  # what was decided does not wait for their writing
             self._tasks.serve(self.store.set_waiting(told))
         reduced = self._take_smaller_plans(self._deciding.waiting.values(), self.fleet.host_views)

@@ -9,7 +9,7 @@ from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.policy import Policy
 from dispatcher.core.views import HostView
-from dispatcher.deciding import AGES_S, TURN_S, Deciding
+from dispatcher.deciding import AGES_S, TURN_S, Deciding, in_turns
 from dispatcher.fleet import Fleet
 from dispatcher.inventory_model import Inventory, InventoryHost
 
@@ -82,3 +82,8 @@ def test_a_job_that_waits_no_more_is_told_at_once() -> None:
     assert deciding.words() == {"j": None}
     assert deciding.words() == {}
     assert deciding.waiting == {}
+
+
+def test_every_host_is_brought_its_first_job_before_any_is_brought_a_second() -> None:
+    given = [("a", "h"), ("b", "h"), ("c", "i"), ("d", "h"), ("e", "i")]
+    assert in_turns(given) == [("a", "h"), ("c", "i"), ("b", "h"), ("e", "i"), ("d", "h")]
