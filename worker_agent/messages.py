@@ -176,6 +176,8 @@ class Refusal(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRef(Message):
+    """Which attempt is meant."""
+
     run_dir: str  # absolute: <work_dir>/<acquisition>/<job>
     attempt: int
 
@@ -205,6 +207,8 @@ class AttemptSpec(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact(Message):
+    """One file that a stage made."""
+
     kind: str  # frames, metadata, manifest, sfm_model, registration, gaussians, ply, splat, ...
     path: str  # relative to the run directory, "/" separated
     bytes: int
@@ -251,6 +255,8 @@ class ExitRecord(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStatus(Message):
+    """What a host says of one attempt."""
+
     run_dir: str
     attempt: int
     state: AttemptState

@@ -105,7 +105,6 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
     if escaped and cause == "exited":
         _tell(reporter, "warning", message=f"{escaped} processes outlived their stage: killed")
     _tell(reporter, "exited", cause=cause, returncode=None if number else returncode, signal=number)
-    _flush(events)
     record = _record(
         files,
         spec,
@@ -121,6 +120,8 @@ def supervise(files: AttemptFiles, spec: AttemptSpec, *, lock: int, ready: int, 
         peak_disk_bytes=peak_disk_bytes,
     )
     attempts.write_exit(files, record)
+    # After the record, which whoever gives the GPU to the next attempt waits for.
+    _flush(events)
     drop_reserves(files)
 
 

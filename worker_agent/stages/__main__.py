@@ -14,7 +14,6 @@ import os
 import resource
 import sys
 import time
-import traceback
 import zlib  # noqa: F401 - before pycolmap, whose wheel exports a zlib of its own that aborts
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,8 @@ def run(spec: AttemptSpec, report: Reporter) -> StageOutcome:
         return _run(spec, report)
     except Exception as error:
         if not isinstance(error, StageFailure):
+            import traceback  # here, as a stage that ends well need not wait for it
+
             traceback.print_exc()
         return outcome_of(error, spec.stage)
 
