@@ -69,21 +69,23 @@ class Assigner:
 
     def assign(self, jobs: Mapping[str, Job], now: float) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        yard, shelves = self._yard, self._queue.shelves
-        self._queue.settle()
+        yard, queue, shelves = self._yard, self._queue, self._queue.shelves
+        if not yard.open_mask:
+            return found
+        queue.settle()
         heap: list[tuple[int, float, int, float, str, int, Label]] = []
         longest_first = self._policy.order == "earliest_finish" and self._closing.near
-        for number, (label, shelf) in enumerate(shelves.items()):
+        for number, label in enumerate(shelves):
             if label.fit.kinds & yard.open_mask:
                 # What has no known length, as a stitch, does not stand back.
                 shorter = -(label.length or math.inf) if longest_first else 0.0
-                heap.append((-label.priority, shorter, *shelf.first(), number, label))
+                heap.append((-label.priority, shorter, *queue.first(label), number, label))
         heapq.heapify(heap)
         while heap and yard.open_mask:
             before, shorter, *place, number, label = heapq.heappop(heap)
             if label not in shelves or not label.fit.kinds & yard.open_mask:
                 continue
-            first = shelves[label].first()
+            first = queue.first(label)
             if first != tuple(place):  # a share grew since
                 heapq.heappush(heap, (before, shorter, *first, number, label))
                 continue
@@ -96,7 +98,7 @@ class Assigner:
             self._give(job, label, ledger)
             found.append((job.id, ledger.host.name))
             if label in shelves:
-                first = shelves[label].first()
+                first = queue.first(label)
                 heapq.heappush(heap, (before, shorter, *first, number, label))
         return found
 
@@ -105,7 +107,6 @@ class Assigner:
         bit = self._yard.kind_of(name).bit
         self._queue.drop(job.id)
         self._queue.hold(share, bit, +1)
-        self._queue.settle()
         self._held.append((share, bit))
         self.coming[job.id] = (name, label)
         ledger.expect(job)

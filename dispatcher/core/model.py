@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class JobKind(StrEnum):
+class Name(StrEnum):
+    """Hashed as text: the hash of Enum is a call in Python, and made millions of times here."""
+
+    __hash__ = str.__hash__
+
+
+class JobKind(Name):
     RECONSTRUCT = "reconstruct"
     STITCH = "stitch"
 
 
-class JobState(StrEnum):
+class JobState(Name):
     """Where a job is. A stitch job skips EXTRACTING."""
 
     QUEUED = "queued"  # no host yet
@@ -29,7 +35,7 @@ TERMINAL = frozenset({JobState.DONE, JobState.ERROR, JobState.CANCELLED})
 SETTLED = TERMINAL | {JobState.HELD}
 
 
-class Step(StrEnum):
+class Step(Name):
     """What the dispatcher is doing for a job at this moment."""
 
     PLACE = "place"  # waits for a host, or on its host for a slot or a GPU
@@ -41,7 +47,7 @@ class Step(StrEnum):
     REST = "rest"  # terminal or held: nothing to do
 
 
-class Stage(StrEnum):
+class Stage(Name):
     VALIDATION = "Validation"
     FRAME_EXTRACTION = "FrameExtraction"
     METADATA_EXTRACTION = "MetadataExtraction"
@@ -86,7 +92,7 @@ def stages_of(kind: JobKind) -> tuple[Stage, ...]:
     return RECONSTRUCT_STAGES if kind is JobKind.RECONSTRUCT else STITCH_STAGES
 
 
-class Layer(StrEnum):
+class Layer(Name):
     """Whose fault a reason is; each layer has its own retry budget."""
 
     TRANSPORT = "transport"
@@ -99,7 +105,7 @@ class Layer(StrEnum):
     WAITING = "waiting"  # not a failure: why a job is not running yet
 
 
-class Reason(StrEnum):
+class Reason(Name):
     """Why a job is where it is. The first block mirrors worker_agent.protocol.FailureCode."""
 
     INPUT_MISSING = "input_missing"
@@ -158,7 +164,7 @@ class Reason(StrEnum):
     BACKOFF = "backoff"
 
 
-class Verdict(StrEnum):
+class Verdict(Name):
     RETRY = "retry"
     ESCALATE = "escalate"
     HOLD = "hold"

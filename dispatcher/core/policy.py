@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dispatcher.core.model import Job, Stage, stages_of
+from dispatcher.core.model import Job, JobKind, Stage, stages_of
 from dispatcher.core.need import GPU_STAGES, Need, Needs
 from dispatcher.core.views import GpuView
 
@@ -139,32 +139,36 @@ def model_of(gpu: GpuView) -> tuple[str, str, int]:
 
 def stages_ahead(job: Job) -> tuple[Stage, ...]:
     """The job's next stage and those after it."""
-    stages = stages_of(job.kind)
-    return stages[stages.index(job.stage) :] if job.stage in stages else ()
+    return _AHEAD[job.kind, job.stage]
 
 
 def device_stage(job: Job) -> Stage | None:
     """The stage ahead that uses a device; None: it is behind the job."""
-    return next((stage for stage in stages_ahead(job) if stage in GPU_STAGES), None)
+    return _ON_DEVICE[job.kind, job.stage]
+
+
+def _ahead_of(kind: JobKind, stage: Stage) -> tuple[Stage, ...]:
+    stages = stages_of(kind)
+    return stages[stages.index(stage) :] if stage in stages else ()
+
+
+_AHEAD = {(kind, stage): _ahead_of(kind, stage) for kind in JobKind for stage in Stage}
+_ON_DEVICE = {
+    known: next((stage for stage in ahead if stage in GPU_STAGES), None)
+    for known, ahead in _AHEAD.items()
+}
 
 
 def share_key(job: Job) -> tuple[str, str]:
     """What gets a fair share: an acquisition's segments, and its stitches."""
-    return job.acquisition, job.kind.value
+    return job.acquisition, job.kind
 
 
-def _work(job: Job) -> Hashable:
+def _work(job: Job) -> str:
+    # A text knows its hash once it was asked for it, a tuple works it out each time.
     return (
-        job.kind,
-        job.need_mib,
-        job.need_ram_mib,
-        rounded_up(job.frames),
-        job.pixels,
-        job.cap,
-        job.train_steps,
-        job.shrink,
-        job.stride,
-        rounded_up(job.input_bytes),
+        f"{job.kind}/{job.need_mib}/{job.need_ram_mib}/{rounded_up(job.frames)}/{job.pixels}"
+        f"/{job.cap}/{job.train_steps}/{job.shrink}/{job.stride}/{rounded_up(job.input_bytes)}"
     )
 
 

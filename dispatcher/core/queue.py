@@ -7,6 +7,7 @@ line with the smallest share comes first.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator
@@ -38,14 +39,13 @@ class Label:
 class Shelf:
     label: Label
     lines: dict[Share, list[Age]] = field(default_factory=dict)
+    # A heap of lines. Of each line one entry counts, of its first job with its share in `shares`;
+    # that is its share now or, until it comes up, a smaller one: see Queue.first.
     order: list[tuple[int, float, str, Share]] = field(default_factory=list)
-    shares: dict[Share, int] = field(default_factory=dict)  # as in `order`
+    shares: dict[Share, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         return (job for line in self.lines.values() for _, job in line)
-
-    def first(self) -> Place:
-        return self.order[0][:3]
 
 
 class Queue:
@@ -58,8 +58,10 @@ class Queue:
         self.work_ms: Counter[Device] = Counter()  # of all jobs that it could hold, if it did all
         self.jobs: Counter[Device] = Counter()  # how many these are
         self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
-        self._moved: set[Share] = set()  # since lines were put in order
-        self._standing: dict[Share, set[Label]] = defaultdict(set)  # shelves with such a line
+        self._standing: dict[Share, set[Shelf]] = defaultdict(set)  # shelves with such a line
+        # Since `settle`: by how much shares moved, and which of their lines got an entry.
+        self._moved: dict[Share, Counter[int]] = defaultdict(Counter)
+        self._entered: list[tuple[Shelf, Share]] = []
 
     def __contains__(self, job: str) -> bool:
         return job in self._at
@@ -100,9 +102,9 @@ class Queue:
         line = shelf.lines.setdefault(share, [])
         insort(line, age)
         self._at[job.id] = (shelf, share, age)
-        self._standing[share].add(label)
+        self._standing[share].add(shelf)
         if line[0] == age:
-            self._reorder(shelf, share, line[1] if len(line) > 1 else None)
+            self._enter(shelf, share)
 
     def drop(self, job: str) -> None:
         found = self._at.pop(job, None)
@@ -117,8 +119,10 @@ class Queue:
         line = shelf.lines[share]
         position = bisect_left(line, age)
         del line[position]
-        if position == 0:
-            self._reorder(shelf, share, age)
+        if not line:
+            self._leave(shelf, share)
+        elif position == 0:
+            self._enter(shelf, share)
 
     def one_of_each_work(self) -> list[str]:
         return [next(iter(jobs)) for jobs in self._alike.values()]
@@ -144,28 +148,45 @@ class Queue:
             self.work_ms[device] += jobs * spent
             self.jobs[device] += jobs
 
-    def _reorder(self, shelf: Shelf, share: Share, before: Age | None) -> None:
-        """The line got another head, or another share. `before`: the head that it had."""
-        if before is not None:
-            entry = (shelf.shares[share], *before, share)
-            del shelf.order[bisect_left(shelf.order, entry)]
-        line = shelf.lines[share]
-        if line:
-            count = self._share(share, shelf.label.fit.kinds)
-            shelf.shares[share] = count
-            insort(shelf.order, (count, *line[0], share))
-            return
-        del shelf.lines[share]
-        shelf.shares.pop(share, None)
-        self._standing[share].discard(shelf.label)
+    def first(self, label: Label) -> Place:
+        """The next job of a shelf; `settle` comes before."""
+        shelf = self.shelves[label]
+        while True:
+            count, created, job, share = shelf.order[0]
+            line = shelf.lines.get(share)
+            if line is None or line[0] != (created, job) or shelf.shares[share] != count:
+                heapq.heappop(shelf.order)
+            elif self._share(share, label.fit.kinds) != count:
+                self._enter(shelf, share)  # its share grew since
+            else:
+                return count, created, job
+
+    def _enter(self, shelf: Shelf, share: Share) -> None:
+        """The line got another head, or another share."""
+        count = self._share(share, shelf.label.fit.kinds)
+        shelf.shares[share] = count
+        heapq.heappush(shelf.order, (count, *shelf.lines[share][0], share))
+        if len(shelf.order) > 2 * len(shelf.lines) + 16:  # most entries count no more
+            shelf.order = [(shelf.shares[s], *line[0], s) for s, line in shelf.lines.items()]
+            heapq.heapify(shelf.order)
+        if share in self._moved:
+            self._entered.append((shelf, share))
+
+    def _leave(self, shelf: Shelf, share: Share) -> None:
+        """The line's last job went."""
+        del shelf.lines[share], shelf.shares[share]
+        self._standing[share].discard(shelf)
         if not self._standing[share]:
             del self._standing[share]
         if not shelf.lines:
             del self.shelves[shelf.label]
 
     def _share(self, share: Share, kinds: int) -> int:
-        held = self._held.get(share)
-        return sum(n for bit, n in held.items() if kinds >> bit & 1) if held else 0
+        count = 0
+        for bit, jobs in self._held[share].items() if share in self._held else ():
+            if kinds >> bit & 1:
+                count += jobs
+        return count
 
     def hold(self, share: Share, kind: int, change: int) -> None:
         """So many more (or fewer) jobs of the share have a host of this kind. What is taken back
@@ -176,16 +197,17 @@ class Queue:
             del held[kind]
             if not held:
                 del self._held[share]
-        self._moved.add(share)
+        self._moved[share][kind] += change
 
     def settle(self) -> None:
-        """Lines whose share is another one now go to their place."""
-        for share in self._moved:
-            counts: dict[int, int] = {}  # by the kinds that a shelf's jobs fit
-            for label in self._standing.get(share, ()):
-                kinds, shelf = label.fit.kinds, self.shelves[label]
-                if kinds not in counts:
-                    counts[kinds] = self._share(share, kinds)
-                if counts[kinds] != shelf.shares[share]:
-                    self._reorder(shelf, share, shelf.lines[share][0])
+        """Lines whose share became smaller come forward; those whose share grew, when they are
+        `first`."""
+        doubtful = self._entered
+        for share, moved in self._moved.items():
+            if min(moved.values()) < 0:
+                doubtful += ((shelf, share) for shelf in self._standing.get(share, ()))
         self._moved.clear()
+        self._entered = []
+        for shelf, share in doubtful:
+            if self._share(share, shelf.label.fit.kinds) < shelf.shares.get(share, 0):
+                self._enter(shelf, share)
