@@ -19,6 +19,7 @@ def open3d_pair(source: F32, target: F32) -> Sim3 | None:
     """FPFH, RANSAC with scale, then ICP with scale, as in its tutorial."""
     import open3d as o3d
 
+    o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Error)  # it warns on stdout
     registration = o3d.pipelines.registration
     estimation = registration.TransformationEstimationPointToPoint(True)
     one, other, before, after = _alike(source, target)

@@ -74,6 +74,7 @@ class Films:
         if not (folder / "output" / "registration.npz").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             config = config_for(chosen)
+            config["sfm"] |= lens_of(clip)
             stages_up_to_sfm(folder, clip, config)
             run_stage(sfm.main, folder, clip.name, config)
         return folder
@@ -94,6 +95,24 @@ class Films:
         if name in _CHAPTERS:
             return dataclasses.replace(SETS["reef"], clip=_CHAPTERS[name][0])
         return SETS[name]
+
+
+def lens_of(clip: Path) -> dict[str, Any]:
+    """Settings of SfM from what the pictures' EXIF said, where it is known: straight above level
+    ground a focal length can hardly be told from an altitude."""
+    table = clip.with_suffix(".gps.csv")
+    if not table.is_file():
+        return {}
+    with table.open() as stream:
+        row = next(csv.DictReader(stream))
+    cameras = json.loads((clip.parents[1] / "reference_poses.json").read_text())["cameras"]
+    camera = next(iter(cameras.values()))
+    width, height = camera["width"], camera["height"]
+    focal = width * float(row["focal35"]) / 36.0
+    return {
+        "camera_model": "SIMPLE_RADIAL",
+        "camera_params": [focal, width / 2, height / 2, 0.0],
+    }
 
 
 def remade(model: pycolmap.Reconstruction, folder: Path) -> Sidecar:

@@ -9,15 +9,18 @@ import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
 from stitch.identical import identical
-from stitch.register import LOOSE_DEPTHS, MAX_ERROR_DEPTHS, Check, Edge, robust_sim3
+from stitch.register import LOOSE_DEPTHS, Check, Edge, robust_sim3
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3
 
 MIN_FRAMES = 3
-_MIN_BASELINE_DEPTHS = 0.1  # deviation of the shared cameras about their middle
+_MIN_BASELINE_DEPTHS = 0.03  # deviation of the shared cameras about their middle
 _OUTLIER = 3.0  # medians: a frame that one of the two placed wrongly
 _FLOOR_DEG = 0.3
 _MIN_IDENTICAL = 30
+_SAME_PLACE = 0.03
+"""Of its distance from the common cameras, by which a point may differ: in a view ahead the far
+ones are the least certain. Of two sound halves of a reef 92 % stay within, of two bent ones 44 %."""
 
 
 def register_frames(points: Edge, source: Sidecar, target: Sidecar) -> Edge | None:
@@ -68,18 +71,18 @@ def _by_keypoints(
         return None
     a = source.points[same[:, 0]].astype(np.float64)
     b = target.points[same[:, 1]].astype(np.float64)
-    limit = MAX_ERROR_DEPTHS * target.median_depth
-    ground = robust_sim3(a, b, limit)
+    ground = robust_sim3(a, b, _SAME_PLACE * target.median_depth)
     if ground is None:
         return None
-    error = np.linalg.norm(ground.apply(a) - b, axis=1)
-    inliers = int((error < limit).sum())
+    far = np.linalg.norm(b - centres.mean(axis=0), axis=1)
+    error = np.linalg.norm(ground.apply(a) - b, axis=1) / far
+    inliers = int((error < _SAME_PLACE).sum())
     check = _difference(sim3, ground, target, centres)
     return dataclasses.replace(
         points,
         matches=len(same),
         inliers=inliers,
-        loose=int((error < LOOSE_DEPTHS * target.median_depth).sum()),
+        loose=int((error < LOOSE_DEPTHS).sum()),
         check=dataclasses.replace(check, share=inliers / len(same), identical=len(same)),
     )
 
