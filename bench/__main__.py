@@ -30,6 +30,8 @@ BENCHMARKS = (
     "disk",
     "merge",
     "stitch",
+    "rendered",
+    "stitch_hosts",
 )
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).with_name("RESULTS.md")

@@ -11,18 +11,20 @@ from dispatcher.cli import options
 from dispatcher.cli.job import retry as retry_job
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stitch_pairs import (
+    Planned,
     decide,
     draw,
     held_evidence,
     known_stitch,
     numbers,
+    planned_of_survey,
     ratio_of,
     said_about,
 )
 from dispatcher.cli.stored import known_acquisition, with_store
 from dispatcher.core.decisions import Verdict
 from dispatcher.errors import UsageError
-from dispatcher.pair_looking import MemberFiles, ask_library, known_edges, member_files
+from dispatcher.pair_looking import ask_library, known_edges, member_files
 from dispatcher.store.base import Store
 
 app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
@@ -123,25 +125,39 @@ def show(
 
 
 @app.command()
-def plan(stitch: StitchId, db: options.Database = None, json: options.Json = False) -> None:
-    """Which pairs it registers, and what that costs, before any of it is computed."""
+def plan(
+    stitch: Annotated[str, typer.Argument(metavar="STITCH|SURVEY")],
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Which pairs a stitch registers, and what that costs, before any of it is computed. Of a
+    survey: the stitches of its AUVs, of the segments that are done by now."""
 
-    async def work(store: Store) -> tuple[list[MemberFiles], float, list[str]]:
-        found = await known_stitch(store, stitch)
-        files = await member_files(store, found.members)
-        return files, await ratio_of(store, found), await known_edges(store, found)
+    async def work(store: Store) -> list[Planned]:
+        found = await store.stitch(stitch)
+        if found is not None:
+            files = await member_files(store, found.members)
+            ratio, edges = await ratio_of(store, found), await known_edges(store, found)
+            return [Planned(found.id, files, ratio, edges)]
+        return await planned_of_survey(store, await known_acquisition(store, stitch))
 
-    files, ratio, edges = with_store(db, work)
-    answer = ask_library("plan", files, ratio, edges=edges)
+    answers = []
+    for one in with_store(db, work):
+        found = ask_library("plan", one.members, one.ratio, edges=one.edges)
+        answers.append({"stitch": one.name, **found})
     if json:
-        print_json(answer)
+        print_json(answers)
         return
-    print_rows(("source", "target", "frames", "known", "cpu_s"), answer["pairs"])
-    known = sum(row["known"] for row in answer["pairs"])
-    print(
-        f"{len(answer['pairs'])} pairs, {known} known already: {answer['register_cpu_s']:.1f} CPU "
-        f"seconds; {answer['gaussians']} gaussians to merge: {answer['merge_cpu_s']:.1f}"
-    )
+    for answer in answers:
+        print_rows(("source", "target", "frames", "known", "cpu_s"), answer["pairs"])
+        known = sum(row["known"] for row in answer["pairs"])
+        print(
+            f"{answer['stitch']}: {len(answer['pairs'])} pairs, {known} known already: "
+            f"{answer['register_cpu_s']:.1f} CPU seconds; {answer['gaussians']} gaussians to "
+            f"merge: {answer['merge_cpu_s']:.1f}"
+        )
+    if not answers:
+        print("no AUV has two segments that are done")
 
 
 @app.command()

@@ -7,12 +7,14 @@ import itertools
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dispatcher.cli.asking import ask
 from dispatcher.cli.stored import with_store
 from dispatcher.core.decisions import Decision, Verdict, in_force, why_not
+from dispatcher.core.model import JobState
 from dispatcher.errors import UsageError
 from dispatcher.pair_looking import MemberFiles, ask_library, known_edges, member_files
 from dispatcher.requests import DECISIONS, decided
@@ -58,6 +60,31 @@ async def ratio_of(store: Store, stitch: Stitch) -> float:
     run = await store.run(stitch.job) if stitch.job else None
     config = (run.config if run else {}).get("stitch", {})
     return float(config.get("ratio", StitchConfig().ratio))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A stitch that is, or will be, of these members."""
+
+    name: str
+    members: list[MemberFiles]
+    ratio: float
+    edges: list[str]
+
+
+async def planned_of_survey(store: Store, acquisition: str) -> list[Planned]:
+    """Of each AUV with two or more segments that are done. Raises UsageError."""
+    jobs = {job.id: job for job in await store.load_jobs(acquisition=acquisition)}
+    by_auv: dict[str, list[str]] = {}
+    for segment in await store.segments(acquisition=acquisition):
+        if jobs[segment.job].state is JobState.DONE:
+            by_auv.setdefault(segment.auv, []).append(segment.job)
+    ratio = StitchConfig().ratio
+    return [
+        Planned(f"{acquisition}, {auv}", await member_files(store, sorted(members)), ratio, [])
+        for auv, members in sorted(by_auv.items())
+        if len(members) > 1
+    ]
 
 
 def draw(

@@ -132,13 +132,14 @@ def place(survey: Survey, at: np.ndarray) -> str:
 
 
 def test_pairs_and_cost_are_told_before_anything_is_computed(survey: Survey) -> None:
-    answer = survey.run("plan", FIRST, "--json")
+    (answer,) = survey.run("plan", FIRST, "--json")
     (pair,) = answer["pairs"]
     assert (pair["source"], pair["target"], pair["known"]) == ("a2", "a1", False)
     assert pair["frames"] > 0 and 0 < answer["register_cpu_s"] == pytest.approx(
         pair["cpu_s"], abs=0.01
     )
     assert answer["gaussians"] > 2000
+    assert "dive, a: 1 pairs, 0 known already" in survey.run("plan", "Dive")
 
 
 def test_three_places_make_a_pair_of_the_next_version(survey: Survey) -> None:
