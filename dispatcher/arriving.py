@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dispatcher.amounts import human_bytes, human_seconds
@@ -21,6 +22,14 @@ class Arriving:
     @property
     def bytes(self) -> int:
         return min(self.total, sum(self.there.values()))
+
+    def of(self, path: str) -> Callable[[int, int], None]:
+        """To be told how much of that file is there."""
+
+        def told(there: int, _: int) -> None:
+            self.there[path] = there
+
+        return told
 
     def look(self, now: float) -> str:
         """One line for the operator; to be called now and then."""

@@ -1,8 +1,9 @@
 """Brings what a job's first stage reads to its host, by the shortest way that there is.
 
 A file of another host of the farm goes straight from there, with a key made for that transfer; from
-a store that the farm does not know, the host pulls it by its own ssh. What lies here is pushed. The
-way of each file, and why it was not the shorter one, is in its event.
+a store that the farm does not know, the host pulls it by its own ssh. What lies here is pushed, and
+what only this machine reaches goes through here. The way of each file, and why it was not the
+shorter one, is in its event.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import SMALL
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.reading import read_remote
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
 from worker_agent.protocol import FetchRequest, Peer, TransferReport
@@ -34,12 +36,13 @@ log = logging.getLogger("cosma")
 DELIVERED = "input_delivered"
 TELL_S = 1.0
 # Not the other host's fault, nor the link's: nothing would be different by another way.
+_NOT_REACHED = frozenset({"transfer_failed", "tool_missing"})
 _NO_OTHER_WAY = frozenset({"disk_full", "transfer_corrupt", "stale_epoch", "busy"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Brought:
-    route: str  # direct | local | pulled | pushed
+    route: str  # direct | local | pulled | pushed | relayed
     sha256: str | None  # of what arrived
     note: str = ""  # why by no shorter one
 
@@ -100,11 +103,20 @@ class Bringing:
                     raise
                 note = f"not straight from {at[0]}: {error.line}"
                 log.warning("%s: %s", item.path, note)
-        if item.pull is not None:
+        if item.pull is None:
+            report = await self._push(executor, run_dir, item, to)
+            return _Brought("pushed", report.sha256, note)
+        try:
             report = await executor.fetch(_request(item, run_dir, item.pull))
             return _Brought("pulled", report.sha256, note)
-        report = await self._push(executor, run_dir, item, to)
-        return _Brought("pushed", report.sha256, note)
+        except AgentRefusal as refusal:
+            if refusal.refusal.error not in _NOT_REACHED:
+                raise
+            said = f"not pulled by {host}: {refusal.message}"
+            note = f"{note}; {said}" if note else said
+        log.warning("%s: through here: %s", item.path, note)
+        report = await self._pass(executor, run_dir, item, to, note)
+        return _Brought("relayed", report.sha256, note)
 
     def _on_a_host(self, item: Input) -> tuple[str, str] | None:
         """(host of the farm, absolute path on it) of a file that lies on one."""
@@ -138,12 +150,28 @@ class Bringing:
                 fix="put it back where it was ingested",
             )
 
-        def told(there: int, _: int) -> None:
-            to.there[item.path] = there
-
         return await executor.push_file(
-            local, run_dir, item.path, sha256=item.sha256, progress=told
+            local, run_dir, item.path, sha256=item.sha256, progress=to.of(item.path)
         )
+
+    async def _pass(
+        self, executor: Executor, run_dir: str, item: Input, to: Arriving, note: str
+    ) -> TransferReport:
+        def read() -> AsyncGenerator[bytes, None]:
+            at = self._on_a_host(item)
+            if at is not None:
+                return self.fleet.executor(at[0]).read_file(at[1], item.bytes)
+            return read_remote(*(split_remote(item.pull or "") or ("", "")))
+
+        try:
+            return await executor.pass_file(
+                read, item.bytes, run_dir, item.path, sha256=item.sha256, progress=to.of(item.path)
+            )
+        except TransferError as error:
+            raise TransferError(
+                error.reason, error.what, where=error.where, why=f"{error.why}; {note}",
+                fix=error.fix,
+            ) from None  # fmt: skip
 
     @asynccontextmanager
     async def _told(

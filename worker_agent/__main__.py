@@ -1,6 +1,5 @@
 """The agent on a host: `python3 agent.pyz VERB`, one JSON request on stdin, JSON on stdout.
-`give` has an argument, and `pack` where another host asks: what the key may read with which sshd
-was asked to run it.
+Where another host asks, `give` and `pack` have an argument: what its key may read.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 refused; unless 0, stdout holds one `Refusal`.
 """
@@ -122,8 +121,12 @@ def _give(line: bytes) -> int:
     from worker_agent.block_messages import GiveRequest
     from worker_agent.give import give
 
-    give(sys.argv[2], GiveRequest.from_json(line), sys.stdout.buffer)
+    give(GiveRequest.from_json(line), sys.stdout.buffer, _limit())
     return EXIT_OK
+
+
+def _limit() -> str | None:
+    return sys.argv[2] if len(sys.argv) > 2 else None
 
 
 def _arrived(line: bytes) -> int:
@@ -159,7 +162,7 @@ def _pack(line: bytes) -> int:
     from worker_agent.pack import pack
     from worker_agent.protocol import PackRequest
 
-    pack(PackRequest.from_json(line), sys.stdout.buffer, sys.argv[2] if len(sys.argv) > 2 else None)
+    pack(PackRequest.from_json(line), sys.stdout.buffer, _limit())
     return EXIT_OK
 
 
@@ -223,7 +226,7 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "selftest": _selftest,
 }
 
-_ARGUMENTS = {"give": (2,), "pack": (1, 2)}  # with the verb
+_LIMITED = ("give", "pack")
 _USAGE = f"usage: {' | '.join(VERBS)}, with one JSON request on stdin"
 
 
@@ -240,7 +243,7 @@ def _refuse(refusal: Refusal, exit_code: int) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if len(arguments) not in _ARGUMENTS.get(arguments[0] if arguments else "", (1,)):
+    if len(arguments) != 1 and not (len(arguments) == 2 and arguments[0] in _LIMITED):
         return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
     return _run_one(arguments[0])
 

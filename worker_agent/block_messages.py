@@ -67,6 +67,7 @@ class GiveRequest(Message):
     """First line on the stdin of `give`, which replies with Blocks: those of the file that are not
     the same at whoever asks, and the last one."""
 
+    path: str = ""  # absolute; where a key limits what may be read, that decides
     bytes: int
     algorithm: str
     digests: tuple[str, ...]  # hex, of what is there already

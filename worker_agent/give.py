@@ -1,4 +1,5 @@
-"""The verb `give`: one file for another host, in blocks. sshd runs it for a key of `grant`."""
+"""The verb `give`: one file in blocks, for another host (sshd runs it for a key of `grant`) or the
+dispatcher."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import fcntl
 import mmap
 import os
 import time
+from pathlib import Path
 from typing import BinaryIO
 
 from worker_agent.block_messages import BLOCK_BYTES, Block, GiveRequest
@@ -16,13 +18,13 @@ from worker_agent.messages import FailureCode
 from worker_agent.refusal import RefusedError, failed
 
 
-def give(limit: str, request: GiveRequest, output: BinaryIO) -> None:
+def give(request: GiveRequest, output: BinaryIO, limit: str | None) -> None:
     """Write the blocks that the other side lacks, and the word that it is whole. `limit` is what
-    the key may read.
+    a key may read, where another host asks by one; None: the dispatcher asks.
 
     Raises RefusedError: bad_request, input_missing, transfer_corrupt when it has another size.
     """
-    path = allowed(limit)
+    path = Path(request.path) if limit is None else allowed(limit)
     if not path.is_file():
         raise failed(FailureCode.INPUT_MISSING, f"{path} is not a file on its host any more")
     size = path.stat().st_size

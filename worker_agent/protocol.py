@@ -15,6 +15,7 @@ from worker_agent.block_messages import (
     Arrived,
     ArrivedRequest,
     Block,
+    GiveRequest,
     TakeRequest,
     TransferReport,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Block",
     "ExitRecord",
     "FailureCode",
+    "GiveRequest",
     "GrantReply",
     "GrantRequest",
     "Message",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]  # bytes there, bytes in all
 # is gone at once.
 CANCEL_GRACE_S = 3.0
 Pack = Callable[[PackRequest], AsyncIterator[bytes]]
+Read = Callable[[], AsyncGenerator[bytes, None]]  # a file from its first byte, whenever called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,23 @@ class Executor(Protocol):
         progress: Progress | None = None,
     ) -> TransferReport:
         """Bring `local` to `run_dir`/`path`, from where an earlier push stopped."""
+        ...
+
+    def read_file(self, path: str, size: int) -> AsyncGenerator[bytes, None]:
+        """The bytes of a file of the host, an absolute path."""
+        ...
+
+    async def pass_file(
+        self,
+        read: Read,
+        size: int,
+        run_dir: str,
+        path: str,
+        *,
+        sha256: str | None,
+        progress: Progress,
+    ) -> TransferReport:
+        """What `read` gives, to `run_dir`/`path`. Raises also what `read` raises."""
         ...
 
     async def collect_file(

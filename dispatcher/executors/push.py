@@ -118,8 +118,8 @@ class _Sending:
                 self._wait(len(block))
                 head = Block(offset=index * BLOCK_BYTES, bytes=len(block), digest=found.hex())
                 try:
-                    _write(pipe, head.to_json().encode() + b"\n")
-                    _write(pipe, block)
+                    write_all(pipe, head.to_json().encode() + b"\n")
+                    write_all(pipe, block)
                 except BrokenPipeError:
                     return  # why, it says on its output
                 self.tell(len(block))
@@ -144,7 +144,7 @@ class _Sending:
         return "" if self.stop.is_set() else found.hexdigest()
 
 
-def _write(pipe: int, data: bytes | memoryview) -> None:
+def write_all(pipe: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(pipe, view) :]
@@ -239,7 +239,9 @@ class Pusher:
     ) -> None:
         """All that is missing, then the word that it is whole, once it is what it should be."""
         loop = asyncio.get_running_loop()
-        feeds = await self._open(take)
+        streams = await self._streams_for(take.bytes)
+        alone = streams == 1
+        feeds = await self._open(replace(take, shared=not alone), streams)
         feeding: list[asyncio.Future[None]] = []
         try:
             there = await self.agent.next_reply("take", feeds[0], Arrived)
@@ -254,7 +256,6 @@ class Pusher:
             if whole and sha256 is not None:
                 self._check(sending.source, await hashing, sha256)
             self._check(sending.source, None, None)
-            alone = len(feeds) == 1
             if whole and alone:
                 await loop.run_in_executor(pool, _say, feeds[0].pipe, sending.last())
             reports = [await self._report(feed) for feed in feeds]
@@ -284,10 +285,8 @@ class Pusher:
             streams = 1 if near else MOST_STREAMS
         return max(1, min(streams, size // BLOCK_BYTES))
 
-    async def _open(self, take: TakeRequest) -> list[Feed]:
+    async def _open(self, take: TakeRequest, count: int) -> list[Feed]:
         """The first one compares; of the others, as many as there can be. Raises HostError."""
-        count = await self._streams_for(take.bytes)
-        take = replace(take, shared=count > 1)
         opening = [asyncio.ensure_future(self._feed(take))]
         opening += [
             asyncio.ensure_future(self._feed(replace(take, compare=False))) for _ in range(1, count)
@@ -328,4 +327,4 @@ class Pusher:
 
 def _say(pipe: int, line: bytes) -> None:
     with contextlib.suppress(BrokenPipeError):  # why, it says on its output
-        _write(pipe, line)
+        write_all(pipe, line)

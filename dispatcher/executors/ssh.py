@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from dispatcher.agent_bundle import AgentBundle
-from dispatcher.executors import peer_key, relay, small_files, transfer
+from dispatcher.executors import passing, peer_key, relay, small_files, transfer
 from dispatcher.executors.agent import AgentLink
-from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress, Wanted
+from dispatcher.executors.base import CANCEL_GRACE_S, Pack, Progress, Read, Wanted
 from dispatcher.executors.follow import AgentFollower
 from dispatcher.executors.pace import Pace
-from dispatcher.executors.push import Pusher
+from dispatcher.executors.push import DIGESTS, Pusher
 from dispatcher.inventory_model import Hypervisor, InventoryHost
 from dispatcher.transport.base import BulkTransport
 from dispatcher.transport.ssh import SshTransport
@@ -40,6 +40,7 @@ from worker_agent.protocol import (
     SelftestRequest,
     StartReply,
     StatusRequest,
+    TakeRequest,
     TransferReport,
     TrimReport,
     TrimRequest,
@@ -173,6 +174,24 @@ class SshExecutor:
             raise transfer.local_error(self.host.name, local, error) from None
         return await transfer.push_small(
             self._agent, local, run_dir, path, sha256=sha256, progress=progress
+        )
+
+    def read_file(self, path: str, size: int) -> AsyncGenerator[bytes, None]:
+        return passing.read_file(self._agent, path, size)
+
+    async def pass_file(
+        self,
+        read: Read,
+        size: int,
+        run_dir: str,
+        path: str,
+        *,
+        sha256: str | None,
+        progress: Progress,
+    ) -> TransferReport:
+        take = TakeRequest(run_dir=run_dir, path=path, bytes=size, algorithms=tuple(DIGESTS))
+        return await passing.pass_on(
+            self._agent, self._pusher.pace, read, take, sha256=sha256, progress=progress
         )
 
     async def collect_file(

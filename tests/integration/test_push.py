@@ -16,7 +16,9 @@ from dispatcher.errors import TransferError, TransportError
 from dispatcher.executors import push
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.executors.transfer import file_sha256
+from dispatcher.transport.base import Feed
 from tests.sshd import Farm, Sshd, farm
+from worker_agent.protocol import TakeRequest
 
 __all__ = ["farm"]
 
@@ -84,6 +86,23 @@ async def test_what_is_not_the_file_that_is_meant_gets_no_name(
     with pytest.raises(TransferError, match="it changes while it is sent"):
         await executor.push_file(source, str(run_dir), "input/clip", progress=append)
     assert not (run_dir / "input" / "clip").exists()
+
+
+@pytest.mark.parametrize("executor", [4], ids=["four"], indirect=True)
+async def test_one_stream_of_four_is_enough(
+    executor: SshExecutor, source: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server takes only so many new connections at once, and may drop the rest."""
+    feed = push.Pusher._feed
+
+    async def only_the_first(self: push.Pusher, request: TakeRequest) -> Feed:
+        if request.compare:
+            return await feed(self, request)
+        raise TransportError(Reason.HOST_UNREACHABLE, "dropped", where="alpha")
+
+    monkeypatch.setattr(push.Pusher, "_feed", only_the_first)
+    assert (await executor.push_file(source, str(run_dir), "input/clip")).complete
+    assert (run_dir / "input" / "clip").read_bytes() == DATA
 
 
 async def test_a_host_that_lacks_the_fast_digest_is_served_too(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from dispatcher.arriving import Arriving
 from dispatcher.bringing import Bringing
 from dispatcher.core.model import Reason
 from dispatcher.errors import AgentRefusal, HostError, TransferError
+from dispatcher.executors.base import Read
 from dispatcher.jobspec import Input
 from worker_agent.protocol import FetchRequest, Peer, Refusal, TransferReport
 
@@ -47,6 +48,18 @@ class Host:
         self.asked.append(("pushed", str(local), options["sha256"]))
         options["progress"](7, LARGE)
         return REPORT
+
+    async def pass_file(
+        self, read: Read, size: int, run_dir: str, path: str, **options: Any
+    ) -> TransferReport:
+        async with aclosing(read()) as parts:
+            self.asked.append(("relayed", [part async for part in parts], size, options["sha256"]))
+        if "relayed" in self.fails:
+            raise self.fails["relayed"]
+        return REPORT
+
+    async def read_file(self, path: str, size: int) -> AsyncGenerator[bytes, None]:
+        yield f"{path} of {self.name}".encode()
 
     @asynccontextmanager
     async def granted(self, path: str, epoch: int, verb: str) -> AsyncIterator[Peer]:
@@ -155,6 +168,21 @@ async def test_else_by_the_own_ssh_of_the_host(world: World) -> None:
         "/survey/a.MP4",
         "giver:/survey/a.MP4",
     ]
+
+
+async def test_what_only_the_dispatcher_reaches_goes_through_it(world: World) -> None:
+    taker = world.hosts["taker"]
+    taker.fails |= {"direct": refusal("transfer_failed"), "pulled": refusal("transfer_failed")}
+    route, note = await world.bring(video("giver:/survey/a.MP4"))
+    assert route == "relayed"
+    assert "not straight from giver: " in note and "; not pulled by taker: " in note
+    assert taker.asked[-1] == ("relayed", [b"/survey/a.MP4 of giver"], LARGE, None)
+    taker.fails["relayed"] = TransferError(Reason.TRANSFER_FAILED, "no", where="x", why="closed")
+    with pytest.raises(TransferError, match="closed; not straight from giver"):
+        await world.bring(video("giver:/survey/a.MP4"))
+    taker.fails["pulled"] = refusal("input_missing")
+    with pytest.raises(AgentRefusal, match="input_missing"):
+        await world.bring(video("nas:/survey/a.MP4"))
 
 
 async def test_a_source_that_is_gone_says_so(world: World, made: Input) -> None:
