@@ -44,7 +44,7 @@ class Set:
 
     clip: str
     fps: float
-    width: int
+    width: int | None  # None: as it was filmed
     truth: str = ""
     reprojection_px: float | None = None
     gravity_deg: float | None = None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.simple_trainer import simple_trainer
 from worker_agent.training.backend import Backend, cpu_backend, cuda_backend, cuda_usable
 from worker_agent.training.dataset import Dataset, Normalisation
 from worker_agent.training.settings import TrainSettings
@@ -79,27 +80,29 @@ def test_ssim_agrees() -> None:
     )
 
 
-def test_training_on_the_gpu_improves_and_reports_its_memory(tmp_path: Path) -> None:
+def dataset(backend: Backend, truth: dict[str, Tensor], *, width: int = WIDTH) -> Dataset:
+    """Ten views of `truth`, rendered by `backend`; every second one with a hidden corner."""
     views = 10
+    height = HEIGHT * width // WIDTH
     viewmats = torch.eye(4).repeat(views, 1, 1)
     viewmats[:, 0, 3] = torch.linspace(-0.2, 0.2, views)
-    _, intrinsics = view()
-    truth = scene()
-    backend = cuda_backend()
+    intrinsics = view()[1] * torch.tensor([width / WIDTH, height / HEIGHT, 1.0])[:, None]
     images = []
     with torch.no_grad():
         for index in range(views):
             image, _, _ = backend.rasterize(
-                **{name: value.cuda() for name, value in truth.items()},
-                viewmats=viewmats[index : index + 1].cuda(),
-                Ks=intrinsics.cuda(),
-                width=WIDTH,
-                height=HEIGHT,
+                **{name: value.to(backend.device) for name, value in truth.items()},
+                viewmats=viewmats[index : index + 1].to(backend.device),
+                Ks=intrinsics.to(backend.device),
+                width=width,
+                height=height,
                 sh_degree=1,
                 packed=False,
             )
             images.append((image[0].clamp(0, 1) * 255).to(torch.uint8).cpu())
-    dataset = Dataset(
+    masks = torch.ones(views, height, width, dtype=torch.bool)
+    masks[::2, :5, :5] = False
+    return Dataset(
         names=tuple(f"f{index:06d}.jpg" for index in range(views)),
         images=torch.stack(images),
         viewmats=viewmats,
@@ -109,21 +112,71 @@ def test_training_on_the_gpu_improves_and_reports_its_memory(tmp_path: Path) -> 
         points=truth["means"].numpy(),
         colors=(truth["colors"][:, 0] * 0.282 + 0.5).clamp(0, 1).numpy(),
         normalisation=Normalisation(1.0, (0.0, 0.0, 0.0)),
+        masks=masks,
     )
-    settings = TrainSettings(
-        seed=0,
-        test_every=8,
-        checkpoint_every_s=0.5,
-        ssim_weight=0.2,
-        width=WIDTH,
-        steps=400,
-        cap=800,
-        sh_degree=3,
-    )
-    trainer = Trainer(dataset, settings, backend, checkpoint=tmp_path / "c.pt", warn=print)
+
+
+def settings(**more: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "seed": 0,
+        "test_every": 8,
+        "checkpoint_every_s": 0.5,
+        "ssim_weight": 0.2,
+        "width": WIDTH,
+        "steps": 400,
+        "cap": 800,
+        "sh_degree": 3,
+    }
+    return TrainSettings(**(values | more))
+
+
+@pytest.mark.parametrize(
+    "learned",
+    [{}, {"strategy": "mcmc"}, {"exposure": True}, {"medium": True}],
+    ids=["budget", "mcmc", "exposure", "water"],
+)
+def test_training_on_the_gpu_improves_and_reports_its_memory(
+    learned: dict[str, Any], tmp_path: Path
+) -> None:
+    backend = cuda_backend()
+    data, plan = dataset(backend, scene()), settings(**learned)
+    trainer = Trainer(data, plan, backend, checkpoint=tmp_path / "c.pt", warn=print)
     progress: list[Progress] = []
     result = trainer.run(progress.append)
     assert result.quality.psnr > 25.0
     assert result.peak_vram_mib is not None and result.peak_vram_mib > 1.0
-    again = Trainer(dataset, settings, backend, checkpoint=tmp_path / "c.pt", warn=print)
+    assert result.gaussians > 700
+    again = Trainer(data, plan, backend, checkpoint=tmp_path / "c.pt", warn=print)
     assert again.run(progress.append).resumed_from == 400
+
+
+def test_out_of_memory_a_smaller_plan_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    """By an artificial limit: of the memory that one process may have."""
+    backend = cuda_backend()
+    truth = scene(3000)
+    torch.cuda.empty_cache()
+    limit_mib = torch.cuda.memory_reserved() / 2**20 + 400
+    total_mib = torch.cuda.mem_get_info()[1] / 2**20
+    large = settings(steps=400, cap=1_000_000, width=600, checkpoint_every_s=0.0)
+    small = settings(steps=400, cap=20_000, width=300, checkpoint_every_s=0.0)
+    data = dataset(backend, truth, width=600), dataset(backend, truth, width=300)
+    torch.cuda.set_per_process_memory_fraction(limit_mib / total_mib)
+    said: list[str] = []
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            Trainer(data[0], large, backend, checkpoint=tmp_path / "c.pt", warn=said.append).run(
+                lambda _: None
+            )
+        torch.cuda.empty_cache()
+        trainer = Trainer(data[1], small, backend, checkpoint=tmp_path / "c.pt", warn=said.append)
+        result = trainer.run(lambda _: None)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert result.resumed_from > 0 and result.gaussians <= 20_000
+    assert any("at most 20000 gaussians instead of 1000000" in line for line in said)
+
+
+def test_gsplats_own_trainer_is_there_to_compare_with() -> None:
+    backend = cuda_backend()
+    outcome = simple_trainer(dataset(backend, scene()), backend, steps=700)
+    assert outcome.quality.psnr > 20.0 and outcome.seconds > 0.0

@@ -193,14 +193,19 @@ def test_absgrad_sums_the_absolute_gradients_of_the_pixels() -> None:
     parameters = scene(6, 5)
     truth = leaves(parameters, torch.float64)
     image64, _, means2d = reference_image(truth, BACKGROUND)
-    total = torch.zeros_like(means2d)
+    total, signed = torch.zeros_like(means2d), torch.zeros_like(means2d)
     for pixel in image64.sum(-1).flatten():
         (gradient,) = torch.autograd.grad(pixel, means2d, retain_graph=True)
         total += gradient.abs()
+        signed += gradient
     mine = leaves(parameters, torch.float32)
     image, _, meta = rendered(mine, BACKGROUND)
+    meta["means2d"].retain_grad()
     image.sum().backward()
-    assert relative(meta["means2d"].absgrad[0], total) < 1e-4
+    assert relative(meta["means2d"].absgrad[0], total) < 1e-6
+    # As gsplat's own strategies expect them.
+    assert meta["means2d"].absgrad.dtype == meta["means2d"].grad.dtype == torch.float32
+    assert relative(meta["means2d"].grad[0], signed) < 1e-6
 
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:

@@ -19,12 +19,13 @@ from worker_agent.training.projection import ALPHA_MIN, project, spherical_harmo
 
 
 class _Composite(torch.autograd.Function):
-    """Blend the projected gaussians of one camera; N gaussians, 3 channels, all in float64."""
+    """Blend the projected gaussians of one camera; N gaussians, 3 channels, in float64."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        means2d: Tensor,  # (1, N, 2), the very tensor of the meta dictionary: it gets `.absgrad`
+        means2d: Tensor,  # (1, N, 2) float32, that of the meta dictionary: it gets the gradients
+        centres: Tensor,  # (N, 2), the same in float64
         conics: Tensor,  # (N, 3)
         opacities: Tensor,  # (N,)
         colors: Tensor,  # (N, 3)
@@ -37,7 +38,7 @@ class _Composite(torch.autograd.Function):
         order = visible[np.argsort(depths.detach().numpy()[visible], kind="stable")]
         opacity = opacities.detach().numpy()[order]
         rows = np.empty((len(order), kernels.GAUSSIAN_COLUMNS))
-        rows[:, kernels.U : kernels.V + 1] = means2d.detach().numpy()[0, order]
+        rows[:, kernels.U : kernels.V + 1] = centres.numpy()[order]
         rows[:, kernels.XX : kernels.YY + 1] = conics.detach().numpy()[order]
         rows[:, kernels.OPACITY] = opacity
         rows[:, kernels.RED : kernels.BLUE + 1] = colors.detach().numpy()[order]
@@ -74,9 +75,10 @@ class _Composite(torch.autograd.Function):
         total = np.zeros((count, kernels.GRADIENT_COLUMNS))
         kernels.gather_gradients(per_place, slot_starts, slots, order, total)
         gradient = torch.from_numpy(total)
-        ctx.means2d.absgrad = gradient[None, :, kernels.G_ABS_U : kernels.G_ABS_V + 1]
+        ctx.means2d.absgrad = gradient[None, :, kernels.G_ABS_U : kernels.G_ABS_V + 1].float()
         return (
-            gradient[None, :, kernels.G_U : kernels.G_V + 1],
+            gradient[None, :, kernels.G_U : kernels.G_V + 1].float(),
+            None,
             gradient[:, kernels.G_XX : kernels.G_YY + 1],
             gradient[:, kernels.G_OPACITY],
             gradient[:, kernels.G_RED : kernels.G_BLUE + 1],
@@ -106,7 +108,7 @@ def rasterization(
     backgrounds: Tensor | None = None,
     absgrad: bool = True,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Render N gaussians from one camera; all tensors float32 on the CPU, those of meta float64.
+    """Render N gaussians from one camera; all tensors float32 on the CPU.
 
     means (N, 3); quats (N, 4) wxyz; scales (N, 3) and opacities (N,) activated; colors (N, 3), or
     SH coefficients (N, K, 3) with `sh_degree`; viewmats (1, 4, 4) world to camera; Ks (1, 3, 3);
@@ -138,8 +140,10 @@ def rasterization(
         centre = -viewmats[0, :3, :3].T @ viewmats[0, :3, 3]
         colors = spherical_harmonics(sh_degree, means - centre, colors)
         colors = (colors + 0.5).clamp_min(0.0)
+    means2d = seen.means2d.float()
     image, alpha = _Composite.apply(  # type: ignore[no-untyped-call]
-        seen.means2d,
+        means2d,
+        seen.means2d[0].detach(),
         seen.conics[0],
         opacities,
         colors.double(),
@@ -152,10 +156,10 @@ def rasterization(
     if backgrounds is not None:
         image = image + (1.0 - alpha)[..., None] * backgrounds[0]
     meta = {
-        "means2d": seen.means2d,
+        "means2d": means2d,
         "radii": seen.radii,
-        "depths": seen.depths,
-        "conics": seen.conics,
+        "depths": seen.depths.float(),
+        "conics": seen.conics.float(),
         "width": width,
         "height": height,
         "n_cameras": 1,
