@@ -30,6 +30,7 @@ BENCHMARKS = (
     "disk",
     "merge",
     "stitch",
+    "posegraph",
     "rendered",
     "stitch_hosts",
 )
