@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from dispatcher.core.policy import Ahead
 
-# Times what a steady pipeline needs, as jobs differ in length (docs/decisions/0007).
+# Times what a steady pipeline needs, as jobs differ in length (docs/decisions/0009).
 JUST = 2.0  # near the end of the queue
 SPARE = 6.0
 
