@@ -213,7 +213,7 @@ async def relay(giver: Place, taker: Place, sha256: str) -> None:
         epoch=EPOCH, job="push", run_dir=str(taker.run_dir), files=(made,),
         source_run_dir=str(giver.run_dir),
     )  # fmt: skip
-    report = await taker.executor.unpack(request, giver.executor.pack)
+    report = await taker.executor.unpack(request, giver.executor.pack, lambda _: None)
     if report.missing:
         raise SystemExit(f"not relayed: {report.missing}")
 

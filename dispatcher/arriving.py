@@ -16,6 +16,7 @@ class Arriving:
     """Of `total` bytes in all files; `path` -> bytes that are there."""
 
     total: int
+    what: str = "inputs"
     there: dict[str, int] = field(default_factory=dict)
     _seen: deque[tuple[float, int]] = field(default_factory=deque)  # (when, bytes)
 
@@ -37,7 +38,7 @@ class Arriving:
         while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW_S:
             self._seen.popleft()
         begun, had = self._seen[0]
-        text = f"inputs: {human_bytes(self.bytes)} of {human_bytes(self.total)}"
+        text = f"{self.what}: {human_bytes(self.bytes)} of {human_bytes(self.total)}"
         if now <= begun:
             return text
         rate = (self.bytes - had) / (now - begun)

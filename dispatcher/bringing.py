@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +28,12 @@ from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.reading import read_remote
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
+from dispatcher.telling import telling
 from worker_agent.protocol import FetchRequest, Peer, TransferReport
 
 log = logging.getLogger("cosma")
 
 DELIVERED = "input_delivered"
-TELL_S = 1.0
 # Not the other host's fault, nor the link's: nothing would be different by another way.
 _NOT_REACHED = frozenset({"transfer_failed", "tool_missing"})
 _NO_OTHER_WAY = frozenset({"disk_full", "transfer_corrupt", "stale_epoch", "busy"})
@@ -63,7 +62,8 @@ class Bringing:
         there = await self._delivered(job, host)
         items = [item for item in await self.specs.inputs(job) if item.path not in there]
         arriving = Arriving(sum(item.bytes for item in items))
-        async with self._told(job, executor, run_dir, arriving, items):
+        look = self._looking(executor, run_dir, arriving, items)
+        async with telling(self.store, self.clock, job.id, arriving, look):
             await at_once(
                 self._deliver(executor, run_dir, item, job, host, arriving) for item in items
             )
@@ -173,31 +173,19 @@ class Bringing:
                 fix=error.fix,
             ) from None  # fmt: skip
 
-    @asynccontextmanager
-    async def _told(
-        self, job: Job, executor: Executor, run_dir: str, arriving: Arriving, items: list[Input]
-    ) -> AsyncIterator[None]:
-        """How far it is stands in the database, for `cosma top` and `cosma jobs`."""
+    def _looking(
+        self, executor: Executor, run_dir: str, arriving: Arriving, items: list[Input]
+    ) -> Callable[[], Awaitable[None]]:
+        """Nobody tells how much has come of what a host pulls by itself."""
         pulled = [item for item in items if item.pull is not None or item.made_on is not None]
 
-        async def tell() -> None:
-            while True:
-                await asyncio.sleep(TELL_S)
-                for item in pulled:
-                    if arriving.there.get(item.path) != item.bytes:
-                        with contextlib.suppress(HostError):
-                            arriving.there[item.path] = await executor.arrived(run_dir, item.path)
-                line = arriving.look(self.clock.monotonic())
-                numbers = {"transfer": arriving.bytes, "of": arriving.total}
-                await self.store.set_progress(job.id, 0.0, line, numbers, self.clock.now())
+        async def look() -> None:
+            for item in pulled:
+                if arriving.there.get(item.path) != item.bytes:
+                    with contextlib.suppress(HostError):
+                        arriving.there[item.path] = await executor.arrived(run_dir, item.path)
 
-        arriving.look(self.clock.monotonic())
-        telling = asyncio.ensure_future(tell())
-        try:
-            yield
-        finally:
-            telling.cancel()
-            await asyncio.wait({telling})
+        return look
 
 
 def _request(item: Input, run_dir: str, source: str, peer: Peer | None = None) -> FetchRequest:

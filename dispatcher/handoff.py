@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
+from dispatcher.arriving import Arriving
 from dispatcher.artifact_store import CHECKPOINT
 from dispatcher.clock import Clock
 from dispatcher.core.events import Event, HandedOver, HandoffAbandoned, TransferFailed
@@ -21,6 +23,7 @@ from dispatcher.executors.relay import SourceLost
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import JobSpecs
 from dispatcher.store.rows import ArtifactRow
+from dispatcher.telling import telling
 from worker_agent.protocol import Artifact, PackItem, UnpackReport, UnpackRequest
 
 log = logging.getLogger("cosma")
@@ -63,7 +66,9 @@ class Handoff:
         began = self.clock.monotonic()
         try:
             target = self.fleet.executor(host)
-            brought = await self._bring(job, target, host, source, made, price)
+            arriving = Arriving(price.bytes, what=f"from {source}")
+            async with telling(self.specs.store, self.clock, job.id, arriving):
+                brought = await self._bring(job, target, host, source, made, price, arriving)
             stage = resume_stage(
                 job,
                 {at: [row.path for row in rows] for at, rows in made.items()},
@@ -118,7 +123,14 @@ class Handoff:
         return known[-1] if known else job.input_bytes
 
     async def _bring(
-        self, job: Job, target: Executor, host: str, source: str, made: Made, price: Cost
+        self,
+        job: Job,
+        target: Executor,
+        host: str,
+        source: str,
+        made: Made,
+        price: Cost,
+        arriving: Arriving,
     ) -> _Brought:
         """Until the files are there or the old host has been waited for long enough; then what
         is there must do. Raises HostError of the new host."""
@@ -131,16 +143,17 @@ class Handoff:
             extras=_extras(job),
             source_run_dir="",
         )
+        came = functools.partial(arriving.there.__setitem__, source)
         if source == host:
-            return _Brought(await target.unpack(replace(request, extras=()), None), "there")
+            return _Brought(await target.unpack(replace(request, extras=()), None, came), "there")
         while True:
             now = self.clock.monotonic()
             try:
-                return await self._once(job, target, host, source, request)
+                return await self._once(job, target, host, source, request, came)
             except SourceLost as lost:
                 if now - min(began, self._silent_since(source)) >= price.patience_s:
                     log.warning("%s: %s keeps what was made there: %s", job.id, source, lost)
-                    report = await target.unpack(request, None)
+                    report = await target.unpack(request, None, came)
                     return _Brought(report, "there", lost.error.message)
             except AgentRefusal as refusal:
                 if refusal.refusal.error != "busy" or now - began >= BUSY_PATIENCE_S:
@@ -156,7 +169,13 @@ class Handoff:
         return float("inf") if state.reachable else state.since
 
     async def _once(
-        self, job: Job, target: Executor, host: str, source: str, request: UnpackRequest
+        self,
+        job: Job,
+        target: Executor,
+        host: str,
+        source: str,
+        request: UnpackRequest,
+        came: Callable[[int], None],
     ) -> _Brought:
         """From host to host with a key made for it, where the new one reaches the old one; else
         through here."""
@@ -168,15 +187,19 @@ class Handoff:
         request = replace(request, source_run_dir=run_dir)
         why, until = self._relayed.get((source, host), ("", 0.0))
         if self.clock.monotonic() >= until:
-            direct = await self._direct(giver, target, request)
+            direct = await self._direct(giver, target, request, came)
             if isinstance(direct, UnpackReport):
                 return _Brought(direct, "direct")
             why = direct
             self._relayed[source, host] = (why, self.clock.monotonic() + RELAY_S)
-        return _Brought(await target.unpack(request, giver.pack), "relayed", why)
+        return _Brought(await target.unpack(request, giver.pack, came), "relayed", why)
 
     async def _direct(
-        self, giver: Executor, target: Executor, request: UnpackRequest
+        self,
+        giver: Executor,
+        target: Executor,
+        request: UnpackRequest,
+        came: Callable[[int], None],
     ) -> UnpackReport | str:
         """Or why not. Raises SourceLost, HostError of the new host."""
         async with AsyncExitStack() as key:
@@ -188,7 +211,7 @@ class Handoff:
             except HostError as error:
                 return error.line
             try:
-                return await target.unpack(replace(request, source=peer), None)
+                return await target.unpack(replace(request, source=peer), None, came)
             except AgentRefusal as refusal:
                 if refusal.refusal.error not in ("transfer_failed", "tool_missing"):
                     raise

@@ -301,7 +301,8 @@ class UnpackRequest(Message):
     """First line on the stdin of `unpack`: have these files here, whole.
 
     The first reply is a PackRequest with what is missing. Its stream then comes on stdin, or with
-    `source` is pulled from there. The second reply is an UnpackReport.
+    `source` is pulled from there. Meanwhile an UnpackReport tells now and then what has come; the
+    last reply is one that also tells what is missing still.
     """
 
     epoch: int
@@ -311,6 +312,7 @@ class UnpackRequest(Message):
     extras: tuple[PackItem, ...] = ()  # taken where there are such: their hash is not known here
     source_run_dir: str
     source: Peer | None = None  # with a key for `pack` of source_run_dir
+    bytes_s: float | None = None  # not to be exceeded; None: as fast as it goes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -38,11 +38,13 @@ from worker_agent.protocol import (
 )
 from worker_agent.refusal import RefusedError, failed, is_disk_full
 
+_TELL_S = 1.0
 _KEPT_BYTES = 1 << 20  # of a file that was cut off, the beginning is kept from this size on
 
 
 def unpack(request: UnpackRequest, stdin: BinaryIO) -> Iterator[PackRequest | UnpackReport]:
-    """Say what is missing, take it, say what is missing still.
+    """Say what is missing, take it and tell now and then how much has come, say what is missing
+    still.
 
     Raises RefusedError: stale_epoch, busy (another one is at it, or an attempt runs here),
     disk_full, transfer_failed (the stream broke off; what came is kept), transfer_corrupt.
@@ -59,17 +61,25 @@ def unpack(request: UnpackRequest, stdin: BinaryIO) -> Iterator[PackRequest | Un
         )
         yield wanted
         if request.source is None:
-            arrival.take(stdin)
+            yield from _taken(arrival, stdin, request.bytes_s)
         elif wanted.items:
             with asked(request.source, "pack", wanted) as stream:
-                arrival.take(stream)
+                yield from _taken(arrival, stream, request.bytes_s)
         arrival.settle()
-        yield UnpackReport(
-            files=arrival.files,
-            bytes=arrival.received,
-            missing=tuple(dict.fromkeys(item.path for item in arrival.missing())),
-            seconds=round(time.monotonic() - began, 3),
-        )
+        missing = tuple(dict.fromkeys(item.path for item in arrival.missing()))
+        yield arrival.report(time.monotonic() - began, missing)
+
+
+def _taken(arrival: _Arrival, stream: BinaryIO, bytes_s: float | None) -> Iterator[UnpackReport]:
+    """All of a stream, no faster than `bytes_s`."""
+    began = told = time.monotonic()
+    for _ in arrival.take(stream):
+        now = time.monotonic()
+        if bytes_s is not None:
+            time.sleep(max(0.0, began + arrival.received / bytes_s - now))
+        if now - told >= _TELL_S:
+            told = now
+            yield arrival.report(now - began, ())
 
 
 @dataclass(slots=True)
@@ -115,8 +125,13 @@ class _Arrival:
                         break
         return items
 
-    def take(self, stream: BinaryIO) -> None:
-        """All of a `pack`; one that ends before it began brought nothing."""
+    def report(self, seconds: float, missing: tuple[str, ...]) -> UnpackReport:
+        return UnpackReport(
+            files=self.files, bytes=self.received, missing=missing, seconds=round(seconds, 3)
+        )
+
+    def take(self, stream: BinaryIO) -> Iterator[None]:
+        """All of a `pack`, in blocks; one that ends before it began brought nothing."""
         first = True
         while line := stream.readline():
             head = _head(line)
@@ -124,11 +139,11 @@ class _Arrival:
             if not head.path:
                 return
             if head.bytes >= 0:
-                self._take(head, stream)
+                yield from self._take(head, stream)
         if not first or self.request.source is not None:
             raise failed(FailureCode.TRANSFER_FAILED, "the stream of files broke off")
 
-    def _take(self, head: PackedFile, stream: BinaryIO) -> None:
+    def _take(self, head: PackedFile, stream: BinaryIO) -> Iterator[None]:
         item = self._known.get(head.path)
         extra = item is None and any(head.path == e.path for e in self.request.extras)
         if item is None and not extra:
@@ -142,7 +157,7 @@ class _Arrival:
                 self._checkpoint = content
             return
         target = inside(self.run_dir, head.path)
-        if self._receive(target, head, item, stream):
+        if (yield from self._receive(target, head, item, stream)):
             self.files += 1
             self._written.append(target)
             if item is not None:
@@ -150,7 +165,7 @@ class _Arrival:
 
     def _receive(
         self, target: Path, head: PackedFile, item: Artifact | None, stream: BinaryIO
-    ) -> bool:
+    ) -> Generator[None, None, bool]:
         """Into the .part file, from where it ends if the beginning was kept; True once verified."""
         target.parent.mkdir(parents=True, exist_ok=True)
         part = part_path(target)
@@ -166,6 +181,7 @@ class _Arrival:
                     digest.update(block)
                     sink.write(block)
                     self.received += len(block)
+                    yield
                 sink.flush()
             except RefusedError:
                 if sink.tell() < _KEPT_BYTES:

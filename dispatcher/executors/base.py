@@ -147,9 +147,12 @@ class Executor(Protocol):
         """Many files of a run directory as one stream, for `unpack` of another host."""
         ...
 
-    async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
+    async def unpack(
+        self, request: UnpackRequest, pack: Pack | None, came: Callable[[int], None]
+    ) -> UnpackReport:
         """Have files of another host here: given by `pack`, or pulled by the host itself; with
-        neither it only says what is missing. Raises SourceLost for a fault of the other host."""
+        neither it only says what is missing. `came` is told the bytes, now and then. Raises
+        SourceLost for a fault of the other host."""
         ...
 
     async def collect_small(self, run_dir: str, files: Sequence[Wanted]) -> list[Wanted]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 from dispatcher.errors import HostError
 from dispatcher.executors.agent import AgentLink
 from dispatcher.executors.base import Pack
-from dispatcher.transport.base import Stream
-from worker_agent.protocol import PackRequest, UnpackReport, UnpackRequest
+from dispatcher.transport.base import Completed, Stream
+from worker_agent.protocol import PackRequest, ProtocolError, UnpackReport, UnpackRequest
 
 BLOCK = 1 << 20
 
@@ -34,9 +36,12 @@ async def packed(agent: AgentLink, request: PackRequest) -> AsyncIterator[bytes]
         await stream.close()
 
 
-async def unpack(agent: AgentLink, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
+async def unpack(
+    agent: AgentLink, request: UnpackRequest, pack: Pack | None, came: Callable[[int], None]
+) -> UnpackReport:
     """Have the files on the agent's host. `pack` gives what is missing there, unless the host
-    pulls it from `request.source`; with neither the report only says what is there.
+    pulls it from `request.source`; with neither the report only says what is there. `came` is told
+    the bytes, now and then.
 
     Raises SourceLost, HostError.
     """
@@ -44,14 +49,29 @@ async def unpack(agent: AgentLink, request: UnpackRequest, pack: Pack | None) ->
     try:
         await stream.write(request.to_json().encode() + b"\n")
         wanted = await agent.first_reply("unpack", stream, PackRequest)
-        if pack is not None and wanted.items and request.source is None:
-            await _relay(pack(wanted), stream)
-        await stream.write_eof()
-        done = await stream.finish()
+        reports = asyncio.ensure_future(_reports(agent, stream, came))
+        try:
+            if pack is not None and wanted.items and request.source is None:
+                await _relay(pack(wanted), stream)
+            await stream.write_eof()
+            return await reports
+        finally:
+            reports.cancel()
+            await asyncio.wait({reports})
     finally:
         await stream.close()
-    agent.check("unpack", done)
-    return agent.decode("unpack", done.stdout.strip(), UnpackReport)
+
+
+async def _reports(agent: AgentLink, stream: Stream, came: Callable[[int], None]) -> UnpackReport:
+    """The last one of those that come."""
+    line = b""
+    while more := await stream.read_line():
+        line = more
+        with contextlib.suppress(ProtocolError):  # no report: it says why there is none
+            came(UnpackReport.from_json(line).bytes)
+    done = await stream.finish()
+    agent.check("unpack", Completed(done.returncode, line, done.stderr))
+    return agent.decode("unpack", line, UnpackReport)
 
 
 async def _relay(blocks: AsyncIterator[bytes], stream: Stream) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -210,8 +210,11 @@ class SshExecutor:
     def pack(self, request: PackRequest) -> AsyncIterator[bytes]:
         return relay.packed(self._agent, request)
 
-    async def unpack(self, request: UnpackRequest, pack: Pack | None) -> UnpackReport:
-        return await relay.unpack(self._agent, request, pack)
+    async def unpack(
+        self, request: UnpackRequest, pack: Pack | None, came: Callable[[int], None]
+    ) -> UnpackReport:
+        request = replace(request, bytes_s=self.host.transfer.bytes_s)
+        return await relay.unpack(self._agent, request, pack, came)
 
     async def collect_small(self, run_dir: str, files: Sequence[Wanted]) -> list[Wanted]:
         return await small_files.collect(self._agent, run_dir, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import json
 import os
@@ -85,7 +86,7 @@ class Pair:
             wanted = PackRequest.from_json(process.stdout.readline())
             out, err = process.communicate(self.packed(wanted.items)[:cut], timeout=60)
         assert out, err
-        return wanted, process.returncode, json.loads(out)
+        return wanted, process.returncode, json.loads(out.splitlines()[-1])
 
     def same(self) -> bool:
         return all(
@@ -205,7 +206,7 @@ def test_what_the_old_host_lost_or_spoilt_is_named_and_not_taken(
 def test_nothing_to_come_is_no_failure(pair: Pair) -> None:
     answer = pair.new.call("unpack", pair.request())
     assert answer.code == 0
-    assert UnpackReport.from_dict(answer.lines[1]).missing == tuple(i.path for i in pair.files)
+    assert UnpackReport.from_dict(answer.lines[-1]).missing == tuple(i.path for i in pair.files)
 
 
 def test_two_at_once_and_an_old_dispatcher_are_refused(pair: Pair) -> None:
@@ -246,17 +247,28 @@ def peer_on(server: Sshd, path: Path, command: str | None = None, **changes: Any
 def told(pair: Pair, peer: Peer) -> str:
     """How `unpack` fails."""
     answer = pair.new.call("unpack", pair.request(peer))
-    assert (answer.code, answer.lines[1]["error"]) == (1, "transfer_failed"), answer.lines
+    assert (answer.code, answer.lines[-1]["error"]) == (1, "transfer_failed"), answer.lines
     assert not (pair.target / "frames").exists()
-    return str(answer.lines[1]["message"])
+    return str(answer.lines[-1]["message"])
 
 
 def test_the_new_host_pulls_with_a_key(farm: Farm, pair: Pair) -> None:
     answer = pair.new.call("unpack", pair.request(peer_on(farm.start("old"), pair.source)))
     assert answer.code == 0, answer.lines
-    report = UnpackReport.from_dict(answer.lines[1])
+    report = UnpackReport.from_dict(answer.lines[-1])
     assert report.missing == () and report.files == 3 + FRAMES + 1
     assert pair.same()
+
+
+def test_it_goes_no_faster_than_allowed_and_tells_how_far_it_is(farm: Farm, pair: Pair) -> None:
+    peer = peer_on(farm.start("old"), pair.source)
+    slow = dataclasses.replace(pair.request(peer), bytes_s=3_600_000 / 1.5)
+    answer = pair.new.call("unpack", slow)
+    assert answer.code == 0 and pair.same(), answer.lines
+    wanted, *told, last = answer.lines
+    assert "items" in wanted and told and last["missing"] == []
+    assert 0 < told[0]["bytes"] < last["bytes"]
+    assert last["seconds"] >= 1.4
 
 
 def test_why_a_key_brought_nothing_is_told(farm: Farm, pair: Pair, tmp_path: Path) -> None:
@@ -274,7 +286,7 @@ def test_why_a_key_brought_nothing_is_told(farm: Farm, pair: Pair, tmp_path: Pat
     server.stop()
     assert "Connection refused" in told(pair, peer)
     dashed = peer_on(server, pair.source, destination="-oProxyCommand=x")
-    assert pair.new.call("unpack", pair.request(dashed)).lines[1]["error"] == "bad_request"
+    assert pair.new.call("unpack", pair.request(dashed)).lines[-1]["error"] == "bad_request"
 
 
 def ssh_in_its_place(pair: Pair, programs: Path, text: str) -> AgentClient:

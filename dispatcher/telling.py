@@ -1,0 +1,45 @@
+"""How far a job's transfer is stands in the database while it lasts: `cosma top` and `cosma jobs`
+show it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from dispatcher.arriving import Arriving
+from dispatcher.clock import Clock
+from dispatcher.store.base import Store
+
+TELL_S = 1.0
+
+
+async def _nothing() -> None:
+    return
+
+
+@asynccontextmanager
+async def telling(
+    store: Store,
+    clock: Clock,
+    job: str,
+    arriving: Arriving,
+    look: Callable[[], Awaitable[None]] = _nothing,
+) -> AsyncIterator[None]:
+    """`look` brings `arriving` up to date before each time it is told."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            await look()
+            line = arriving.look(clock.monotonic())
+            numbers = {"transfer": arriving.bytes, "of": arriving.total}
+            await store.set_progress(job, 0.0, line, numbers, clock.now())
+
+    arriving.look(clock.monotonic())
+    task = asyncio.ensure_future(tell())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
