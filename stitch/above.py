@@ -74,9 +74,11 @@ def above(path: Path, frame: Sim3, depth: float, *, most: int = MAX_SIDE) -> Abo
         inside = (column >= 0) & (row >= 0) & (column < shape[1]) & (row < shape[0])
         cells = (row[inside] // _COARSE).astype(int), (column[inside] // _COARSE).astype(int)
         inside[inside] = np.abs(at[inside, 2] - top[cells]) < _TOP * depth
-        wide = np.log2(np.maximum(frame.scale * _width(some) / pixel, 1e-6))
-        level = np.clip(np.ceil(wide), 0, _LEVELS - 1).astype(int)
-        weight = 1.0 / (1.0 + np.exp(-some.opacities))
+        wide = np.maximum(frame.scale * _width(some) / pixel, 1e-6)
+        level = np.clip(np.ceil(np.log2(wide)), 0, _LEVELS - 1).astype(int)
+        # One that is smaller than its pixel does not stand for all of it.
+        covers = np.minimum(1.0, 2.0 * np.pi * (wide / (1 << level)) ** 2)
+        weight = (covers / (1.0 + np.exp(-some.opacities))).astype(np.float32)
         values = np.concatenate(
             [np.clip(0.5 + SH_C0 * some.sh0, 0, 1), at[:, 2:].astype(np.float32)], axis=1
         )
