@@ -13,7 +13,7 @@ async def job_log(store: Store, job: str) -> bytes:
     for attempt in await store.attempts(job):
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(attempt.committed_at))
         head = f"=== attempt {attempt.attempt}: {attempt.stage} on {attempt.host}, {began}: "
-        text = await store.logs(job, attempt.attempt)
+        text = await store.logs(job, attempt.attempt) if attempt.log_bytes else b""
         end = b"" if text.endswith(b"\n") or not text else b"\n"
         parts.append(f"{head}{attempt.state} ===\n".encode() + text + end)
     return b"".join(parts)

@@ -118,16 +118,19 @@ class JobSpecs:
 
     async def left_on(self, job: Job) -> tuple[str, ...]:
         """Hosts where a stage of the job once succeeded, and that were not cleared since."""
+        elsewhere = [
+            attempt
+            for attempt in await self.store.attempts(job.id)
+            if attempt.state == "succeeded" and attempt.host != job.host
+        ]
+        if not elsewhere:
+            return ()
         cleared = {
             event.payload["host"]: event.at
             for event in await self.store.events(job=job.id, kind="leftovers_reclaimed")
         }
-        used = {
-            attempt.host
-            for attempt in await self.store.attempts(job.id)
-            if attempt.state == "succeeded" and attempt.committed_at > cleared.get(attempt.host, 0)
-        }
-        return tuple(sorted(used - {job.host}))
+        used = {one.host for one in elsewhere if one.committed_at > cleared.get(one.host, 0)}
+        return tuple(sorted(used))
 
     async def frames_done(self, job: Job, host: str) -> bool:
         """Whether the job's frames were extracted and verified on `host`."""

@@ -131,8 +131,7 @@ class Dispatcher:
         self._wake.set()
 
     def _task_ended(self) -> None:
-        if self._tasks.defect is not None:
-            self._stopping = True
+        self._stopping = self._stopping or self._tasks.defect is not None
         self._wake.set()
 
     async def run(self) -> dict[str, Job]:
@@ -167,7 +166,8 @@ class Dispatcher:
             return
         self._wake.clear()
         try:
-            await asyncio.wait_for(self._wake.wait(), self.pace.tick_s)
+            async with asyncio.timeout(self.pace.tick_s):  # wait_for would make a task each time
+                await self._wake.wait()
         except TimeoutError:
             # Backoffs and stale probes run out without anybody saying so.
             self._undecided = self._undecided or bool(self._deciding.board.waits)

@@ -98,7 +98,12 @@ T = TypeVar("T")
 def _fields(value: Any) -> dict[str, Any]:
     if not isinstance(value, Message):
         raise TypeError(f"{type(value).__name__} is not JSON")
-    return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    return {name: getattr(value, name) for name in _names(typing.cast(Hashable, type(value)))}
+
+
+@cache
+def _names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(item.name for item in dataclasses.fields(typing.cast(Any, kind)))
 
 
 @cache

@@ -99,6 +99,8 @@ class AgentLink:
     async def ensure(self) -> Installed:
         """Put the agent there unless its very bytes are; then its session stands, too. Raises
         TransportError, AgentBroken."""
+        if self._installed is not None:
+            return self._installed
         async with self._lock:
             if self._installed is None:
                 wanted = self._bundle.sha256
@@ -221,6 +223,8 @@ class AgentLink:
 
     async def session(self) -> AgentSession:
         """The one that stands, else a new one. Raises TransportError, AgentBroken."""
+        if self._session is not None and not self._session.ended:
+            return self._session
         async with self._opening:
             argv = await self._argv("session")
             if self._session is None or self._session.ended:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from typing import Any
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, cast
 
 from dispatcher.core.breaker import Breaker, Failure, Position
 from dispatcher.core.events import Event
@@ -34,13 +36,21 @@ _RESERVATION = (
 )  # fmt: skip
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one each time
+
+
 def to_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def columns(row: Any) -> dict[str, Any]:
     """The fields of a dataclass as they are; asdict would copy every value."""
-    return {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+    return {name: getattr(row, name) for name in _names(cast(Hashable, type(row)))}
+
+
+@cache
+def _names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cast(Any, kind)))
 
 
 def job_values(job: Job) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -43,24 +42,24 @@ class Database:
         """Returns the id of the new row."""
         return self._connection.execute(queries()[name], values).lastrowid or 0
 
-    @contextmanager
-    def transaction(self, *, durable: bool) -> Iterator[None]:
-        """`durable`: on the disk before it returns (synchronous=FULL), as an intent must be."""
+    def commit(self, work: Callable[[Database], T], *, durable: bool) -> T:
+        """Do `work` in one transaction. `durable`: on the disk before it returns
+        (synchronous=FULL), as an intent must be."""
         self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
+            done = work(self)
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+        return done
 
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Several reads of one commit."""
+    def look(self, work: Callable[[Database], T]) -> T:
+        """Do `work`, several reads of one commit."""
         self._connection.execute("BEGIN")
         try:
-            yield
+            return work(self)
         finally:
             self._connection.execute("COMMIT")
 
@@ -91,9 +90,7 @@ class Worker:
         self, work: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         def look() -> T:
-            database = self._database()
-            with database.snapshot():
-                return work(database, *args, **kwargs)
+            return self._database().look(lambda database: work(database, *args, **kwargs))
 
         return await self._run(look)
 
@@ -105,9 +102,9 @@ class Worker:
         **kwargs: P.kwargs,
     ) -> T:
         def commit() -> T:
-            database = self._database()
-            with database.transaction(durable=durable):
-                return work(database, *args, **kwargs)
+            return self._database().commit(
+                lambda database: work(database, *args, **kwargs), durable=durable
+            )
 
         return await self._run(commit)
 
