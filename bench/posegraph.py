@@ -26,8 +26,7 @@ from stitch.posegraph import Solution, solve
 from stitch.priors import Readings, place, tilt
 from stitch.register import Edge
 from stitch.sim3 import F64, Sim3, umeyama
-from tests.stitch_world import edge, random_sim3
-from tests.unit.test_stitch_posegraph import noisy
+from tests.stitch_world import edge, noisy, random_sim3
 from worker_agent.stages.stitch_world import fit
 
 MEMBERS, GRAPHS, RADIUS_M, SIZE_M = 20, 20, 16.0, 8.0

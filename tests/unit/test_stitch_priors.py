@@ -10,8 +10,7 @@ from stitch.posegraph import Solution, solve
 from stitch.priors import Placed, Readings, place, readings, tilt
 from stitch.register import Edge
 from stitch.sim3 import Sim3, umeyama
-from tests.stitch_world import Seabed, edge, random_sim3
-from tests.unit.test_stitch_posegraph import noisy
+from tests.stitch_world import Seabed, edge, noisy, random_sim3
 from worker_agent.stages.stitch_world import fit
 
 STEP, LONG = 5.0, 8.0  # metres between members, and along one
