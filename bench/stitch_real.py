@@ -12,7 +12,8 @@ point_rmse_cm.SET      synth_a (A1 A2 A3), synth_b (B1 B2), synth_axb (all five)
 gx_offset              GX01 and GX02 of the reef, 1.4 s in common: root mean square of GX02's points
                        from where the poses of the whole clip put them, over the extent of both
 camera_error_m.drone   two vehicles over 153 x 183 m: root mean square of the cameras of the worst
-                       segment from the joint solution, in metres by GPS
+                       segment from the joint solution, in metres by GPS; camera_level_error_m:
+                       of that, what is not height
 bent_refused.reef      of two halves of the reef clip, solved as if their lens had no distortion,
                        which bends both: pairs refused (both; each with a sound half; and each of
                        these again by points alone). sound_accepted.reef: the halves as the lens is
@@ -161,7 +162,7 @@ def synthetic(films: Films, name: str) -> list[Result]:
     scene = Scene(sidecars)
     found = [scene.poses[i].apply(sidecars[i].points) for i in scene.placed]
     wanted = [truths[i].apply(sidecars[i].points.astype(np.float64)) for i in scene.placed]
-    error = _after_one_similarity(np.concatenate(found), np.concatenate(wanted))
+    error = np.linalg.norm(_off(np.concatenate(found), np.concatenate(wanted)), axis=1)
     return [
         _placed(name, scene, len(members)),
         told(f"point_rmse_cm.{name}", 100 * _rms(error), "cm", 1.0),
@@ -223,10 +224,17 @@ def drone(films: Films) -> list[Result]:
         shown = [photos[list(clips)[i]][row] for row in rows_of]
         found.append(scene.poses[i].apply(sidecars[i].centres()))
         wanted.append(to_metres.apply(np.array([centres[photo] for photo in shown])))
-    error = _after_one_similarity(np.concatenate(found), np.concatenate(wanted))
+    off = _off(np.concatenate(found), np.concatenate(wanted))
     ends = np.cumsum([len(each) for each in found])[:-1]
-    worst = max(_rms(each) for each in np.split(error, ends))
-    return [_placed("drone", scene, 3), told("camera_error_m.drone", worst, "m", 2.0)]
+    worst, level = (
+        max(_rms(np.linalg.norm(each, axis=1)) for each in np.split(part, ends))
+        for part in (off, off[:, :2])
+    )
+    return [
+        _placed("drone", scene, 3),
+        told("camera_error_m.drone", worst, "m", 2.0),
+        told("camera_level_error_m.drone", level, "m", 2.0),
+    ]
 
 
 def halves(films: Films) -> list[Result]:
@@ -298,9 +306,10 @@ def _accepted(source: Sidecar, target: Sidecar) -> bool:
     return verdict.accepted
 
 
-def _after_one_similarity(found: F64, wanted: F64) -> F64:
+def _off(found: F64, wanted: F64) -> F64:
+    """What is left (N,3) after one similarity."""
     frame: Sim3 = umeyama(found, wanted)
-    return np.asarray(np.linalg.norm(frame.apply(found) - wanted, axis=1))
+    return frame.apply(found) - wanted
 
 
 def _rms(error: F64) -> float:

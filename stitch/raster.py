@@ -22,7 +22,8 @@ MAX_POINTS = 300_000
 
 MAX_FEATURES = 3000
 _MAX_SIDE = 900  # pixels
-_CELL_POINTS = 3.0  # of the mean, in a pixel: the raster has few holes and loses little
+_CELL_POINTS = 2.0  # of the mean, in a pixel: the raster has few holes and loses little
+_LOOSER = 0.05  # a rough picture keeps fewer matches; sizes, directions and places sort them out
 _PLANE_TRIALS = 200
 _PLANE_SAMPLE = 3000
 _ON_PLANE = 0.015  # of the extent
@@ -80,10 +81,11 @@ def register_views(
     source_number: int, source: View, target_number: int, target: View, ratio: float
 ) -> Edge:
     """Best Sim3 from `source` to `target` with its evidence, as `register.register`. The source is
-    also tried as seen from below, as nothing says which side of a cloud is up."""
+    also tried as seen from below, as nothing says which side of a cloud is up. `ratio` is that of
+    `register.register`."""
     best = Edge(source_number, target_number, 0, 0, 0.0, 0.0, None, method="raster")
     for features in (source.features, source.features.mirrored()):
-        pairs = match(features.descriptors, target.features.descriptors, ratio)
+        pairs = match(features.descriptors, target.features.descriptors, ratio + _LOOSER)
         alike = _similar(features, target.features, pairs)
         kept = pairs[alike]
         a, b = source.places[kept[:, 0]], target.places[kept[:, 1]]

@@ -20,7 +20,7 @@ _FLOOR_DEG = 0.3
 _MIN_IDENTICAL = 30
 _SAME_PLACE = 0.03
 """Of its distance from the common cameras, by which a point may differ: in a view ahead the far
-ones are the least certain. Of two sound halves of a reef 92 % stay within, of two bent ones 44 %."""
+ones are the least certain. Of two sound halves of a reef 92 % stay within, of two bent 44 %."""
 
 
 def register_frames(points: Edge, source: Sidecar, target: Sidecar) -> Edge | None:
