@@ -275,6 +275,7 @@ class _Ladder:
         published = self._required("finish", request)
         facts["points"] = published["points"]
         facts["reprojection_px"] = round(published["reprojection_px"], 4)
+        facts |= {key: published[key] for key in ("refined", "focal_uncertainty")}
         facts |= published["world"]
         lens = published["camera"]
         facts["camera"] = {

@@ -230,15 +230,17 @@ def finish(request: Request) -> dict[str, Any]:
     pc = _pycolmap(request)
     from stitch.from_model import from_reconstruction
     from worker_agent.stages.sfm_georeference import place
-    from worker_agent.stages.sfm_lens import without_needless_distortion
+    from worker_agent.stages.sfm_lens import fitted, focal_uncertainty
+    from worker_agent.stages.sfm_refine import refine
 
     model = pc.Reconstruction(request.accepted)
     unwanted = set(request.drop or ())
     for image in list(model.images.values()):
         if image.name in unwanted and image.has_pose:
             model.deregister_frame(image.frame_id)
-    if not request.camera["prior_focal"]:
-        model = without_needless_distortion(pc, model, request.threads)
+    model.tear_down()  # of what has no pose
+    refined = refine(model, Path(request.images))
+    model = fitted(pc, model, guessed=not request.camera["prior_focal"], threads=request.threads)
     model.extract_colors_for_all_images(request.images, num_threads=request.threads)
     rows = json.loads(Path(request.manifest).read_text())["frames"]
     world = place(pc, model, rows)
@@ -259,11 +261,14 @@ def finish(request: Request) -> dict[str, Any]:
         shutil.rmtree(target)
     staging.replace(target)
     camera = next(iter(model.cameras.values()))
+    uncertain = focal_uncertainty(pc, model)
     return {
         "camera": {"model": camera.model.name, "params": [float(v) for v in camera.params]},
         "points": model.num_points3D(),
         "registered": model.num_reg_images(),
         "reprojection_px": model.compute_mean_reprojection_error(),
+        "refined": refined,
+        "focal_uncertainty": uncertain if math.isfinite(uncertain) else None,
         "world": world,
     }
 
