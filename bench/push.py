@@ -8,8 +8,8 @@ the SSH server's process tree with the agent in it. scp is OpenSSH's, with the s
 push4_over_scp_20ms: over a link of 20 ms round trip (bench/delay.py), over four connections.
 resume_cpu_over_full: a push that was cut off at half of the file, against a whole one.
 pull_over_relay: one host pulls the file from another with a key made for that (the making and the
-taking back included), against the same bytes brought through the dispatcher as one stream. Both keep
-two cores busy; relay_cpu_over_pull is what is left of the ratio where the cores are short, and
+taking back included), against the same bytes brought through the dispatcher as one stream. Both
+keep two cores busy; relay_cpu_over_pull is what is left of the ratio where the cores are short, and
 docs/decisions/0004 says what it is on machines and links of their own.
 """
 
