@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stitch.certainty import certainties
+from stitch.motions import adjoint, small
 from stitch.posegraph import Solution, solve
 from stitch.priors import Placed, Readings, place, readings, tilt
 from stitch.register import Edge
@@ -146,3 +147,13 @@ def test_the_farther_from_the_first_the_less_certain_and_loops_help() -> None:
     closed = certainties(chain.solved(), chain.extents, chain.edges)
     assert closed[7].rotation_deg < 0.7 * sure[7].rotation_deg
     assert closed[7].position < sure[7].position and closed[7].scale < sure[7].scale
+
+
+def test_a_small_motion_before_a_pose_is_its_adjoint_after_it() -> None:
+    rng = np.random.default_rng(10)
+    pose, step = random_sim3(rng), rng.normal(size=7) * 1e-5
+    exact = pose @ small(step) @ pose.inverse()
+    linear = small(adjoint(pose) @ step)
+    points = rng.normal(size=(5, 3))
+    moved = exact.apply(points) - points
+    assert np.allclose(linear.apply(points) - points, moved, atol=1e-3 * np.abs(moved).max())
