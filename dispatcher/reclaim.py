@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from dispatcher.artifact_store import COLLECTED_KINDS
 from dispatcher.clock import Clock
@@ -39,6 +40,7 @@ FRAMES_PROOF = "frames/frames.json"
 COPY = "copy"
 NEEDS_PROOF = "bad_request"  # the agent's word for an input without one
 
+E = TypeVar("E")
 Removing = Callable[[Job, Executor, str], Awaitable[tuple[int, int]]]
 
 
@@ -62,37 +64,16 @@ class Reclaimer:
         rule = await self._kept_by(job, host)
         if rule:
             return InputsKept(at=self.clock.now(), stimulus=stimulus, host=host, rule=rule)
-        done = await self._repeat(self._inputs, job, host, tries)
-        if isinstance(done, str):
-            return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
-        return InputsReclaimed(
-            at=self.clock.now(),
-            stimulus=stimulus,
-            host=host,
-            removed_bytes=done[0],
-            freed_bytes=done[1],
-        )
+        return await self._repeat(InputsReclaimed, self._inputs, job, host, stimulus, tries)
 
     async def made(
         self, job: Job, host: str, kinds: Sequence[Kind], stimulus: str
     ) -> MadeReclaimed | ReclaimFailed:
         """What a job that is done made, once its results lie verified in the artifact store. Raises
         TakenOver."""
-
-        async def remove(job: Job, executor: Executor, host: str) -> tuple[int, int]:
-            return await self._made(job, executor, host, kinds)
-
-        done = await self._repeat(remove, job, host, TRIES)
-        if isinstance(done, str):
-            return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
-        return MadeReclaimed(
-            at=self.clock.now(),
-            stimulus=stimulus,
-            host=host,
-            kinds=tuple(map(str, kinds)),
-            removed_bytes=done[0],
-            freed_bytes=done[1],
-        )
+        told = partial(MadeReclaimed, kinds=tuple(map(str, kinds)))
+        remove = partial(self._made, kinds=kinds)
+        return await self._repeat(told, remove, job, host, stimulus, TRIES)
 
     async def leftovers(
         self, job: Job, host: str, stimulus: str, *, tries: int = TRIES
@@ -100,20 +81,17 @@ class Reclaimer:
         """What the job made on a host it has left, once it lies verified on another, or its
         results lie here; and source videos that are still there. The attempts' own records stay.
         Raises TakenOver."""
-        done = await self._repeat(self._leftovers, job, host, tries)
-        if isinstance(done, str):
-            return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=done)
-        return LeftoversReclaimed(
-            at=self.clock.now(),
-            stimulus=stimulus,
-            host=host,
-            removed_bytes=done[0],
-            freed_bytes=done[1],
-        )
+        return await self._repeat(LeftoversReclaimed, self._leftovers, job, host, stimulus, tries)
 
     async def _repeat(
-        self, removing: Removing, job: Job, host: str, tries: int
-    ) -> tuple[int, int] | str:
+        self,
+        told: Callable[..., E],
+        removing: Removing,
+        job: Job,
+        host: str,
+        stimulus: str,
+        tries: int,
+    ) -> E | ReclaimFailed:
         """What was removed, or why nothing was."""
         delay = RETRY_FIRST_S
         why = ""
@@ -131,8 +109,14 @@ class Reclaimer:
                 mode = await self.giving_back.trim_mode(job, host)
                 if done[1] and mode != "off":
                     self.trims.want(host, mode)
-                return done
-        return why
+                return told(
+                    at=self.clock.now(),
+                    stimulus=stimulus,
+                    host=host,
+                    removed_bytes=done[0],
+                    freed_bytes=done[1],
+                )
+        return ReclaimFailed(at=self.clock.now(), stimulus=stimulus, host=host, message=why)
 
     async def _remove(
         self,
