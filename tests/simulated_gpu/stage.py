@@ -26,6 +26,8 @@ def main() -> int:
     def with_memory(spec: AttemptSpec, report: Reporter) -> Artifacts:
         if spec.gpu is None or spec.gpu_kind != "cuda":
             return played(spec, report)
+        if spec.stage == "Training" and not spec.vram_mib:
+            raise StageFailure(FailureCode.CONFIG_INVALID, "the stage is not told its promise")
         gpus = SimulatedGpus(Path(spec.run_dir).parents[2] / DIRECTORY)
         for share in _SHARES:
             mib = int(share * _wanted_mib(spec))
