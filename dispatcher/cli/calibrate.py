@@ -16,6 +16,7 @@ from dispatcher.store.base import Store
 
 MIN_SHARE = 0.9  # of the frames registered: a camera that half of them agree on is no calibration
 MAX_ERROR_PX = 1.5
+MAX_FOCAL_UNCERTAINTY = 0.005  # a camera that hardly turned: another segment's would differ
 
 
 def calibrate(
@@ -53,6 +54,16 @@ def calibrate(
             why=f"{100 * share:.0f} % of its frames registered, to {error:.2f} px; "
             f"{100 * MIN_SHARE:.0f} % and {MAX_ERROR_PX:g} px are needed",
             fix="Take a segment with more of the scene in sight",
+        )
+    uncertain = report.get("focal_uncertainty", 0.0)
+    if uncertain is None or float(uncertain) > MAX_FOCAL_UNCERTAINTY:
+        told = "not at all" if uncertain is None else f"to {100 * float(uncertain):.1f} %"
+        raise CosmaError(
+            "no calibration",
+            where=job,
+            why=f"its frames tell the focal length {told}; "
+            f"{100 * MAX_FOCAL_UNCERTAINTY:g} % are needed",
+            fix="Take a segment where the camera turns, or its height changes",
         )
     if json:
         print_json({"sfm": profile, "width": report["camera"]["width"],

@@ -64,6 +64,8 @@ def test_a_profile_is_settings_for_the_next_ingest(
         (None, "its SfM report is not here"),
         ({**GOOD, "camera": CAMERA, "registered_share": 0.5}, "50 % of its frames"),
         ({**GOOD, "camera": CAMERA, "reprojection_px": 3.0}, "3.00 px"),
+        ({**GOOD, "camera": CAMERA, "focal_uncertainty": 0.02}, "to 2.0 %"),
+        ({**GOOD, "camera": CAMERA, "focal_uncertainty": None}, "not at all"),
         (GOOD, "kept no camera"),
         ([], "kept no camera"),
     ],

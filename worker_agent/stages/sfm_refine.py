@@ -2,7 +2,7 @@
 a pixel: SIFT finds them to a third of one.
 
 A track along one line at one altitude hardly tells the focal length from the height, so that much
-of the noise of the keypoints goes into both. On rendered tracks (docs/decisions/0009) the residuals
+of the noise of the keypoints goes into both. On rendered tracks (docs/decisions/0011) the residuals
 fell to a third of what they were, and with them the errors of focal length and centres.
 """
 
