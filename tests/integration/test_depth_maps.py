@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import pycolmap
 import pytest
+import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -20,8 +21,11 @@ from tests.integration.test_training_stage import Events
 from worker_agent.protocol import AttemptSpec, FailureCode
 from worker_agent.stages.api import Artifacts, StageFailure
 from worker_agent.stages.depth_maps import DEPTHS, model_of, with_depths
+from worker_agent.training.backend import cpu_backend
 from worker_agent.training.dataset import load_dataset
 from worker_agent.training.depth_files import read_disparities
+from worker_agent.training.settings import TrainSettings
+from worker_agent.training.trainer import Trainer
 
 F64 = npt.NDArray[np.float64]
 WIDTH, HEIGHT, FOCAL, VIEWS = 160, 120, 150.0, 4
@@ -142,6 +146,26 @@ def test_maps_are_in_the_units_of_the_model_and_one_that_disagrees_is_left_out(
     assert dataset.disparities is not None and dataset.disparities.shape == (4, 30, 40)
     apart = float(dataset.disparities[0].median()) * dataset.normalisation.scale
     assert apart == pytest.approx(float(np.median(found[0])), rel=0.02)
+
+
+def test_maps_pull_at_a_training_where_they_weigh_and_only_there(run: Path, tmp_path: Path) -> None:
+    made(spec_for(run, run / "any_size.onnx"), Events(tmp_path / "events"))
+    backend, means = cpu_backend(1), []
+    for depths, weight in ((None, 5.0), (run / DEPTHS, 0.0), (run / DEPTHS, 5.0)):
+        dataset = load_dataset(
+            run / "frames", run / "sfm" / "model", width=80, test_every=4, depths=depths
+        )
+        settings = TrainSettings(
+            seed=0, test_every=4, checkpoint_every_s=600.0, ssim_weight=0.2, width=80, steps=2,
+            cap=300, sh_degree=0, depth_weight=weight,
+        )  # fmt: skip
+        checkpoint = tmp_path / f"{len(means)}.pt"
+        trainer = Trainer(dataset, settings, backend, checkpoint=checkpoint, warn=print)
+        trainer.run(lambda _: None)
+        means.append(trainer.parameters["means"].detach())
+    without, unweighted, pulled = means
+    assert torch.equal(without, unweighted)
+    assert float((pulled - unweighted).abs().max()) > 1e-5
 
 
 def test_the_same_input_gives_the_same_file(run: Path, tmp_path: Path) -> None:
