@@ -156,10 +156,13 @@ class Queue:
             line = shelf.lines.get(share)
             if line is None or line[0] != (created, job) or shelf.shares[share] != count:
                 heapq.heappop(shelf.order)
-            elif self._share(share, label.fit.kinds) != count:
-                self._enter(shelf, share)  # its share grew since
-            else:
+                continue
+            grown = self._share(share, label.fit.kinds)
+            if grown == count:
                 return count, created, job
+            shelf.shares[share] = grown
+            heapq.heapreplace(shelf.order, (grown, created, job, share))
+            self._entered.append((shelf, share))
 
     def _enter(self, shelf: Shelf, share: Share) -> None:
         """The line got another head, or another share."""

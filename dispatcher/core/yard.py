@@ -153,10 +153,11 @@ class Yard:
         self.version += 1
 
     def _rank(self, ledger: Ledger) -> Rank:
-        """Idle before busy, then by free memory."""
+        """Idle before busy, then by free memory, where seconds do not tell busy hosts apart."""
         earliest = self._policy.order == "earliest_finish"
         before = ledger.wait_s if earliest else float(ledger.busy_rounds)
-        return before, -ledger.roomiest_mib, len(ledger.residents), ledger.host.name
+        free = 0 if earliest and before else ledger.roomiest_mib
+        return before, -free, len(ledger.residents), ledger.host.name
 
     def learn(self, policy: Policy) -> None:
         """Other needs; hosts are to be put again."""
