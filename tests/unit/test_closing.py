@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from dispatcher.core.forecast import play
-from dispatcher.core.model import RECONSTRUCT_STAGES, Job, Reason, Stage
+from dispatcher.core.model import RECONSTRUCT_STAGES, Job, JobKind, Reason, Stage
 from dispatcher.core.need import Need, Needs, Observation
 from dispatcher.core.outlook import chance
 from dispatcher.core.place import place
@@ -114,3 +114,13 @@ def test_a_long_job_does_not_begin_last_of_all() -> None:
     endless = [small_job(f"e{n:02d}", n) for n in range(30)]
     first = place([*endless, long], hosts, policy, NOW).assignments[0]
     assert first == ("e00", "a"), "while there is much to do, age counts"
+
+
+def test_what_has_no_known_length_does_not_stand_back_at_the_end() -> None:
+    """A stitch trains nothing: a survey would wait for it behind all longer jobs."""
+    segments = [small_job(f"s{n}", n) for n in range(4)]
+    stitch = dataclasses.replace(
+        small_job("stitch", 9), kind=JobKind.STITCH, stage=Stage.STITCH, acquisition="other"
+    )
+    decided = place([*segments, stitch], [single("a")], Policy(needs=known(40, 100.0)), NOW)
+    assert decided.assignments[0] == ("stitch", "a")
