@@ -206,7 +206,8 @@ def test_positions_make_the_scene_metric_and_its_maps_georeferenced(farm: Farm) 
     known = values > -9000
     assert known.mean() == pytest.approx(maps["covered"], abs=0.01)
     assert np.ptp(np.percentile(values[known], [2, 98])) < 0.3  # of a seabed 15 cm rough
-    assert corner == pytest.approx((lon, lat), abs=2e-4)
+    # The north-west corner of the ground, 1.5 m north of where it begins, to a third of a metre.
+    assert corner == pytest.approx((origin[1], origin[0] + 1.5 / 111_100), abs=3e-6)
     assert "<title>A2 to A1" in farm.output("j", "graph.svg").read_text()
     index = json.loads(farm.output("j", "tiles.json").read_text())
     rows = np.fromfile(farm.output("j", "scene.tiles"), ROW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from stitch.merge import Finish, merge_gaussians
 from stitch.ply import read_header, read_ply, write_ply
 from stitch.seams import Tally
 from stitch.sim3 import transform_gaussians
+from stitch.splat import ROW, weight_of
 from stitch.territory import Member
+from stitch.tiles import write_tiles
 from tests.stitch_world import Seabed, random_gaussians, random_sim3
 
 RNG = np.random.default_rng(0)
@@ -156,3 +159,19 @@ def test_a_plain_cloud_is_merged_as_gaussians(tmp_path: Path) -> None:
     path.write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 0\nend_header\n")
     with pytest.raises(FileUnreadable):
         open_member(path)
+
+
+def test_tiles_hold_every_gaussian_once_the_weightiest_first(tmp_path: Path) -> None:
+    """More than two blocks of the file, so that tiles are filled in several goes."""
+    made = random_gaussians(RNG, 70_000, 0)
+    places = RNG.uniform([0, 0, 0], [20, 6, 0.1], (len(made), 3))
+    write_ply(tmp_path / "scene.ply", dataclasses.replace(made, means=places))
+    data, index = tmp_path / "scene.tiles", tmp_path / "tiles.json"
+    assert write_tiles(tmp_path / "scene.ply", data, index, np.eye(3)) > 1
+    told, rows = json.loads(index.read_text()), np.fromfile(data, ROW)
+    there = rows["position"]
+    assert np.array_equal(np.sort(there[:, 0]), np.sort(places[:, 0].astype(np.float32)))
+    for tile in told["tiles"]:
+        inside = slice(tile["first"], tile["first"] + tile["count"])
+        assert (np.floor(there[inside, :2].astype(float) / told["side"]) == tile["at"]).all()
+        assert (np.diff(weight_of(rows[inside])) <= 0).all()
