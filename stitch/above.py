@@ -163,6 +163,6 @@ def _combined(sheets: list[_Sheet], shape: tuple[int, ...]) -> tuple[F32, npt.ND
         wide += picture
         below = wide
     whole = below[: shape[0], : shape[1]]
-    known = whole[..., 0] > 0.1 * _ENOUGH
+    known = whole[..., 0] > _FADE**2
     values = whole[..., 1:] / np.maximum(whole[..., :1], 1e-6)
     return values.astype(np.float32), known

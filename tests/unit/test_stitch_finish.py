@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stitch.above import above
 from stitch.cloud_file import CloudFile, open_member
 from stitch.errors import FileUnreadable
 from stitch.floaters import Floaters
@@ -17,7 +18,7 @@ from stitch.harmonise import tints
 from stitch.merge import Finish, merge_gaussians
 from stitch.ply import read_header, read_ply, write_ply
 from stitch.seams import Tally
-from stitch.sim3 import transform_gaussians
+from stitch.sim3 import Sim3, transform_gaussians
 from stitch.splat import ROW, weight_of
 from stitch.territory import Member
 from stitch.tiles import write_tiles
@@ -175,3 +176,29 @@ def test_tiles_hold_every_gaussian_once_the_weightiest_first(tmp_path: Path) -> 
         inside = slice(tile["first"], tile["first"] + tile["count"])
         assert (np.floor(there[inside, :2].astype(float) / told["side"]) == tile["at"]).all()
         assert (np.diff(weight_of(rows[inside])) <= 0).all()
+
+
+def test_from_above_the_top_is_seen_and_not_what_lies_below(tmp_path: Path) -> None:
+    """A dark table 60 cm over bright ground, over half of it."""
+    count = 40_000
+    places = RNG.uniform([0, 0, 0], [4, 2, 0.01], (count, 3))
+    places[::2] = RNG.uniform([2, 0, 0.6], [4, 2, 0.61], (count // 2, 3))
+    bright = np.full((count, 3), 0.9)
+    bright[::2] = 0.2
+    made = random_gaussians(RNG, count, 0)
+    flat = np.full((count, 3), np.log(0.01))
+    write_ply(
+        tmp_path / "scene.ply",
+        dataclasses.replace(made, means=places, sh0=shade(bright), scales=flat,
+                            opacities=np.full(count, 3.0)),
+    )  # fmt: skip
+    seen = above(tmp_path / "scene.ply", Sim3.identity(), 2.0)
+    assert seen is not None
+    columns = seen.west + (np.arange(seen.rgb.shape[1]) + 0.5) * seen.pixel
+    for inside, tone, height in (((0.2, 1.8), 0.9, 0.0), ((2.2, 3.8), 0.2, 0.6)):
+        part = (columns > inside[0]) & (columns < inside[1])
+        assert np.abs(np.median(seen.rgb[:, part]) / 255 - tone) < 0.02
+        known = seen.known[:, part]
+        assert known.mean() > 0.95
+        assert np.abs(seen.rgb[:, part][known] / 255 - tone).mean() < 0.03
+        assert np.nanmean(seen.height[:, part]) == pytest.approx(height, abs=0.03)
