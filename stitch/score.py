@@ -13,6 +13,7 @@ of two that were bent it explained 58 and 12 %."""
 _BENT = 0.7
 _BEND, _SOME_BEND = 0.02, 0.01  # of the extent; sound pairs show less than 0.001
 _RASTER_SHARE = 0.5  # times `min_share`: pictures of clouds have more matches that mean nothing
+_RASTER_FAR = 0.01  # of the extent, one sigma; at 0.012 a pair's scale was 2.5 % off
 _CHECK_SHARE = 0.9  # of identical keypoints; bent reconstructions had 58 and 12 %
 _CHECK_ANGLE_DEG, _CHECK_SCALE, _CHECK_OFFSET = 1.0, 0.02, 0.02
 
@@ -62,6 +63,11 @@ def _shortfalls(edge: Edge, thresholds: Thresholds) -> list[str]:
             f"they span {edge.hull_share:.0%} of the smaller footprint, "
             f"{thresholds.min_hull_share:.0%} needed, and leave the farthest ground "
             f"{edge.far_error:.1%} of the extent uncertain"
+        )
+    if raster and edge.far_error > _RASTER_FAR:
+        short.append(
+            f"they leave the farthest ground {edge.far_error:.1%} of the extent uncertain, "
+            f"{_RASTER_FAR:.0%} allowed of clouds alone"
         )
     return short
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from stitch.bend import curvature
 from stitch.guided import refine
 from stitch.identical import identical
-from stitch.register import Check, Edge, hull_share, match, register, robust_sim3
+from stitch.register import Check, Edge, Method, hull_share, match, register, robust_sim3
 from stitch.score import Thresholds, judge
 from stitch.shared_frames import register_frames
 from stitch.sidecar import Sidecar
@@ -353,3 +353,13 @@ def test_a_small_overlap_is_refused_with_what_it_leaves_uncertain() -> None:
     refused = judge(small, THRESHOLDS)
     assert not refused.accepted
     assert "0.4% of the extent uncertain" in refused.reason
+
+
+@pytest.mark.parametrize(("method", "accepted"), [("points", True), ("raster", False)])
+def test_pictures_from_above_must_hold_the_far_end(method: Method, accepted: bool) -> None:
+    loose = dataclasses.replace(edge(1, 0, Sim3.identity()), method=method, far_error=0.012)
+    verdict = judge(loose, THRESHOLDS)
+    assert verdict.accepted is accepted
+    assert accepted or "1.2% of the extent uncertain, 1% allowed" in verdict.reason
+    firm = dataclasses.replace(loose, far_error=0.009)
+    assert judge(firm, THRESHOLDS).accepted
