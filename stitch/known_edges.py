@@ -19,7 +19,7 @@ from stitch.sim3 import Sim3
 
 # All that has a say in what an edge is: computed with other code, it is computed anew.
 _CODE = (
-    *("pairs", "register", "shared_frames", "bend", "uncertainty", "sim3"),
+    *("pairs", "register", "guided", "shared_frames", "identical", "bend", "uncertainty", "sim3"),
     *("clouds", "raster", "sift"),
 )
 
