@@ -37,7 +37,7 @@ class Plan:
 
 PLANS = (
     Plan(cpu_s=60, steps=700, cap=25_000, psnr=24.5, ssim=0.84),
-    Plan(cpu_s=180, steps=2000, cap=40_000, psnr=25.5, ssim=0.90),
+    Plan(cpu_s=180, steps=1700, cap=40_000, psnr=25.5, ssim=0.90),
 )
 ROUNDS = 5  # of the two rasterizers
 GRADIENT_GAUSSIANS = 3000  # float64 autograd keeps every pixel of every gaussian
