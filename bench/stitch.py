@@ -21,8 +21,8 @@ rotation_deg.cosma, translation.cosma, scale.cosma   medians of what was accepte
 cpu_s_median.M       a pair; for clouds with drawing both
 bent_refused.cosma   pairs refused of which one is bent by 0.3 m over half its length, at 2 m depth
 graph_*              20 fragments in loops, 10 % and 30 % wrong edges, 20 graphs each
-candidates_*         1,000 segments in 25 tracks side by side, without GPS: CPU-seconds to choose
-                     pairs, how many these are, and the share found of neighbours on two tracks
+candidates_*         1,000 segments (a part: 200) in tracks side by side, without GPS: CPU-s to
+                     choose pairs, how many, and the share found of neighbours on two tracks
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Size:
 
 
 PART = Size(
-    frames=15, high=12, low=6, elsewhere=8, strangers=8, high_clouds=2, other_clouds=1, rivals=1,
-    bent=4,
+    frames=14, high=8, low=4, elsewhere=4, strangers=4, high_clouds=1, other_clouds=1, rivals=1,
+    bent=2,
 )  # fmt: skip
 FULL = Size(
     frames=34, high=30, low=30, elsewhere=36, strangers=36, high_clouds=30, other_clouds=12,
@@ -204,7 +204,7 @@ class Bench:
         pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
         kind, next_kind = KINDS[self.number], KINDS[(self.number + 1) % len(KINDS)]
         here = survey(kind, 1, self.size.frames)
-        strangers = (survey(kind, 2, 12, 1), survey(next_kind, 3, 12, 1))
+        strangers = (survey(kind, 2, 8, 1), survey(next_kind, 3, 8, 1))
         self._positives(here, "high", HIGH, self.size.high, self.size.high_clouds)
         self._positives(here, "low", LOW, self.size.low, self.size.other_clouds)
         self._bent(here)
@@ -327,7 +327,8 @@ def main() -> int:
         first, *others = pool.map(Bench.run, [Bench(k, size) for k in range(len(KINDS))])
     for other in others:
         first.add(other)
-    results = first.results() + graphs(20 if given.full else 5) + crowd()
+    results = first.results() + graphs(20 if given.full else 5)
+    results += crowd() if given.full else crowd(5, 40)
     return show("stitch", results, as_json=given.json)
 
 
