@@ -9,7 +9,7 @@ than the policy's patience keeps the disk of a host that only lacks disk.
 By earliest finish a job is not given a slow host that has room when a busy fast one would be done
 with it sooner, unless the fast ones have enough to do with the rest of the queue: else the last
 jobs of all end on the slowest hosts, long after the others. Near the end of the queue the longest
-jobs come before the share (dispatcher.core.closing). Only where seconds were learned.
+jobs come first among about equal shares (dispatcher.core.closing). Only where seconds were learned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dispatcher.core.closing import Closing
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.policy import Policy, device_stage, share_key
-from dispatcher.core.queue import Label, Queue
+from dispatcher.core.queue import Label, Place, Queue
 from dispatcher.core.yard import HostKind, Rank, Yard
 
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
@@ -73,21 +73,24 @@ class Assigner:
         if not yard.open_mask:
             return found
         queue.settle()
-        heap: list[tuple[int, float, int, float, str, int, Label]] = []
         longest_first = self._policy.order == "earliest_finish" and self._closing.near
-        for number, label in enumerate(shelves):
-            if label.fit.kinds & yard.open_mask:
-                # What has no known length, as a stitch, does not stand back.
-                shorter = -(label.length or math.inf) if longest_first else 0.0
-                heap.append((-label.priority, shorter, *queue.first(label), number, label))
+
+        def entry(number: int, label: Label) -> tuple[Key, Place, int, Label]:
+            first = queue.first(label)
+            return self._before(label, first, longest_first), first, number, label
+
+        heap = [
+            entry(number, label)
+            for number, label in enumerate(shelves)
+            if label.fit.kinds & yard.open_mask
+        ]
         heapq.heapify(heap)
         while heap and yard.open_mask:
-            before, shorter, *place, number, label = heapq.heappop(heap)
+            _, first, number, label = heapq.heappop(heap)
             if label not in shelves or not label.fit.kinds & yard.open_mask:
                 continue
-            first = queue.first(label)
-            if first != tuple(place):  # a share grew since
-                heapq.heappush(heap, (before, shorter, *first, number, label))
+            if queue.first(label) != first:  # a share grew since
+                heapq.heappush(heap, entry(number, label))
                 continue
             job = jobs[first[-1]]
             ledger = self._choose(job, label)
@@ -98,9 +101,15 @@ class Assigner:
             self._give(job, label, ledger)
             found.append((job.id, ledger.host.name))
             if label in shelves:
-                first = queue.first(label)
-                heapq.heappush(heap, (before, shorter, *first, number, label))
+                heapq.heappush(heap, entry(number, label))
         return found
+
+    def _before(self, label: Label, first: Place, longest_first: bool) -> Key:
+        """What goes before share and age. Longest first keeps shares fair within a factor of two, and
+        what has no known length, as a stitch, does not stand back."""
+        if not longest_first:
+            return (-label.priority,)
+        return -label.priority, first[0].bit_length(), -(label.length or math.inf)
 
     def _give(self, job: Job, label: Label, ledger: Ledger) -> None:
         name, share = ledger.host.name, share_key(job)

@@ -116,6 +116,17 @@ def test_a_long_job_does_not_begin_last_of_all() -> None:
     assert first == ("e00", "a"), "while there is much to do, age counts"
 
 
+def test_the_longest_first_does_not_take_from_an_acquisition_its_share() -> None:
+    policy = Policy(needs=known(40, 100.0))
+    short = dataclasses.replace(small_job("short", 9), acquisition="other")
+    waiting = [dataclasses.replace(small_job(f"l{n}", n), train_steps=7000) for n in range(3)]
+    hosts = [single("a"), single("b")]
+    assert place([short, *waiting], hosts, policy, NOW).assignments[0][0] == "l0"
+    holding = [at(f"t{n}", Stage.VALIDATION, hosts[n].name) for n in range(2)]
+    decided = place([short, *waiting, *holding], hosts, policy, NOW).assignments
+    assert decided[0][0] == "short", "the other has two jobs under way, this one none"
+
+
 def test_what_has_no_known_length_does_not_stand_back_at_the_end() -> None:
     """A stitch trains nothing: a survey would wait for it behind all longer jobs."""
     segments = [small_job(f"s{n}", n) for n in range(4)]
