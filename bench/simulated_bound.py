@@ -7,11 +7,11 @@ import math
 from collections import defaultdict
 
 from bench.simulated_farm import MODELS, Model, fault_for, seconds_for
+from dispatcher.core.forecast_result import Played
 from dispatcher.core.model import RECONSTRUCT_STAGES, Job, JobKind, JobState, Stage
 from dispatcher.core.need import Needs
 from dispatcher.core.outlook import quantile
 from dispatcher.core.place import SLOT_OF
-from dispatcher.core.played import Played
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView
 

@@ -20,9 +20,9 @@ from dispatcher.core.need import Need, Needs, Observation
 from dispatcher.core.outlook import chance, quantile
 from dispatcher.core.place import GPU_STAGES, Policy
 from dispatcher.core.plan import SegmentView
-from dispatcher.core.shape import shape_of
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
+from dispatcher.core.work_size import shape_of
 
 GIB = 1 << 30
 PIXELS = 960 * 540

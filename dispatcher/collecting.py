@@ -18,7 +18,7 @@ from dispatcher.artifact_store import (
     put_in_place,
     write_whole,
 )
-from dispatcher.at_once import at_once
+from dispatcher.concurrent_copies import at_once
 from dispatcher.core.model import Job, JobKind
 from dispatcher.executors.base import Executor, Wanted
 from dispatcher.executors.transfer import SMALL, file_sha256, local_error

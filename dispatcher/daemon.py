@@ -15,7 +15,6 @@ from pathlib import Path
 
 from dispatcher.agent_bundle import build
 from dispatcher.artifact_store import ArtifactStore
-from dispatcher.bringing import Bringing
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.collecting import Collecting
 from dispatcher.core.model import Job, Reason
@@ -23,10 +22,11 @@ from dispatcher.core.place import Policy
 from dispatcher.effects import Effects
 from dispatcher.executors.base import Executor
 from dispatcher.executors.ssh import SshExecutor
+from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
-from dispatcher.giving_back import GivingBack
 from dispatcher.handoff import Handoff
 from dispatcher.heartbeat import heartbeat_path
+from dispatcher.input_delivery import Bringing
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.inventory_watch import InventoryWatch

@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dispatcher.bringing import Bringing
 from dispatcher.clock import Clock
 from dispatcher.collecting import Collecting
 from dispatcher.core.events import (
@@ -27,6 +26,7 @@ from dispatcher.core.reclaiming import Kind
 from dispatcher.errors import HostError, TransportError
 from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
+from dispatcher.input_delivery import Bringing
 from dispatcher.jobspec import JobSpecs
 from dispatcher.leases import lease_of, renewed_at
 from dispatcher.reclaim import Reclaimer

@@ -18,8 +18,8 @@ from dispatcher.core.reconcile import DIFFERENCES, Kind, reconcile
 from dispatcher.core.views import GpuView
 from dispatcher.errors import HostError, TakenOver
 from dispatcher.executors.transfer import file_sha256
+from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
-from dispatcher.giving_back import GivingBack
 from dispatcher.job_log import job_log
 from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
-from dispatcher.arriving import Arriving
 from dispatcher.artifact_store import CHECKPOINT
 from dispatcher.clock import Clock
 from dispatcher.core.events import Event, HandedOver, HandoffAbandoned, TransferFailed
@@ -21,6 +20,7 @@ from dispatcher.errors import AgentRefusal, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.relay import SourceLost
 from dispatcher.fleet import Fleet
+from dispatcher.input_progress import Arriving
 from dispatcher.jobspec import JobSpecs
 from dispatcher.store.rows import ArtifactRow
 from dispatcher.telling import telling

@@ -9,7 +9,7 @@ from typing import Any
 
 from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
 from dispatcher.core.plan import StitchLevel
-from dispatcher.core.shape import shrunk
+from dispatcher.core.work_size import shrunk
 from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
 from dispatcher.requests import DECISIONS, decided

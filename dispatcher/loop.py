@@ -16,30 +16,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dispatcher.answering import Answering
 from dispatcher.clock import Clock
+from dispatcher.control_server import Answering
 from dispatcher.core import events as ev
 from dispatcher.core.board import Board, Placement
 from dispatcher.core.events import Event
-from dispatcher.core.hopeless import given_up, too_large
 from dispatcher.core.machine import StaleEvent, recover, step
+from dispatcher.core.memory_blame import in_doubt
 from dispatcher.core.model import SETTLED, Job, Step, Waiting
 from dispatcher.core.policy import Policy
 from dispatcher.core.smaller_plan import plans_that_fit
-from dispatcher.core.taken import in_doubt
+from dispatcher.core.unplaceable import given_up, too_large
 from dispatcher.core.views import HostView
-from dispatcher.deciding import Deciding, in_turns
+from dispatcher.effect_tasks import Performing
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
+from dispatcher.gpu_recheck import blame
 from dispatcher.heartbeat import write_heartbeat
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.learning import Learning
-from dispatcher.performing import Performing
 from dispatcher.probing import Probing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
-from dispatcher.second_look import blame
+from dispatcher.scheduler import Deciding, in_turns
 from dispatcher.session import RESTART, HostSession
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store

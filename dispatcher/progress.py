@@ -55,7 +55,7 @@ def job_row(
 
 
 def _of_transfer(progress: Progress | None) -> bool:
-    """It says how far the inputs were, not the stage (see dispatcher.bringing)."""
+    """It says how far the inputs were, not the stage (see dispatcher.input_delivery)."""
     return progress is not None and "transfer" in progress.numbers
 
 

@@ -24,8 +24,8 @@ from dispatcher.core.reclaiming import MADE, Kind, Until
 from dispatcher.errors import AgentRefusal, HostError, TransportError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import file_sha256
+from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
-from dispatcher.giving_back import GivingBack
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.store.rows import ArtifactRow, Removal
 from dispatcher.trims import Trims

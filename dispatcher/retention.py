@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatcher.artifact_store import LOG, OBJECTS, ArtifactStore
-from dispatcher.bringing import DELIVERED
 from dispatcher.clock import Clock
 from dispatcher.core.model import TERMINAL, Job, JobState
 from dispatcher.core.retention import Garbage, References, Sort, Stored, garbage, hashes_in
 from dispatcher.errors import HostError
+from dispatcher.input_delivery import DELIVERED
 from dispatcher.object_store import ObjectStore
 from dispatcher.store.base import Store
 

@@ -13,7 +13,7 @@ from dispatcher.clock import Clock
 from dispatcher.core.decisions import Decision, in_force
 from dispatcher.core.model import Job, JobState, Stage
 from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches, stitch_job
-from dispatcher.core.shape import shape_of
+from dispatcher.core.work_size import shape_of
 from dispatcher.requests import DECISIONS, decided
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Run, Segment, Stitch

@@ -19,7 +19,7 @@ from dispatcher.core.events import (
     StagePlaced,
 )
 from dispatcher.core.model import Job, JobState
-from dispatcher.core.shape import smaller_words
+from dispatcher.core.work_size import smaller_words
 
 log = logging.getLogger("cosma")
 

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from dispatcher.arriving import Arriving
 from dispatcher.clock import Clock
+from dispatcher.input_progress import Arriving
 from dispatcher.store.base import Store
 
 TELL_S = 1.0

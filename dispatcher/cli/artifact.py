@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from dispatcher.artifact_lookup import makers
 from dispatcher.cli import options
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.errors import CosmaError
 from dispatcher.store.base import Store
-from dispatcher.whose import makers
 
 app = typer.Typer(help="Files that jobs have made.", no_args_is_help=True)
 

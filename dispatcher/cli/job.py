@@ -18,11 +18,11 @@ from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import known_job, with_store
 from dispatcher.core.model import Job, Stage, stages_of
 from dispatcher.core.need import GPU_STAGES
+from dispatcher.error_area import set_aside
 from dispatcher.errors import UsageError
 from dispatcher.learning import Learning
 from dispatcher.progress import job_row
 from dispatcher.requests import ABANDON, CANCEL, PRIORITY, RETRY
-from dispatcher.setting_aside import set_aside
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Gpu

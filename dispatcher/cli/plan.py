@@ -13,8 +13,8 @@ from dispatcher.cli.eta import eta_json, eta_text
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import with_store
 from dispatcher.core import whatif
+from dispatcher.core.forecast_result import Decided
 from dispatcher.core.outlook import MOST_JOBS, Outlook, look_ahead
-from dispatcher.core.played import Decided
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.errors import UsageError
 from dispatcher.settings import DispatcherSettings

@@ -18,8 +18,8 @@ from dispatcher.core.memory import shares
 from dispatcher.core.model import SETTLED, Job, JobState, Step
 from dispatcher.core.outlook import Outlook, look_ahead
 from dispatcher.core.remedy import remedies
-from dispatcher.core.shape import smaller_words
 from dispatcher.core.snapshot import Snapshot
+from dispatcher.core.work_size import smaller_words
 from dispatcher.errors import InventoryError
 from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings

@@ -2,8 +2,8 @@
 
 Pure and deterministic: a board equals one built afresh from the same jobs and hosts, whatever came
 before. A decision has two parts. What waits on a host starts there or not: that depends on this
-host alone and is decided again only where something changed (dispatcher.core.starting). What has
-no host, or is to leave the one it has, is given one: jobs of equal need are asked for together
+host alone and is decided again only where something changed (dispatcher.core.stage_starts). What
+has no host, or is to leave the one it has, is given one: jobs of equal need are asked for together
 (queue), hosts that can hold the same jobs are kept sorted (yard), so that the cost grows with what
 is assigned and with the kinds of job and host, not with their number (assigning).
 """
@@ -16,13 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
-from dispatcher.core.assigning import Assigner
+from dispatcher.core.assignment import Assigner
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import SETTLED, Job, Reservation, Stage, Step, Waiting
 from dispatcher.core.policy import Policy, share_key
 from dispatcher.core.queue import Label, Queue
 from dispatcher.core.reasons import backoff, lost_host, no_host, waiting
-from dispatcher.core.starting import start_all, why_not
+from dispatcher.core.stage_starts import start_all, why_not
 from dispatcher.core.views import HostView, fresh
 from dispatcher.core.yard import Yard
 

@@ -9,7 +9,7 @@ from dispatcher.core import effects as fx
 from dispatcher.core import model as m
 from dispatcher.core.effects import Effect
 from dispatcher.core.model import Job, JobState, Reason, Step
-from dispatcher.core.moving import abandon_copy, leave_behind, outputs_at
+from dispatcher.core.moves import abandon_copy, leave_behind, outputs_at
 from dispatcher.core.retry import Decision, decide
 from dispatcher.core.transition import Outcome
 

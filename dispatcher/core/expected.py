@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from dispatcher.core.model import Stage
-from dispatcher.core.shape import Shape
+from dispatcher.core.work_size import Shape
 
 # In the place of what a job does not know yet: a minute of video, prepared by default settings.
 TYPICAL = Shape(frames=300, pixels=960 * 540, cap=1_000_000, train_steps=7000)

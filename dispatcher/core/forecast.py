@@ -20,12 +20,12 @@ from dispatcher.core import effects as fx
 from dispatcher.core import events as ev
 from dispatcher.core.board import Board
 from dispatcher.core.events import Event
+from dispatcher.core.forecast_result import Decided, Played, Ran
 from dispatcher.core.machine import StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Job, JobState, Reason, Reservation, Step, Waiting
 from dispatcher.core.need import GPU_STAGES, Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
-from dispatcher.core.played import Decided, Played, Ran
 from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from dispatcher.core.model import Job, Stage, stages_of
-from dispatcher.core.moving import needs_inputs
+from dispatcher.core.moves import needs_inputs
 from dispatcher.core.need import GPU_STAGES, Needs
 from dispatcher.core.views import GpuView
 

@@ -19,7 +19,7 @@ from dispatcher.core.effects import Effect
 from dispatcher.core.endings import after_failure, cancelled, settle_bad
 from dispatcher.core.events import Event
 from dispatcher.core.model import Job, JobState, Reason, Stage, Step
-from dispatcher.core.moving import (
+from dispatcher.core.moves import (
     bring,
     handed_over,
     handoff_abandoned,
@@ -29,8 +29,8 @@ from dispatcher.core.moving import (
 )
 from dispatcher.core.reclaiming import gone
 from dispatcher.core.retry import decide
-from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, measured, reduced
 from dispatcher.core.transition import NO_REASON, IllegalTransition, Outcome, StaleEvent, story
+from dispatcher.core.work_size import MAX_SHRINK, MAX_STRIDE, measured, reduced
 
 __all__ = [
     "LATE",

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 
 from dispatcher.core.expected import TYPICAL, expected
 from dispatcher.core.model import Job, JobKind, Reason, Stage, stages_of
-from dispatcher.core.shape import STACK_STAGES, Shape, shape_of
 from dispatcher.core.views import GpuView
+from dispatcher.core.work_size import STACK_STAGES, Shape, shape_of
 
 GPU_STAGES = frozenset({Stage.TRAINING})
 KEPT_RUNS = 200  # of each stage and device

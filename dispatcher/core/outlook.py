@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dispatcher.core.forecast import Seconds, play
+from dispatcher.core.forecast_result import Decided, Played, Ran
 from dispatcher.core.model import SETTLED, Job, Waiting
 from dispatcher.core.need import Need, Span
-from dispatcher.core.played import Decided, Played, Ran
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from dispatcher.core import whatif
 from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, Stage, Step
-from dispatcher.core.shape import MAX_SHRINK, shape_of
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
+from dispatcher.core.work_size import MAX_SHRINK, shape_of
 
 SIZES_GIB = (8, 12, 16, 24, 32, 48, 80, 96, 141)  # GPUs that can be bought
 FREE_STEP_MIB = 64

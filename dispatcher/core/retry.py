@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from dispatcher.core.model import Job, JobKind, Layer, Reason, Stage, Step, Verdict
-from dispatcher.core.shape import MAX_STRIDE, STACK_STAGES, thinned
+from dispatcher.core.work_size import MAX_STRIDE, STACK_STAGES, thinned
 
 MAX_DELAY_S = 900.0
 JITTER = 0.25  # a delay lies within +- this share of its nominal value

@@ -10,8 +10,8 @@ from dispatcher.core.events import PlanReduced
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import Job, JobKind
 from dispatcher.core.policy import Policy
-from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, reduced
 from dispatcher.core.views import HostView
+from dispatcher.core.work_size import MAX_SHRINK, MAX_STRIDE, reduced
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dispatcher.core.lease import lease_s
 from dispatcher.core.model import Job, Waiting
 from dispatcher.core.need import GPU_STAGES, Observation
 from dispatcher.core.plan import SegmentView
-from dispatcher.core.shape import measured, shape_of
+from dispatcher.core.work_size import measured, shape_of
 from dispatcher.store import codec
 from dispatcher.store.base import StaleRevision, StoreError
 from dispatcher.store.connection import Database

@@ -26,8 +26,8 @@ from dispatcher.core.model import Job, Reason, Stage
 from dispatcher.core.need import Needs
 from dispatcher.embedded import EmbeddedHost, EmbeddedHosts
 from dispatcher.executors.ssh import SshExecutor
+from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
-from dispatcher.giving_back import GivingBack
 from dispatcher.handoff import Handoff
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory

@@ -20,16 +20,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatcher.artifact_lookup import makers
 from dispatcher.artifact_store import ArtifactStore
-from dispatcher.bringing import DELIVERED
 from dispatcher.clock import ManualClock
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.retention import Sort
+from dispatcher.input_delivery import DELIVERED
 from dispatcher.object_store import ObjectStore
 from dispatcher.retention import DAY_S, NOT_REMOVED, REMOVED, Retention
 from dispatcher.store.rows import Acquisition, ArtifactRow, Run
 from dispatcher.store.sqlite import SqliteStore
-from dispatcher.whose import makers
 from tests.contract.store_builders import running
 from tests.s3 import s3_environment
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dispatcher.answering import Answering
 from dispatcher.cli import stitch as command
 from dispatcher.clock import ManualClock
+from dispatcher.control_server import Answering
 from dispatcher.core.model import Job, JobKind, JobState, Stage, Step
 from dispatcher.errors import CosmaError
 from dispatcher.executors.transfer import file_sha256

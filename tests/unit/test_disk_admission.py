@@ -11,7 +11,7 @@ from dispatcher.core.expected import expected
 from dispatcher.core.model import RECONSTRUCT_STAGES, Job, JobState, Reason, Stage, Step
 from dispatcher.core.need import Needs, Observation
 from dispatcher.core.place import Policy, place
-from dispatcher.core.shape import shape_of
+from dispatcher.core.work_size import shape_of
 from tests.unit.farms import GIB, NOW, at, host, job
 
 MIB = 1 << 20

@@ -14,6 +14,7 @@ from dispatcher.core.forecast import (
     likely,
     play,
 )
+from dispatcher.core.forecast_result import Decided
 from dispatcher.core.model import (
     RECONSTRUCT_STAGES,
     SETTLED,
@@ -30,7 +31,6 @@ from dispatcher.core.need import Need, Needs, Span
 from dispatcher.core.outlook import drawn, look_ahead, quantile, stretched
 from dispatcher.core.place import SLOT_OF, Policy
 from dispatcher.core.plan import SegmentView
-from dispatcher.core.played import Decided
 from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 

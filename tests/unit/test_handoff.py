@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dispatcher.core.handoff import PATIENCE_MOST_S, Cost, cost, resume_stage
 from dispatcher.core.model import RECONSTRUCT_STAGES, Job, JobKind, JobState, Stage
-from dispatcher.core.moving import needs_inputs
+from dispatcher.core.moves import needs_inputs
 from dispatcher.core.need import Needs
 
 JOB = Job(

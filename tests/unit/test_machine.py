@@ -23,8 +23,8 @@ from dispatcher.core.machine import (
     step,
 )
 from dispatcher.core.model import Job, JobKind, JobState, Layer, Reason, Stage, Step
-from dispatcher.core.moving import needs_inputs
-from dispatcher.core.shape import MAX_STRIDE
+from dispatcher.core.moves import needs_inputs
+from dispatcher.core.work_size import MAX_STRIDE
 
 FAILURES = [r for r in Reason if r is not Reason.BACKOFF]
 

@@ -22,8 +22,8 @@ from dispatcher.core.need import (
     Needs,
     Observation,
 )
-from dispatcher.core.shape import MAX_STRIDE, Shape, measured, shape_of
 from dispatcher.core.views import GpuView
+from dispatcher.core.work_size import MAX_STRIDE, Shape, measured, shape_of
 
 MIB = 1 << 20
 STAGES = [*stages_of(JobKind.RECONSTRUCT), *stages_of(JobKind.STITCH)]

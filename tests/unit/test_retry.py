@@ -18,7 +18,7 @@ from dispatcher.core.retry import (
     delay_s,
     layer_of,
 )
-from dispatcher.core.shape import MAX_STRIDE
+from dispatcher.core.work_size import MAX_STRIDE
 from worker_agent.protocol import FailureCode
 
 JOB = Job(

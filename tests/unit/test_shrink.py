@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.shape import shrunk
+from dispatcher.core.work_size import shrunk
 from dispatcher.settings import PipelineConfig, TrainConfig
 
 PLAN = st.fixed_dictionaries({"cap": st.integers(100, 10**6), "width": st.integers(32, 4000)})

@@ -10,8 +10,8 @@ import pytest
 from bench.simulated_bound import lower_bound_s
 from bench.simulated_farm import fault_for, make_snapshot, seconds_for
 from dispatcher.core.forecast import play
+from dispatcher.core.forecast_result import Played
 from dispatcher.core.model import RECONSTRUCT_STAGES, JobState, Stage
-from dispatcher.core.played import Played
 from dispatcher.core.policy import Order
 from dispatcher.core.snapshot import Snapshot
 

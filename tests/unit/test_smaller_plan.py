@@ -11,9 +11,9 @@ from dispatcher.core.ledger import Ledger
 from dispatcher.core.model import Job, JobKind, Stage
 from dispatcher.core.need import Needs, Observation
 from dispatcher.core.policy import Policy
-from dispatcher.core.shape import MAX_SHRINK, MAX_STRIDE, reduced
 from dispatcher.core.smaller_plan import SmallerPlan, plans_that_fit
 from dispatcher.core.views import GpuView, HostView, Quarantine
+from dispatcher.core.work_size import MAX_SHRINK, MAX_STRIDE, reduced
 
 POLICY = Policy()
 

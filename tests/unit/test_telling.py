@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from dispatcher import telling
-from dispatcher.arriving import Arriving
 from dispatcher.clock import ManualClock
+from dispatcher.input_progress import Arriving
 
 
 async def test_it_is_told_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ than the policy's patience keeps the disk of a host that only lacks disk.
 By earliest finish a job is not given a slow host that has room when a busy fast one would be done
 with it sooner, unless the fast ones have enough to do with the rest of the queue: else the last
 jobs of all end on the slowest hosts, long after the others. Near the end of the queue the longest
-jobs come first among about equal shares (dispatcher.core.closing). Only where seconds were learned.
+jobs come first among about equal shares (dispatcher.core.queue_end). Only where seconds were
+learned.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import heapq
 import math
 from collections.abc import Hashable, Iterator, Mapping
 
-from dispatcher.core.closing import Closing
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason
 from dispatcher.core.policy import Policy, device_stage, share_key
 from dispatcher.core.queue import Label, Place, Queue
+from dispatcher.core.queue_end import Closing
 from dispatcher.core.yard import HostKind, Rank, Yard
 
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
@@ -105,8 +106,8 @@ class Assigner:
         return found
 
     def _before(self, label: Label, first: Place, longest_first: bool) -> Key:
-        """What goes before share and age. Longest first keeps shares fair within a factor of two, and
-        what has no known length, as a stitch, does not stand back."""
+        """What goes before share and age. Longest first keeps shares fair within a factor of two,
+        and what has no known length, as a stitch, does not stand back."""
         if not longest_first:
             return (-label.priority,)
         return -label.priority, first[0].bit_length(), -(label.length or math.inf)

@@ -9,9 +9,9 @@ from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.policy import Policy
 from dispatcher.core.views import HostView
-from dispatcher.deciding import AGES_S, TURN_S, Deciding, in_turns
 from dispatcher.fleet import Fleet
 from dispatcher.inventory_model import Inventory, InventoryHost
+from dispatcher.scheduler import AGES_S, TURN_S, Deciding, in_turns
 
 
 class SeenBoard(Board):

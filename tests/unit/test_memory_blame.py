@@ -12,9 +12,9 @@ from dispatcher.core.breaker import Limits, counts
 from dispatcher.core.events import AttemptFailed
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.machine import step
+from dispatcher.core.memory_blame import after_a_look, in_doubt
 from dispatcher.core.model import Job, JobKind, JobState, Layer, Reason, Reservation, Stage, Step
 from dispatcher.core.policy import Policy
-from dispatcher.core.taken import after_a_look, in_doubt
 from dispatcher.core.views import GpuView, HostView
 
 HEADROOM = 256

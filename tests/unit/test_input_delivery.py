@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from dispatcher.arriving import Arriving
-from dispatcher.bringing import Bringing
 from dispatcher.core.model import Reason
 from dispatcher.errors import AgentRefusal, HostError, TransferError
 from dispatcher.executors.base import Read
+from dispatcher.input_delivery import Bringing
+from dispatcher.input_progress import Arriving
 from dispatcher.jobspec import Input
 from worker_agent.protocol import FetchRequest, Peer, Refusal, TransferReport
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dispatcher.core.events import AttemptFailed
+from dispatcher.core.memory_blame import after_a_look
 from dispatcher.core.model import Job, Reservation
-from dispatcher.core.taken import after_a_look
 from dispatcher.core.views import GpuView
 from dispatcher.fleet import Fleet
 from dispatcher.fleet_view import gpu_view

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dispatcher.core.model import JobState, Reservation, Stage, Step
-from dispatcher.written import Written
+from dispatcher.disk_writes import Written
 from tests.unit.farms import GIB, at, host, job
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dispatcher.core.model import Job, JobState, Step
+from dispatcher.error_area import DONE, INTENDED, set_aside
 from dispatcher.errors import CosmaError, UsageError
-from dispatcher.setting_aside import DONE, INTENDED, set_aside
 from dispatcher.store.rows import Acquisition
 from dispatcher.store.sqlite import SqliteStore
 from tests.contract.store_builders import JOB, RUN, SEGMENT

@@ -15,15 +15,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dispatcher.arriving import Arriving
-from dispatcher.at_once import at_once
 from dispatcher.clock import Clock
 from dispatcher.collecting import Collecting
+from dispatcher.concurrent_copies import at_once
 from dispatcher.core.model import Job, Reason
 from dispatcher.errors import AgentRefusal, HostError, TransferError
 from dispatcher.executors.base import Executor
 from dispatcher.executors.transfer import SMALL
 from dispatcher.fleet import Fleet
+from dispatcher.input_progress import Arriving
 from dispatcher.jobspec import Input, JobSpecs
 from dispatcher.reading import read_remote
 from dispatcher.sources import split_remote

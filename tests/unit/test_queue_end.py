@@ -118,9 +118,12 @@ def test_a_long_job_does_not_begin_last_of_all() -> None:
 
 def test_the_longest_first_does_not_take_from_an_acquisition_its_share() -> None:
     policy = Policy(needs=known(40, 100.0))
-    short = dataclasses.replace(small_job("short", 9), acquisition="other")
-    waiting = [dataclasses.replace(small_job(f"l{n}", n), train_steps=7000) for n in range(3)]
-    hosts = [single("a"), single("b")]
+    short = dataclasses.replace(small_job("short", 0), acquisition="other")
+    waiting = [
+        dataclasses.replace(small_job(f"l{n}", 1 + n), cap=4_000_000, train_steps=7000)
+        for n in range(3)
+    ]
+    hosts = [single(name, disk_free_bytes=500 * GIB) for name in ("a", "b")]
     assert place([short, *waiting], hosts, policy, NOW).assignments[0][0] == "l0"
     holding = [at(f"t{n}", Stage.VALIDATION, hosts[n].name) for n in range(2)]
     decided = place([short, *waiting, *holding], hosts, policy, NOW).assignments

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.arriving import Arriving
 from dispatcher.core.model import Job, JobKind, JobState, Stage, Step
 from dispatcher.executors.pace import Pace
+from dispatcher.input_progress import Arriving
 from dispatcher.progress import job_row, percent
 from dispatcher.store.rows import Progress
 

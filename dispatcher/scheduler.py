@@ -15,9 +15,9 @@ from dispatcher.core.board import Board, Placement
 from dispatcher.core.model import Job, Reason, Step, Waiting
 from dispatcher.core.policy import Policy
 from dispatcher.core.views import released
+from dispatcher.disk_writes import Written
 from dispatcher.fleet import Fleet
 from dispatcher.fleet_view import HostState
-from dispatcher.written import Written
 
 LOOKED_AT = 50  # hosts whose ages are looked at for one decision
 TOLD = 3000  # jobs x hosts that are put into words for one decision
