@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ from worker_agent.protocol import (
 )
 
 SOURCE_COMMAND = (sys.executable, "-m", "worker_agent")
+
+
+def _as_of_sshd() -> None:
+    """Signals as sshd leaves them: whoever runs the tests may ignore some (nohup)."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class AgentClient:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.environment,
+            preexec_fn=_as_of_sshd,
         )
 
     def call(self, verb: str, request: Message | bytes, body: bytes = b"") -> Answer:
