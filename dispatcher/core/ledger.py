@@ -323,8 +323,9 @@ class Ledger:
         return total >> shift << shift
 
     def least_ram(self, job: Job, stage: Stage) -> int:
-        """MiB that `stage` takes on the device where it takes the least."""
-        on = self.host.gpus if stage is device_stage(job) else ()
+        """MiB that `stage` takes on the device where it takes the least, of those that hold it."""
+        gpus = self.host.gpus if stage is device_stage(job) else ()
+        on = [gpu for gpu in gpus if self.holds(gpu, job)] or gpus
         needs = [self.ram_need(self.policy.need(job, gpu, stage), gpu) for gpu in on]
         return min(needs) if needs else self.policy.need(job, None, stage).ram_mib
 

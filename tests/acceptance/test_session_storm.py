@@ -23,8 +23,8 @@ CONNECTING = KILLS // 5
 BATCHES = KILLS - CONNECTING
 BATCH = EVENTS // BATCHES
 
-# In the place of Validation: counts, and waits before each batch for a byte from the test. Then it
-# is rehearsed as the others are.
+# In the place of Validation: counts, and waits before each batch, and before its end, for a byte
+# from the test. Then it is rehearsed as the others are.
 TALKS = f"""\
 import json, os, sys, time
 if json.load(open(sys.argv[1]))["spec"]["stage"] == "Validation":
@@ -36,6 +36,7 @@ if json.load(open(sys.argv[1]))["spec"]["stage"] == "Validation":
         os.write(events, json.dumps(line).encode() + b"\\n")
         os.write(1, b"counted %d \\xff\\n" % number)
         time.sleep(0.0002)
+    os.read(gate, 1)
 os.execv(sys.executable, [sys.executable, "-m", "worker_agent.rehearse", sys.argv[1]])
 """
 
@@ -82,6 +83,7 @@ def storm(farm: Rehearsal, gate: int) -> None:
             assert kill_sessions(farm) > 0
             if batch * CONNECTING % BATCHES == 0:
                 kill_a_connection(farm)
+    os.write(gate, b"+")
 
 
 def test_twenty_thousand_events_survive_fifty_killed_sessions(tmp_path: Path) -> None:

@@ -381,3 +381,12 @@ def test_an_empty_inventory_and_a_lost_host_are_told() -> None:
     assert only_waiting([job("j")], []).reason is Reason.NO_HOST
     waiting = only_waiting([at("j", Stage.TRAINING, "old")], [host()])
     assert waiting.reason is Reason.NO_HOST and "no longer in the inventory" in waiting.message
+
+
+def test_a_device_that_needs_more_ram_than_the_host_has_is_not_waited_for() -> None:
+    """However little RAM the job would take on a device that is too small for it."""
+    devices = gpu("CPU", kind="cpu", total_mib=24_000), gpu("GPU", total_mib=4000, free_mib=4000)
+    there = host("gpu-a", *devices, ram_total_mib=16_000, ram_free_mib=16_000)
+    large = dataclasses.replace(at("j", Stage.TRAINING), need_mib=20_000)
+    (left,) = place([large], [there], Policy(), NOW).waiting
+    assert left.reason is Reason.RAM_TOO_SMALL
