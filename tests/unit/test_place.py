@@ -13,6 +13,7 @@ from dispatcher.core import events as ev
 from dispatcher.core import model as m
 from dispatcher.core.machine import step
 from dispatcher.core.model import Job, JobKind, JobState, Reason, Reservation, Stage, Step
+from dispatcher.core.need import FirstGuess, Needs
 from dispatcher.core.place import GPU_STAGES, SLOT_OF, Policy, place
 from dispatcher.core.views import HostView
 from tests.unit.farms import GIB, NOW, SUSPECT, UNFIT, at, gpu, host, job, running
@@ -385,8 +386,8 @@ def test_an_empty_inventory_and_a_lost_host_are_told() -> None:
 
 def test_a_device_that_needs_more_ram_than_the_host_has_is_not_waited_for() -> None:
     """However little RAM the job would take on a device that is too small for it."""
-    devices = gpu("CPU", kind="cpu", total_mib=24_000), gpu("GPU", total_mib=4000, free_mib=4000)
+    devices = gpu("CPU", kind="cpu", total=24_000), gpu("GPU", total=4000)
     there = host("gpu-a", *devices, ram_total_mib=16_000, ram_free_mib=16_000)
-    large = dataclasses.replace(at("j", Stage.TRAINING), need_mib=20_000)
-    (left,) = place([large], [there], Policy(), NOW).waiting
+    needs = Needs(guess=FirstGuess(reconstruct_mib=6000, reconstruct_cpu_mib=20_000))
+    (left,) = place([at("j", Stage.TRAINING)], [there], Policy(needs=needs), NOW).waiting
     assert left.reason is Reason.RAM_TOO_SMALL
