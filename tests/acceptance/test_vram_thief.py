@@ -98,7 +98,7 @@ def promises(database: Path) -> list[Promise]:
     for at, row in enumerate(rows):
         if row["kind"] == "probe":
             last[row["host"]] = row
-        elif row["gpu"] is None:
+        elif not row["mib"]:  # no device, or of one its decoder alone
             continue
         elif row["kind"] == "release":
             live[row["gpu"]].pop((row["job"], row["attempt"]), None)
