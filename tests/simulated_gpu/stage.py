@@ -24,9 +24,10 @@ def main() -> int:
     played = rehearsal.main
 
     def with_memory(spec: AttemptSpec, report: Reporter) -> Artifacts:
-        if spec.gpu is None or spec.gpu_kind != "cuda":
+        # What decodes has a GPU, too, and none of its memory.
+        if spec.stage != "Training" or spec.gpu is None or spec.gpu_kind != "cuda":
             return played(spec, report)
-        if spec.stage == "Training" and not spec.vram_mib:
+        if not spec.vram_mib:
             raise StageFailure(FailureCode.CONFIG_INVALID, "the stage is not told its promise")
         gpus = SimulatedGpus(Path(spec.run_dir).parents[2] / DIRECTORY)
         for share in _SHARES:
