@@ -290,12 +290,12 @@ async def test_a_file_leads_back_to_its_job_however_it_is_called(
     (tmp_path / "renamed.ply").write_bytes(b"points")
     monkeypatch.chdir(tmp_path)
     for asked in (
-        str(local), "artifacts/dive/j/x.ply", "output/x.ply", "h:/work/dive/j/output/x.ply",
+        str(local), "artifacts/dive/j/x.ply", "output/x.ply", "h:/srv/dive/j/output/x.ply",
         sha256(b"points"), sha256(b"points")[:12], "renamed.ply",
     ):  # fmt: skip
         (row,) = await makers(world.store, asked)
         assert (row.job, row.local_path) == ("j", str(local)), asked
-    for asked in ("nobody.ply", "ab" * 32, "/work/dive/j/output/y.ply"):
+    for asked in ("nobody.ply", "ab" * 32, "/srv/dive/j/output/y.ply"):
         assert await makers(world.store, asked) == []
 
 

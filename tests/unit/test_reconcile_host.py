@@ -29,11 +29,11 @@ class Host:
     def __init__(self, job: Job) -> None:
         self.answers: list[AttemptState | HostError] = []
         self._shown = AttemptStatus(
-            run_dir=f"/work/{job.acquisition}/{job.id}", attempt=1, state=AttemptState.RUNNING
+            run_dir=f"/srv/{job.acquisition}/{job.id}", attempt=1, state=AttemptState.RUNNING
         )
 
     async def work_dir(self) -> str:
-        return "/work"
+        return "/srv"
 
     async def list_attempts(self) -> Sequence[AttemptStatus]:
         return [self._shown]

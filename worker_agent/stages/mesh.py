@@ -92,12 +92,12 @@ def _fused(
     import torch
 
     from worker_agent.training.depth_prior import expected_depth
+    from worker_agent.training.draw import draw
     from worker_agent.training.gaussians import from_world
 
     parameters = from_world(gaussians, dataset.normalisation)
     degree = gaussians.sh_degree
     colours = torch.cat([parameters["sh0"], parameters["shN"]], dim=1)
-    width, height = dataset.size
     focal = float(dataset.intrinsics[0, 0, 0])
     side = voxel * dataset.normalisation.scale if voxel else _VOXEL_PX / focal
     core, image_of = open3d.core, open3d.t.geometry.Image
@@ -115,25 +115,14 @@ def _fused(
         pose, matrix = dataset.viewmats[view], dataset.intrinsics[view]
         with torch.no_grad():
             depth, alpha = expected_depth(backend, parameters, pose, matrix, dataset.size)
-            image, _, _ = backend.rasterize(
-                means=parameters["means"],
-                quats=parameters["quats"],
-                scales=torch.exp(parameters["scales"]),
-                opacities=torch.sigmoid(parameters["opacities"]),
-                colors=colours,
-                viewmats=pose[None],
-                Ks=matrix[None],
-                width=width,
-                height=height,
-                sh_degree=degree,
-                packed=False,
-                absgrad=True,
+            image, _, _ = draw(
+                backend, parameters, colours, pose, matrix, dataset.size, sh_degree=degree
             )
         solid = (alpha > _SOLID) & (depth < _FARTHEST)
         if dataset.masks is not None:
             solid &= dataset.masks[view]
         seen = image_of(torch.where(solid, depth, 0.0)[..., None].contiguous().numpy())
-        picture = image_of(image[0].clamp(0, 1).contiguous().numpy())
+        picture = image_of(image.clamp(0, 1).contiguous().numpy())
         # Here the centre of the first pixel is (0.5, 0.5), there it is (0, 0).
         lens = matrix.double() - torch.tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
         where = core.Tensor(lens.numpy()), core.Tensor(pose.double().numpy())

@@ -179,8 +179,6 @@ def _by_command(
     spec: AttemptSpec, report: Reporter, dataset: Dataset, backend: Backend, lpips: Lpips | None
 ) -> Artifacts:
     """By the operator's program; measured here."""
-    from stitch.errors import FileUnreadable
-    from worker_agent.stages.point_cloud import read_any
     from worker_agent.stages.train_command import by_command
     from worker_agent.training.evaluation import write_preview
     from worker_agent.training.measuring import measure
@@ -189,14 +187,7 @@ def _by_command(
     began = time.monotonic()
     output = by_command(spec, report, [dataset.names[view] for view in dataset.test])
     seconds = time.monotonic() - began
-    try:
-        gaussians = read_any(output)
-    except FileUnreadable as error:
-        raise StageFailure(
-            FailureCode.STAGE_CRASHED,
-            f"what reconstruct.command left is not usable: {error}",
-            advice="See docs/backends.md for what a program must leave.",
-        ) from None
+    gaussians = _left(output, "reconstruct.command")
     quality, rendering, truth = measure(gaussians, dataset, backend, lpips)
     write_preview(root / PREVIEW, rendering, truth, dataset.test[:_PREVIEW_ROWS])
     numbers = {
@@ -212,22 +203,13 @@ def _by_command(
 
 def _by_lingbot(spec: AttemptSpec, report: Reporter) -> Artifacts:
     """A cloud in a frame of its own: there are no poses to measure it from."""
-    from stitch.errors import FileUnreadable
-    from worker_agent.stages.point_cloud import read_any
     from worker_agent.stages.train_lingbot import by_lingbot
 
     root = Path(spec.run_dir)
     began = time.monotonic()
     output = by_lingbot(spec, report)
     seconds = time.monotonic() - began
-    try:
-        gaussians = read_any(output)
-    except FileUnreadable as error:
-        raise StageFailure(
-            FailureCode.STAGE_CRASHED,
-            f"what lingbot-map left is not usable: {error}",
-            advice="See docs/backends.md for what it must leave.",
-        ) from None
+    gaussians = _left(output, "lingbot-map")
     gaussians.save_npz(root / GAUSSIANS)
     numbers = {"gaussians": len(gaussians), "seconds": round(seconds, 2)}
     write_json(root / REPORT, {**numbers, "device": "lingbot-map"})
@@ -238,6 +220,21 @@ def _by_lingbot(spec: AttemptSpec, report: Reporter) -> Artifacts:
         artifact(root, root / REPORT, "training_report"),
     )
     return Artifacts(files=files, metrics=numbers, completed={"gaussian_count": len(gaussians)})
+
+
+def _left(output: Path, program: str) -> Gaussians:
+    """What a program that is not ours made. Raises StageFailure."""
+    from stitch.errors import FileUnreadable
+    from worker_agent.stages.point_cloud import read_any
+
+    try:
+        return read_any(output)
+    except FileUnreadable as error:
+        raise StageFailure(
+            FailureCode.STAGE_CRASHED,
+            f"what {program} left is not usable: {error}",
+            advice="See docs/backends.md for what a program must leave.",
+        ) from None
 
 
 def _plan(spec: AttemptSpec, report: Reporter) -> tuple[Backend, TrainSettings]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from worker_agent.training.backend import Backend
+from worker_agent.training.draw import draw
 from worker_agent.training.gaussians import Parameters
 
 __all__ = ["depth_loss", "expected_depth"]
@@ -22,24 +22,10 @@ def expected_depth(
     Depth along the camera's axis, the mean over what a pixel shows by its share in it ("ED" of
     gsplat): drawn as a colour, so that every rasterizer can. Has a gradient.
     """
-    means = parameters["means"]
-    deep = means @ pose[2, :3] + pose[2, 3]
-    image, alpha, _ = backend.rasterize(
-        means=means,
-        quats=parameters["quats"],
-        scales=torch.exp(parameters["scales"]),
-        opacities=torch.sigmoid(parameters["opacities"]),
-        colors=deep[:, None].expand(-1, 3).contiguous(),
-        viewmats=pose[None],
-        Ks=matrix[None],
-        width=size[0],
-        height=size[1],
-        sh_degree=None,
-        packed=False,
-        absgrad=True,
-    )
-    solid = alpha[0, ..., 0]
-    return image[0, ..., 0] / solid.clamp_min(_NEAREST), solid
+    deep = parameters["means"] @ pose[2, :3] + pose[2, 3]
+    colors = deep[:, None].expand(-1, 3).contiguous()
+    image, solid, _ = draw(backend, parameters, colors, pose, matrix, size)
+    return image[..., 0] / solid.clamp_min(_NEAREST), solid
 
 
 def depth_loss(depth: Tensor, alpha: Tensor, disparities: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from worker_agent.training.checkpoint import (
 )
 from worker_agent.training.dataset import Dataset
 from worker_agent.training.depth_prior import depth_loss, expected_depth
+from worker_agent.training.draw import draw
 from worker_agent.training.evaluation import Quality, evaluate
 from worker_agent.training.exposure import Exposures
 from worker_agent.training.floaters import floaters
@@ -274,22 +275,11 @@ class Trainer:
         if self._medium is not None and not clear:
             colors = self._under_water(self._medium, pose, colors, degree or 0)
             degree, background = None, self._medium.background[None]
-        image, _, meta = self._backend.rasterize(
-            means=p["means"],
-            quats=p["quats"],
-            scales=torch.exp(p["scales"]),
-            opacities=torch.sigmoid(p["opacities"]),
-            colors=colors,
-            viewmats=pose[None],
-            Ks=matrix[None],
-            width=width,
-            height=height,
-            sh_degree=degree,
-            packed=False,
-            absgrad=True,
-            backgrounds=background,
-        )
-        return image[0], meta
+        image, _, meta = draw(
+            self._backend, p, colors, pose, matrix, (width, height),
+            sh_degree=degree, background=background,
+        )  # fmt: skip
+        return image, meta
 
     def _under_water(self, medium: Medium, pose: Tensor, bands: Tensor, degree: int) -> Tensor:
         """(N, 3) colours of the gaussians as a camera at `pose` sees them through the water."""
