@@ -6,8 +6,9 @@ import sys
 import tempfile
 import traceback
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -74,8 +75,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cosma {version('cosma')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _cosma() -> None:
+def _cosma(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
     """So that it is a group, which has no command of its own here."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -157,5 +158,6 @@ def test_every_command_is_there_and_explains_itself(
         assert ended == ExitCode.OK and f"{name} [OPTIONS]" in said
     _, said, _ = run("--help", monkeypatch, capsys)
     assert all(f" {name} " in said for name in cli.COMMANDS)
+    assert run("--version", monkeypatch, capsys)[:2] == (ExitCode.OK, f"cosma {version('cosma')}\n")
     _, _, errors = run("dispach", monkeypatch, capsys)
     assert "dispatch" in errors
