@@ -15,12 +15,12 @@ class Learning:
     """`needs` is replaced only when answers change: whoever decides by it must start over then.
 
     Figures are rounded in dispatcher.core.need for that, so that most runs change nothing. Whether
-    they do is looked at when it is asked for, once for all the runs since.
+    they do is looked at by `take_up`, once for all the runs since.
     """
 
     def __init__(self, store: Store, needs: Needs | None = None) -> None:
         self._store = store
-        self._newest = self._needs = needs or Needs()
+        self._newest = self.needs = needs or Needs()
         self._learned: set[tuple[Stage, str]] = set()  # stages and devices with runs since
 
     @classmethod
@@ -35,11 +35,11 @@ class Learning:
             self._newest = self._newest.learn(one)
             self._learned.add((one.stage, one.device))
 
-    @property
-    def needs(self) -> Needs:
+    def take_up(self) -> Needs:
+        """`needs`, replaced if what was learned since the last call changes an answer."""
         learned, self._learned = self._learned, set()
         for stage, device in sorted(learned):
-            if not self._newest.agrees(self._needs, stage, device):
-                self._needs = self._newest
+            if not self._newest.agrees(self.needs, stage, device):
+                self.needs = self._newest
                 log.debug("what %s needs was learned anew", stage)
-        return self._needs
+        return self.needs

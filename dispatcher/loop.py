@@ -197,8 +197,8 @@ class Dispatcher:
 
     def _take_up_needs(self) -> None:
         """Not with every attempt that ends: with other needs everything is decided anew."""
-        if self.learning.needs is not self.policy.needs:
-            self.policy = dataclasses.replace(self.policy, needs=self.learning.needs)
+        if (needs := self.learning.take_up()) is not self.policy.needs:
+            self.policy = dataclasses.replace(self.policy, needs=needs)
             self._undecided = True
 
     async def _look_at_quarantines(self) -> None:
