@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import IO
@@ -20,7 +20,7 @@ from worker_agent.stages.api import StageFailure
 from worker_agent.stages.decoders import Decoder
 from worker_agent.stages.ffprobe import COPY_AGAIN, ClipFacts, ffmpeg_path, printable
 
-__all__ = ["Pictures", "decode_clip", "expected_pictures"]
+__all__ = ["Pictures", "Wanted", "decode_clip", "expected_pictures"]
 
 TIME_BASE = 90_000  # ticks a second in the names of the pictures
 MAX_DAMAGED_SHARE = 0.01  # of a clip's source frames; each one spoils the rest of its GOP
@@ -31,6 +31,20 @@ _TOLD = frozenset({"panic", "fatal", "error", "warning"})
 _DECODED = re.compile(r"Input stream .*\(video\): .* (\d+) frames decoded")
 _NOT_ON_GPU = re.compile(r"Failed setup for format cuda|hwaccel initialisation returned error")
 _DAMAGE = re.compile(r"corrupt decoded frame|Error while decoding stream|Decoding error", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Of one clip: its pictures at `fps`, `size` (width, height) in pixels, by this decoder.
+    `advance` hears the seconds decoded so far, `warn` of what went another way."""
+
+    source: Path
+    clip: ClipFacts
+    fps: float
+    size: tuple[int, int]
+    decoder: Decoder
+    advance: Callable[[float], None]
+    warn: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +63,29 @@ def expected_pictures(clip: ClipFacts, fps: float) -> int:
     return min(clip.frames_estimated, max(1, int(clip.duration_s * fps)))
 
 
-def decode_clip(
-    source: Path,
-    clip: ClipFacts,
-    scratch: Path,
-    fps: float,
-    size: tuple[int, int],
-    advance: Callable[[float], None],
-    decoder: Decoder,
-    warn: Callable[[str], None],
-) -> Pictures:
-    """Decode `source` into JPEGs under `scratch`; `advance` hears the seconds decoded so far.
+def decode_clip(wanted: Wanted, scratch: Path) -> Pictures:
+    """Decode into JPEGs under `scratch`.
 
-    Where the GPU's `decoder` fails, the CPU decodes the clip from its start and `warn` is told.
+    Where the GPU's decoder fails, the CPU decodes the clip from its start and `warn` is told.
     Raises StageFailure: DECODE_FAILED, INPUT_TRUNCATED, DISK_FULL, TOOL_MISSING.
     """
-    if decoder == "cuda":
+    if wanted.decoder == "cuda":
         try:
-            return _decode(source, clip, scratch, fps, size, advance, decoder, warn)
+            return _decode(wanted, scratch)
         except StageFailure as failure:
             if failure.reason not in (FailureCode.DECODE_FAILED, FailureCode.INPUT_TRUNCATED):
                 raise
             # Perhaps it is the clip's own fault: the CPU's decoder judges that.
             why = failure.evidence["first"] or failure.message
-            name = printable(clip.name)
-            warn(f"clip {name}: the CPU decodes it, as the GPU's decoder failed: {why}")
+            name = printable(wanted.clip.name)
+            wanted.warn(f"clip {name}: the CPU decodes it, as the GPU's decoder failed: {why}")
             for left in scratch.glob("*.jpg"):
                 left.unlink()
-    return _decode(source, clip, scratch, fps, size, advance, "cpu", warn)
+        wanted = replace(wanted, decoder="cpu")
+    return _decode(wanted, scratch)
 
 
-def _decode(
-    source: Path,
-    clip: ClipFacts,
-    scratch: Path,
-    fps: float,
-    size: tuple[int, int],
-    advance: Callable[[float], None],
-    decoder: Decoder,
-    warn: Callable[[str], None],
-) -> Pictures:
+def _decode(wanted: Wanted, scratch: Path) -> Pictures:
     if shutil.which("ffmpeg") is None:
         raise StageFailure(
             FailureCode.TOOL_MISSING,
@@ -96,7 +93,7 @@ def _decode(
             advice="Install ffmpeg on the host.",
         )
     process = subprocess.Popen(
-        _command(source, clip, fps, size, decoder),
+        _command(wanted),
         cwd=scratch,  # the pattern stays relative: a % in the run directory cannot spoil it
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -110,7 +107,7 @@ def _decode(
         for raw in process.stdout:
             key, _, value = raw.decode(errors="replace").strip().partition("=")
             if key == "out_time_us" and value.lstrip("-").isdigit():
-                advance(max(0.0, int(value) / 1e6))
+                wanted.advance(max(0.0, int(value) / 1e6))
         returncode = process.wait()
     finally:
         if process.poll() is None:
@@ -118,23 +115,23 @@ def _decode(
             process.wait()
         complaints.join()
     files = sorted((int(p.stem) / TIME_BASE, p) for p in scratch.glob("*.jpg"))
-    _judge(clip, fps, files, returncode, complaints)
+    _judge(wanted, files, returncode, complaints)
+    decoder = wanted.decoder
     if complaints.not_on_gpu:
         decoder = "cpu"  # ffmpeg went on by itself
-        warn(f"clip {printable(clip.name)}: the CPU decodes it: {complaints.not_on_gpu}")
+        name = printable(wanted.clip.name)
+        wanted.warn(f"clip {name}: the CPU decodes it: {complaints.not_on_gpu}")
     return Pictures(files, complaints.decoded, complaints.damaged, decoder)
 
 
-def _command(
-    source: Path, clip: ClipFacts, fps: float, size: tuple[int, int], decoder: Decoder
-) -> list[str]:
-    hardware = {"hwaccel": "cuda"} if decoder == "cuda" else {}
+def _command(wanted: Wanted) -> list[str]:
+    hardware = {"hwaccel": "cuda"} if wanted.decoder == "cuda" else {}
     # The first picture of each interval; the epsilon keeps a picture that lies on its border.
-    slot, before = f"floor(t*{fps}+1e-4)", f"floor(prev_t*{fps}+1e-4)"
+    slot, before = f"floor(t*{wanted.fps}+1e-4)", f"floor(prev_t*{wanted.fps}+1e-4)"
     video = (
-        ffmpeg.input(ffmpeg_path(source), **hardware)[str(clip.video_stream)]
+        ffmpeg.input(ffmpeg_path(wanted.source), **hardware)[str(wanted.clip.video_stream)]
         .filter("select", f"isnan(prev_t)+gt({slot},{before})")
-        .filter("scale", *size, flags="area", out_range="full")
+        .filter("scale", *wanted.size, flags="area", out_range="full")
         .filter("format", "yuvj420p")
         .filter("settb", f"1/{TIME_BASE}")
     )
@@ -152,12 +149,9 @@ def _command(
 
 
 def _judge(
-    clip: ClipFacts,
-    fps: float,
-    files: list[tuple[float, Path]],
-    returncode: int,
-    complaints: _Complaints,
+    wanted: Wanted, files: list[tuple[float, Path]], returncode: int, complaints: _Complaints
 ) -> None:
+    clip, fps = wanted.clip, wanted.fps
     name = printable(clip.name)
     if complaints.no_space:
         raise StageFailure(

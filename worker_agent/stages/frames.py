@@ -35,7 +35,7 @@ from worker_agent.stages.api import (
     write_json,
 )
 from worker_agent.stages.decoders import decoder_for, hwaccels
-from worker_agent.stages.decoding import decode_clip, expected_pictures
+from worker_agent.stages.decoding import Wanted, decode_clip, expected_pictures
 from worker_agent.stages.ffprobe import ClipFacts, printable
 from worker_agent.stages.frame_quality import (
     ANALYSED_WIDTH,
@@ -198,9 +198,9 @@ def _extract(
         scratch = work / "decoding"
         scratch.mkdir()
         decoder = decoder_for(clip.codec, spec.gpu_kind, gpu, offered)
-        pictures = decode_clip(
-            inputs / clip.name, clip, scratch, rate, size, advance, decoder, report.warning
-        )
+        source = inputs / clip.name
+        wanted = Wanted(source, clip, rate, size, decoder, advance, report.warning)
+        pictures = decode_clip(wanted, scratch)
         if pictures.decoder != decoder:
             gpu = None  # nor the clips that follow
         kept.clips.append(
