@@ -17,6 +17,7 @@ from dispatcher.stage_settings import (
     FramesConfig,
     Frozen,
     MeshConfig,
+    NavigationConfig,
     ReconstructConfig,
     SfmConfig,
     TrainConfig,
@@ -58,6 +59,7 @@ class PipelineConfig(Frozen):
     """What `AttemptSpec.config` carries to every stage of a job."""
 
     frames: FramesConfig = FramesConfig()
+    navigation: NavigationConfig = NavigationConfig()
     sfm: SfmConfig = SfmConfig()
     depth: DepthConfig = DepthConfig()
     train: TrainConfig = TrainConfig()

@@ -39,6 +39,14 @@ class SfmConfig(Frozen):
     mask: tuple[tuple[tuple[float, float], ...], ...] = ()
 
 
+class NavigationConfig(Frozen):
+    """Of the vehicle's logs (docs/navigation.md)."""
+
+    offset_s: float = 0.0  # added to a log's times: the camera's clock minus the vehicle's
+    max_gap_s: float = Field(default=3.0, gt=0, le=600)  # between two samples around a frame
+    camera_above_altimeter_m: float = Field(default=0.0, ge=-10, le=10)
+
+
 class DepthConfig(Frozen):
     """Depth maps of the frames by an ONNX model, such as Depth-Anything-V2: docs/backends.md."""
 

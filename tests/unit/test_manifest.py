@@ -8,7 +8,8 @@ import pytest
 
 from worker_agent.protocol import FailureCode
 from worker_agent.stages.api import StageFailure
-from worker_agent.stages.manifest import camera_guess, interpolate, join
+from worker_agent.stages.frame_records import interpolate, join
+from worker_agent.stages.manifest import camera_guess
 
 SOURCE, FRAME = (1920, 1080), (960, 540)
 
@@ -53,6 +54,7 @@ def test_frames_get_the_telemetry_of_their_own_clip() -> None:
             },
             {"name": "two", "gps": [fix(0, 50.0)], "gravity": [], "readings": {}},
         ],
+        max_gap_s=3.0,
     )
     assert [row["gps"] for row in rows] == [[1.5, 8.0, 1.0], [50.0, 8.0, 1.0], None]
     assert rows[0]["gravity"] == pytest.approx([math.sqrt(0.5), math.sqrt(0.5), 0.0])

@@ -33,6 +33,7 @@ DEFAULTS = {
         "memory_limit_mib": None,
         "mask": [],
     },
+    "navigation": {"offset_s": 0.0, "max_gap_s": 3.0, "camera_above_altimeter_m": 0.0},
     "depth": {
         "model": None,
         "output": "disparity",

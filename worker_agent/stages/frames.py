@@ -46,6 +46,7 @@ from worker_agent.stages.frame_quality import (
     summary,
     warnings,
 )
+from worker_agent.stages.inputs import logs_of
 from worker_agent.stages.keyframes import STILL, Look, Selection
 from worker_agent.stages.telemetry import copy_telemetry
 
@@ -92,7 +93,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         _enough(kept, int(config["min_frames"]), clips)
         for line in warnings(kept.qualities):
             report.warning(line)
-        telemetry = copy_telemetry(run_dir, clips, report)
+        telemetry = copy_telemetry(run_dir, clips, logs_of(spec).values(), report)
         write_json(
             work / "frames.json",
             {

@@ -1,4 +1,4 @@
-"""GoPro telemetry (GPMF): key-length-value parsing, GPS fixes, gravity and exposure.
+"""GoPro telemetry (GPMF): key-length-value parsing, GPS fixes, orientation and exposure.
 
 Format: https://github.com/gopro/gpmf-parser (README, "GPMF Deeper Dive"). A payload is a DEVC
 container with one STRM a sensor; big-endian; every value is padded to four bytes. One payload
@@ -8,11 +8,22 @@ covers about one second, and a sensor's samples are spread evenly over it.
 from __future__ import annotations
 
 import math
+import statistics
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-__all__ = ["GpmfError", "GpsFix", "GravitySample", "Telemetry", "TimedPayload", "read_telemetry"]
+__all__ = [
+    "GpmfError",
+    "GpsFix",
+    "GravitySample",
+    "OrientationSample",
+    "Telemetry",
+    "TimedPayload",
+    "read_settings",
+    "read_telemetry",
+]
 
 MIN_FIX = 2  # GPSF: 0 no lock, 2 2D, 3 3D
 MAX_DILUTION = 10.0  # of precision; a receiver without lock says 99.99
@@ -25,6 +36,8 @@ READINGS: dict[str, tuple[tuple[str, ...], Callable[[tuple[float, ...]], float]]
     "turning_rad_s": (("GYRO",), lambda row: math.hypot(*row)),
     "acceleration_m_s2": (("ACCL",), lambda row: math.hypot(*row)),
 }
+MAX_SETTING_BYTES = 256  # longer ones are tables
+GPS9_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 MAX_DEPTH = 8  # of nested containers; GoPro's writers use 3
 
 # Type characters of the format -> struct codes; Q numbers (q, Q) and '?' are handled apart.
@@ -88,12 +101,26 @@ class GravitySample:
 
 
 @dataclass(frozen=True, slots=True)
+class OrientationSample:
+    """CORI as it is written: unit quaternion, relative to where the camera pointed as the recording
+    began. `sfm_orientation` knows its axes."""
+
+    time_s: float
+    w: float
+    x: float
+    y: float
+    z: float
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     device: str | None
     gps: list[GpsFix]
     gps_note: str  # why there are no, or fewer, fixes; empty when all is well
     gravity: list[GravitySample]
     readings: dict[str, list[tuple[float, float]]]  # name of READINGS -> (time_s, value)
+    orientation: list[OrientationSample] = field(default_factory=list)
+    started_at: float | None = None  # Unix time at 0 s, by the receiver's clock while it had a fix
 
 
 def parse(data: bytes) -> Iterator[Klv]:
@@ -178,7 +205,7 @@ def scaled(entries: Sequence[Klv], key: str) -> list[tuple[float, ...]]:
 
 
 def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
-    """GPS fixes, gravity and readings of one clip, in time order.
+    """GPS fixes, gravity, orientation and readings of one clip, in time order.
 
     A position counts only when GPSF says 2D or 3D and GPSP (dilution x 100) is small: receivers
     under water write 0,0 or repeat a stale position. Raises GpmfError for bytes that are not GPMF.
@@ -186,7 +213,9 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
     device: str | None = None
     gps: list[GpsFix] = []
     gravity: list[GravitySample] = []
+    orientation: list[OrientationSample] = []
     readings: dict[str, list[tuple[float, float]]] = {}
+    starts: list[float] = []
     seen = 0
     for payload in payloads:
         for name, entries in streams(payload.data):
@@ -194,12 +223,18 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
             downs = scaled(entries, "GRAV")
             device = device or name or None
             seen += len(rows5) + len(rows9)
-            gps += _gps5(payload, entries, rows5) + _gps9(payload, rows9)
+            fixes5 = _gps5(payload, entries, rows5)
+            gps += fixes5 + _gps9(payload, rows9)
+            starts += (_utc5(payload, entries) if fixes5 else []) + _utc9(payload, rows9)
             for time_s, row in _spread(payload, downs):
                 length = math.sqrt(sum(v * v for v in row))
                 if len(row) == 3 and 0.5 < length < 2.0:
                     x, y, z = (v / length for v in row)
                     gravity.append(GravitySample(time_s, x, y, z))
+            for time_s, row in _spread(payload, scaled(entries, "CORI")):
+                length = math.hypot(*row)
+                if len(row) == 4 and 0.9 < length < 1.1:
+                    orientation.append(OrientationSample(time_s, *(v / length for v in row)))
             for key, value in _readings(payload, entries):
                 readings.setdefault(key, []).append(value)
     note = ""
@@ -207,7 +242,38 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
         note = "no GPS stream"
     elif len(gps) < seen:
         note = f"{seen - len(gps)} of {seen} GPS samples without a fix were dropped"
-    return Telemetry(device, gps, note, gravity, readings)
+    started_at = statistics.median(starts) if starts else None
+    return Telemetry(device, gps, note, gravity, readings, orientation, started_at)
+
+
+def read_settings(data: bytes) -> dict[str, str]:
+    """The camera's settings of a recording (`moov.udta.GPMF`): texts by key, and numbers as text.
+
+    MINF model, VFOV field of view, PRJT projection, EISE stabilisation, DZOM zoom, VRES size, ...
+    The first device that says a key counts. Raises GpmfError.
+    """
+    found: dict[str, str] = {}
+    for _, entries in _containers(data, 0):
+        for entry in entries:
+            if entry.key in found or not entry.data:
+                continue
+            if entry.kind in ("c", "F"):
+                found[entry.key] = text(entry)
+            elif entry.kind in _CODES and entry.size * entry.repeat <= MAX_SETTING_BYTES:
+                values = [value for row in samples(entry) for value in row]
+                found[entry.key] = " ".join(f"{value:g}" for value in values)
+    return found
+
+
+def _containers(data: bytes, depth: int) -> Iterator[tuple[int, list[Klv]]]:
+    """(depth, entries) of every level; newer cameras keep settings right below DEVC."""
+    if depth > MAX_DEPTH:
+        raise GpmfError("containers are nested too deep")
+    entries = list(parse(data))
+    yield depth, entries
+    for entry in entries:
+        if entry.kind == "\0":
+            yield from _containers(entry.data, depth + 1)
 
 
 def _readings(
@@ -247,6 +313,27 @@ def _gps9(payload: TimedPayload, rows: list[tuple[float, ...]]) -> list[GpsFix]:
         GpsFix(time_s, row[0], row[1], row[2], int(row[8]))
         for time_s, row in _spread(payload, rows)
         if len(row) == 9 and row[8] >= MIN_FIX and row[7] <= MAX_DILUTION and _on_earth(row)
+    ]
+
+
+def _utc5(payload: TimedPayload, entries: Sequence[Klv]) -> list[float]:
+    """Unix time at the clip's 0 s by GPSU: yymmddhhmmss.sss, of the payload's first sample."""
+    entry = _find(entries, "GPSU")
+    if entry is None:
+        return []
+    said = entry.data.split(b"\0", 1)[0].decode("latin-1").strip()
+    try:
+        when = datetime.strptime(said, "%y%m%d%H%M%S.%f").replace(tzinfo=UTC)
+    except ValueError:
+        return []
+    return [when.timestamp() - payload.time_s]
+
+
+def _utc9(payload: TimedPayload, rows: list[tuple[float, ...]]) -> list[float]:
+    return [
+        GPS9_EPOCH + 86_400 * row[5] + row[6] - time_s
+        for time_s, row in _spread(payload, rows)
+        if len(row) == 9 and row[8] >= MIN_FIX and row[5] > 0
     ]
 
 

@@ -1,4 +1,4 @@
-"""ManifestGeneration: every frame with its time, position and gravity, and a first camera model.
+"""ManifestGeneration: every frame's record (`frame_records`) and a first camera model.
 
 `sfm.camera_model` and `sfm.camera_params` describe the camera at the pixel size of the source
 video, as calibrations do, and are scaled to the frames here. "auto" is SIMPLE_RADIAL, which fits
@@ -8,7 +8,6 @@ is a guess that SfM refines.
 
 from __future__ import annotations
 
-import bisect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,12 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
+from worker_agent.stages.frame_records import join
+from worker_agent.stages.inputs import NavSettings
 
-__all__ = ["at_source_size", "camera_guess", "interpolate", "main"]
+__all__ = ["at_source_size", "camera_guess", "main"]
 
 GUESSED_FOCAL = 0.9  # of the longer side: about 58 degrees, between Linear and narrow modes
-MAX_GPS_GAP_S = 3.0  # a vehicle that was longer without a fix may be anywhere
-MAX_GRAVITY_GAP_S = 1.0
 
 # COLMAP camera model -> (number of focal lengths, number of parameters)
 MODELS = {
@@ -62,7 +61,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         source,
         (int(frames["width"]), int(frames["height"])),
     )
-    rows = join(frames["frames"], metadata["clips"])
+    rows = join(frames["frames"], metadata["clips"], max_gap_s=NavSettings.of(spec).max_gap_s)
     target = run_dir / "output" / "manifest.json"
     write_json(
         target,
@@ -74,75 +73,20 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             "camera": {**camera, "source_width": source[0], "source_height": source[1]},
         },
     )
-    located = sum(row["gps"] is not None for row in rows)
-    report.progress(1.0, f"{len(rows)} frames, {located} with GPS")
+    located = sum(row["position"] is not None for row in rows)
+    report.progress(1.0, f"{len(rows)} frames, {located} with a position")
     return Artifacts(
         files=(artifact(run_dir, target, "manifest"),),
         metrics={
             "frames": len(rows),
-            "frames_with_gps": located,
-            "frames_with_gravity": sum(row["gravity"] is not None for row in rows),
+            "frames_with_position": located,
+            **{
+                f"frames_with_{key.removesuffix('_m')}": sum(row[key] is not None for row in rows)
+                for key in ("gravity", "orientation", "depth_m", "altitude_m")
+            },
         },
         completed={"manifest_path": str(target)},
     )
-
-
-def join(frames: Sequence[dict[str, Any]], clips: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a frame, with GPS, gravity and readings interpolated to its time within its clip."""
-    tracks: dict[str, tuple[list[tuple[float, ...]], list[tuple[float, ...]]]] = {
-        clip["name"]: (
-            [(p["time_s"], p["lat"], p["lon"], p["alt"]) for p in clip["gps"]],
-            [(g["time_s"], g["x"], g["y"], g["z"]) for g in clip["gravity"]],
-        )
-        for clip in clips
-    }
-    readings = {
-        clip["name"]: {key: [tuple(s) for s in track] for key, track in clip["readings"].items()}
-        for clip in clips
-    }
-    rows: list[dict[str, Any]] = []
-    for frame in frames:
-        gps_track, gravity_track = tracks.get(frame["clip"], ([], []))
-        time_s = float(frame["time_s"])
-        gravity = interpolate(gravity_track, time_s, MAX_GRAVITY_GAP_S)
-        length = math.hypot(*gravity) if gravity else 0.0
-        rows.append(
-            {
-                "name": frame["name"],
-                "clip": frame["clip"],
-                "time_s": time_s,
-                "gps": interpolate(gps_track, time_s, MAX_GPS_GAP_S),
-                "gravity": [v / length for v in gravity] if gravity and length > 1e-6 else None,
-                "readings": {
-                    key: value[0]
-                    for key, track in readings.get(frame["clip"], {}).items()
-                    if (value := interpolate(track, time_s, MAX_GRAVITY_GAP_S)) is not None
-                },
-            }
-        )
-    return rows
-
-
-def interpolate(
-    track: Sequence[tuple[float, ...]], time_s: float, max_gap_s: float
-) -> list[float] | None:
-    """Linear between the two samples (time, values...) around `time_s`, in time order.
-
-    None when they lie further apart than `max_gap_s`; beyond either end the last sample holds for
-    that long. Longitudes are not unwrapped at 180 degrees.
-    """
-    after = bisect.bisect_left(track, time_s, key=lambda sample: sample[0])
-    if after == 0 or after == len(track):
-        if not track:
-            return None
-        nearest = track[0] if after == 0 else track[-1]
-        return list(nearest[1:]) if abs(nearest[0] - time_s) <= max_gap_s else None
-    left, right = track[after - 1], track[after]
-    gap = right[0] - left[0]
-    if gap > max_gap_s:
-        return None
-    weight = (time_s - left[0]) / gap if gap > 0 else 0.0
-    return [a + weight * (b - a) for a, b in zip(left[1:], right[1:], strict=True)]
 
 
 def camera_guess(

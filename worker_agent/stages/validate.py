@@ -1,4 +1,4 @@
-"""Validation: is every clip of the segment there, whole, and a video?"""
+"""Validation: is every clip of the segment there, whole, and a video? Can its log be read?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from worker_agent.stages.api import (
 )
 from worker_agent.stages.decoding import expected_pictures
 from worker_agent.stages.ffprobe import ClipFacts, printable, probe_clip
+from worker_agent.stages.inputs import logs_of, read_log
 
 __all__ = ["main"]
 
@@ -22,7 +23,8 @@ __all__ = ["main"]
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     """Probe `input/*` and write `output/validation.json`.
 
-    Raises StageFailure: the codes of `probe_clip`, and CONFIG_INVALID for a spec without clips.
+    Raises StageFailure: the codes of `probe_clip` and of `read_log`, and CONFIG_INVALID for a spec
+    without clips.
     """
     run_dir = Path(spec.run_dir)
     clips = sorted(spec.inputs.get("clips", []), key=lambda clip: int(clip["order"]))
@@ -37,6 +39,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         report.progress(index / len(clips), f"probing {printable(clip['name'])}")
         facts.append(probe_clip(run_dir / "input" / clip["name"], int(clip["order"])))
     _same_picture_size(facts)
+    for name in sorted(set(logs_of(spec).values())):
+        read_log(run_dir / "input" / name)  # what is wrong with it is told before the work
     target = run_dir / "output" / "validation.json"
     write_json(target, {"clips": [item.to_dict() for item in facts]})
     report.progress(1.0, f"{len(facts)} clips are whole")
