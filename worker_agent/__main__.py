@@ -18,15 +18,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a host's own python3 is whatever
     print(json.dumps({"error": "tool_missing", "message": f"{text}: name one in the inventory"}))
     sys.exit(1)
 
-from worker_agent.messages import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_USAGE,
-    AttemptSpec,
-    Message,
-    ProtocolError,
-    Refusal,
-)
+from worker_agent.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from worker_agent.messages import AttemptSpec, Message, ProtocolError, Refusal
 from worker_agent.refusal import RefusedError, from_os_error
 
 # Each verb imports what it needs when it is called: a status must not pay for a transfer, nor a

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from worker_agent.messages import Message
 
-BLOCK_BYTES = 1 << 20  # of a file that crosses in blocks; only its last block may be shorter
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferReport(Message):

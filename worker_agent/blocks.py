@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker_agent.block_messages import (
-    BLOCK_BYTES,
     Arrived,
     ArrivedRequest,
     Block,
     TakeRequest,
     TransferReport,
 )
+from worker_agent.block_size import BLOCK_BYTES
 from worker_agent.digests import Digest, available, digest_by
 from worker_agent.messages import FailureCode, ProtocolError, Refusal
 from worker_agent.partial import Partial, disk_full, opened, part_path

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from worker_agent.block_messages import BLOCK_BYTES, Block, GiveRequest
+from worker_agent.block_messages import Block, GiveRequest
+from worker_agent.block_size import BLOCK_BYTES
 from worker_agent.digests import Digest, digest_by
 from worker_agent.limit import allowed
 from worker_agent.messages import FailureCode

@@ -17,12 +17,6 @@ from typing import Any, Self, TypeVar
 
 PROTOCOL_VERSION = 1
 
-# Exit codes of the agent's verbs.
-EXIT_OK = 0
-EXIT_FAILED = 1  # the verb could not do it; stdout holds one Refusal
-EXIT_USAGE = 2
-EXIT_REFUSED = 3  # the verb will not do it (fenced, busy, unknown); stdout holds one Refusal
-
 STALE_EPOCH = "stale_epoch"  # Refusal.error: a newer dispatcher commands this host
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_agent.block_messages import BLOCK_BYTES
+from worker_agent.block_size import BLOCK_BYTES
 from worker_agent.messages import FailureCode
 from worker_agent.refusal import RefusedError, failed
 

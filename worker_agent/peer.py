@@ -7,7 +7,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
-from worker_agent.block_messages import BLOCK_BYTES, GiveRequest
+from worker_agent.block_messages import GiveRequest
+from worker_agent.block_size import BLOCK_BYTES
 from worker_agent.blocks import Arrival
 from worker_agent.digests import SHA256, available
 from worker_agent.far_side import asked

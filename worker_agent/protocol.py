@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker_agent.block_messages import (
-    BLOCK_BYTES,
     Arrived,
     ArrivedRequest,
     Block,
@@ -19,12 +18,10 @@ from worker_agent.block_messages import (
     TakeRequest,
     TransferReport,
 )
+from worker_agent.block_size import BLOCK_BYTES
+from worker_agent.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, EXIT_USAGE
 from worker_agent.grant_messages import GrantReply, GrantRequest, Peer, RevokeRequest
 from worker_agent.messages import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_REFUSED,
-    EXIT_USAGE,
     PROTOCOL_VERSION,
     STALE_EPOCH,
     Artifact,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from worker_agent.messages import EXIT_FAILED, EXIT_REFUSED, FailureCode, Refusal
+from worker_agent.exit_codes import EXIT_FAILED, EXIT_REFUSED
+from worker_agent.messages import FailureCode, Refusal
 
 
 class RefusedError(Exception):
