@@ -49,11 +49,10 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All pairs, and what the accepted ones say together."""
+    """All pairs, and what the accepted ones say together: those that do not are refused."""
 
     edges: tuple[Edge, ...]
     verdicts: tuple[Verdict, ...]
-    contradicted: frozenset[int]
     placed: priors.Placed
     reused: int  # pairs that were known before
 
@@ -64,16 +63,13 @@ class Evidence:
     @property
     def accepted(self) -> list[Edge]:
         """Those that hold the parts together."""
-        return [
-            edge
-            for k, edge in enumerate(self.edges)
-            if self.verdicts[k].accepted and k not in self.contradicted
-        ]
+        pairs = zip(self.edges, self.verdicts, strict=True)
+        return [edge for edge, verdict in pairs if verdict.accepted]
 
     def entries(self, names: Sequence[str]) -> list[dict[str, Any]]:
         return [
-            edge_entry(edge, names, verdict, contradicted=k in self.contradicted)
-            for k, (edge, verdict) in enumerate(zip(self.edges, self.verdicts, strict=True))
+            edge_entry(edge, names, verdict)
+            for edge, verdict in zip(self.edges, self.verdicts, strict=True)
         ]
 
 
@@ -106,6 +102,7 @@ def gather(
     words = {frozenset((one.source, one.target)): one for one in said}
     edges: list[Edge] = []
     verdicts: list[Verdict] = []
+    sure: set[int] = set()
     reused = 0
     for done, (target, source) in enumerate(pairs, start=1):
         one, other = parties[source], parties[target]
@@ -118,16 +115,34 @@ def gather(
         decided = words.get(frozenset((source, target)))
         if decided is not None:
             edge, verdict = _as_said(decided, edge, verdict, parties)
+        if edge.method == "frames" or decided is not None:
+            sure.add(len(edges))
         edges.append(edge)
         verdicts.append(verdict)
         on_pair(done, len(pairs), edge, verdict)
     accepted = [k for k, verdict in enumerate(verdicts) if verdict.accepted]
     extents = [party.known.extent() for party in parties]
     held = [edges[k] for k in accepted]
-    solution = posegraph.solve(extents, held)
+    solution = posegraph.solve(extents, held, [n for n, k in enumerate(accepted) if k in sure])
     placed = priors.place(solution, extents, held, readings, fit)
-    contradicted = frozenset(accepted[k] for k in solution.rejected)
-    return Evidence(tuple(edges), tuple(verdicts), contradicted, placed, reused)
+    for n in solution.rejected:
+        verdicts[accepted[n]] = _overruled(verdicts[accepted[n]], n in solution.undecided)
+    return Evidence(tuple(edges), tuple(verdicts), placed, reused)
+
+
+def _overruled(verdict: Verdict, undecided: bool) -> Verdict:
+    reason = "contradicted by the other pairs"
+    if undecided:
+        reason = (
+            "other pairs contradict it, and no loop of pairs tells which is right: none of them is "
+            "taken"
+        )
+    return dataclasses.replace(
+        verdict,
+        accepted=False,
+        reason=f"{reason}; by itself: {verdict.reason}",
+        undecided=undecided,
+    )
 
 
 def _upright(verdict: Verdict, edge: Edge, readings: Sequence[priors.Readings]) -> Verdict:

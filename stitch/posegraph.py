@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import gtsam
@@ -15,16 +15,20 @@ from stitch.sim3 import F64, Sim3
 SIGMAS = np.array([*[np.radians(0.6)] * 3, *[0.01] * 3, 0.01])
 _ANCHOR_SIGMA = 1e-6
 _CHI_SQUARE = 18.5  # of seven numbers, exceeded by one good edge in a hundred
+_NEARLY = 4.0  # times that
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """`poses[i]` takes member i to the frame of its own component, which is that of the
-    component's first member. `rejected` are positions in the list of edges."""
+    component's first member. `rejected` are positions in the list of edges; of these `undecided`
+    are those whose ends lie in two components: they contradict each other, and nothing tells which
+    is right. The others are wrong by what the rest of their component agrees on."""
 
     poses: tuple[Sim3, ...]
     components: tuple[tuple[int, ...], ...]  # largest first, over the edges that were kept
     rejected: tuple[int, ...]
+    undecided: frozenset[int] = frozenset()
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -32,13 +36,17 @@ class Solution:
         return self.components[0]
 
 
-def solve(extents: Sequence[tuple[F64, float]], edges: Sequence[Edge]) -> Solution:
+def solve(
+    extents: Sequence[tuple[F64, float]], edges: Sequence[Edge], sure: Collection[int] = ()
+) -> Solution:
     """Poses of all members, each connected set by itself.
 
     `extents` gives each member's centre (3,) and size in its own frame. Every edge must have a
     Sim3. Start: spanning tree of the most inliers; then truncated least squares by graduated
-    non-convexity (Yang et al. 2020, in gtsam), which drops edges the loops contradict. A wrong
-    edge in no loop cannot be noticed here.
+    non-convexity (Yang et al. 2020, in gtsam), which drops edges the loops contradict. Where one
+    edge stands against another and no loop confirms either, neither is kept: its two sides are
+    components. A wrong edge in no loop cannot be noticed here. `sure`: positions of edges that
+    need no loop to confirm them; of such against each other neither is kept.
     """
     unit = [Sim3(size, np.eye(3), centre) for centre, size in extents]
     everyone = components(len(unit), edges)
@@ -48,11 +56,13 @@ def solve(extents: Sequence[tuple[F64, float]], edges: Sequence[Edge]) -> Soluti
         inside = [k for k, edge in enumerate(edges) if edge.source in group]
         start = _spanning_tree(group, [edges[k] for k in inside], unit)
         if len(inside) > len(group) - 1:
-            start, dropped = _truncated_least_squares(group, inside, edges, unit, start)
-            rejected += dropped
+            start, kept = _truncated_least_squares(group, inside, edges, unit, start)
+            if len(kept) < len(inside):
+                start, kept = _Vote(group, inside, edges, unit, sure).settled(start, kept)
+            rejected += [k for k in inside if k not in kept]
         poses |= start
-    kept = [edge for k, edge in enumerate(edges) if k not in set(rejected)]
-    groups = components(len(unit), kept)
+    groups = components(len(unit), [e for k, e in enumerate(edges) if k not in set(rejected)])
+    part = {i: group for group in groups for i in group}
     frames = {
         i: (poses[group[0]] @ unit[group[0]].inverse()).inverse() for group in groups for i in group
     }
@@ -64,6 +74,7 @@ def solve(extents: Sequence[tuple[F64, float]], edges: Sequence[Edge]) -> Soluti
         ),
         components=groups,
         rejected=tuple(sorted(rejected)),
+        undecided=frozenset(k for k in rejected if part[edges[k].source] != part[edges[k].target]),
     )
 
 
@@ -106,7 +117,8 @@ def _truncated_least_squares(
     edges: Sequence[Edge],
     unit: Sequence[Sim3],
     start: dict[int, Sim3],
-) -> tuple[dict[int, Sim3], list[int]]:
+) -> tuple[dict[int, Sim3], set[int]]:
+    """Poses of the group, and which edges they agree with."""
     graph, values = _graph(group, inside, edges, unit, start)
     parameters = gtsam.GncLMParams(gtsam.LevenbergMarquardtParams())
     parameters.setLossType(gtsam.GncLossType.TLS)
@@ -115,58 +127,150 @@ def _truncated_least_squares(
     result = optimizer.optimize()
     weights = np.asarray(optimizer.getWeights())[: len(inside)]
     poses = {i: _from_gtsam(result.atSimilarity3(i)) for i in group}
-    kept = {k for k, weight in zip(inside, weights, strict=True) if weight >= 0.5}
-    if len(kept) < len(inside):
-        poses, kept = _reseated(group, inside, edges, unit, poses, kept)
-    return poses, [k for k in inside if k not in kept]
+    return poses, {k for k, weight in zip(inside, weights, strict=True) if weight >= 0.5}
 
 
-def _reseated(
-    group: tuple[int, ...],
-    inside: Sequence[int],
-    edges: Sequence[Edge],
-    unit: Sequence[Sim3],
-    poses: dict[int, Sim3],
-    kept: set[int],
-) -> tuple[dict[int, Sim3], set[int]]:
-    """A member that a wrong edge holds away from several right ones that agree is a minimum, too:
-    it is put where most of its edges want it, when that lets more edges of the whole agree, or as
-    many with more inliers."""
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """The edges of a group, between every two sides of it that not all of them put together alike.
+    An edge has one vote; one that is sure has two."""
 
-    def worth(agreed: set[int]) -> tuple[int, int]:
-        return len(agreed), sum(edges[k].inliers for k in agreed)
+    group: tuple[int, ...]
+    inside: Sequence[int]
+    edges: Sequence[Edge]
+    unit: Sequence[Sim3]
+    sure: Collection[int]
 
-    for _ in range(len(group)):
-        better = None
-        for i in group[1:]:
-            mine = [k for k in inside if i in (edges[k].source, edges[k].target)]
-            if all(k in kept for k in mine):
-                continue
-            wanted = [_wanted(i, edges[k], unit, poses) for k in mine]
-            votes = [
-                worth({k for k in mine if _agree(edges[k], unit, poses | {i: pose})})
-                for pose in wanted
-            ]
-            if max(votes) <= worth(kept.intersection(mine)):
-                continue
-            moved = poses | {i: wanted[votes.index(max(votes))]}
-            agreed = {k for k in inside if _agree(edges[k], unit, moved)}
-            if worth(agreed) > worth(kept) and len(components_of(group, edges, agreed)) == 1:
-                better = _least_squares(group, sorted(agreed), edges, unit, moved), agreed
+    def settled(self, poses: dict[int, Sim3], kept: set[int]) -> tuple[dict[int, Sim3], set[int]]:
+        """Every side put where the most edges want it (truncated least squares may end where one
+        wrong edge holds it away from several that agree). No edge is kept where as many agree on
+        something else, nor one that no loop confirms where others would close a loop."""
+        for _ in self.inside:
+            better = self._better(poses, kept)
+            if better is None:
                 break
-        if better is None:
-            return poses, kept
-        poses = better[0]
-        kept = {k for k in inside if _agree(edges[k], unit, poses)}
-    return poses, kept
+            poses, kept = better
+        dropped = self.unconfirmed(kept).difference(self.sure)
+        for one, other in self._sides(kept):
+            agreed, rival, _ = self._votes(one, other, poses, kept)
+            if agreed and self._worth(rival)[0] >= self._worth(agreed)[0]:
+                dropped |= agreed
+        return poses, kept - dropped
+
+    def _better(
+        self, poses: dict[int, Sim3], kept: set[int]
+    ) -> tuple[dict[int, Sim3], set[int]] | None:
+        for one, other in self._sides(kept):
+            agreed, rival, moved = self._votes(one, other, poses, kept)
+            if self._worth(rival)[0] <= max(1, self._worth(agreed)[0]):
+                continue
+            touched = {k for k in self.inside if self._ends(k) <= one | other}
+            held, solved = kept & touched - agreed | rival, moved
+            for slack in (_NEARLY, 1.0):  # what only nearly agrees may do so once it is heard
+                solved = solved | _least_squares(
+                    tuple(sorted(one | other)), sorted(held), self.edges, self.unit, solved
+                )
+                held = {k for k in touched if _agree(self.edges[k], self.unit, solved, slack)}
+            found = kept - touched | held
+            if self._worth(found)[0] > self._worth(kept)[0]:
+                return solved, found
+        return None
+
+    def _votes(
+        self, one: frozenset[int], other: frozenset[int], poses: dict[int, Sim3], kept: set[int]
+    ) -> tuple[set[int], set[int], dict[int, Sim3]]:
+        """Of the edges between two sides those that are kept, the most that agree otherwise, and
+        the poses with the first side where these want it."""
+        across = [
+            k
+            for k in self.inside
+            if len(e := self._ends(k) & one) == 1 and self._ends(k) - e <= other
+        ]
+        agreed, rival, moved = kept.intersection(across), set[int](), poses
+        for k in across:
+            if k in agreed or k in rival:
+                continue
+            end = min(self._ends(k) & one)
+            shift = _wanted(end, self.edges[k], self.unit, poses) @ poses[end].inverse()
+            there = poses | {i: shift @ poses[i] for i in one}
+            found = {k for k in across if _agree(self.edges[k], self.unit, there)} - agreed
+            if self._worth(found) > self._worth(rival):
+                rival, moved = found, there
+        return agreed, rival, moved
+
+    def _sides(self, kept: set[int]) -> Iterator[tuple[frozenset[int], frozenset[int]]]:
+        """Two sides that other than the kept edges join, each connected by kept ones: two parts;
+        what one edge alone holds; a member, with all that hangs on it, and the rest."""
+        parts = self._parts(self.group, kept)
+        part_of = {i: part for part in parts for i in part}
+        seen = set()
+        for k in self.inside:
+            edge = self.edges[k]
+            one, other = part_of[edge.source], part_of[edge.target]
+            if one != other and (one, other) not in seen and (other, one) not in seen:
+                seen.add((one, other))
+                yield one, other
+        for k in sorted(self.unconfirmed(kept)):
+            end = self.edges[k].source
+            one = next(p for p in self._parts(part_of[end], kept - {k}) if end in p)
+            yield one, part_of[end] - one
+        doubted = {i for k in self.inside if k not in kept for i in self._ends(k)}
+        for i in sorted(doubted):
+            rest = self._parts(part_of[i] - {i}, kept)
+            if rest:
+                yield part_of[i] - rest[0], rest[0]
+
+    def unconfirmed(self, kept: set[int]) -> set[int]:
+        """What alone holds two sides, where an edge that is not kept would close a loop."""
+        return bridges(self.edges, kept) - bridges(self.edges, self.inside)
+
+    def _parts(self, among: Collection[int], kept: set[int]) -> list[frozenset[int]]:
+        """Sets of members that kept edges connect, largest first."""
+        chosen = [self.edges[k] for k in sorted(kept) if self._ends(k) <= set(among)]
+        every = components(max(self.group) + 1, chosen)
+        return [frozenset(part) for part in every if part[0] in among]
+
+    def _ends(self, k: int) -> frozenset[int]:
+        return frozenset((self.edges[k].source, self.edges[k].target))
+
+    def _worth(self, chosen: Collection[int]) -> tuple[int, int]:
+        votes = len(chosen) + sum(k in self.sure for k in chosen)
+        return votes, sum(self.edges[k].inliers for k in chosen)
 
 
-def components_of(
-    group: tuple[int, ...], edges: Sequence[Edge], chosen: set[int]
-) -> list[tuple[int, ...]]:
-    """Connected sets of the members of `group` under the `chosen` edges."""
-    every = components(max(group) + 1, [edges[k] for k in chosen])
-    return [found for found in every if found[0] in group]
+def bridges(edges: Sequence[Edge], chosen: Collection[int]) -> set[int]:
+    """Those of the `chosen` edges that lie in no loop of them."""
+    at: dict[int, list[tuple[int, int]]] = {}
+    for k in chosen:
+        one, other = edges[k].source, edges[k].target
+        at.setdefault(one, []).append((other, k))
+        at.setdefault(other, []).append((one, k))
+    found: set[int] = set()
+    order: dict[int, int] = {}
+    lowest: dict[int, int] = {}  # that a member or what was found from it reaches otherwise
+    for first in at:
+        if first in order:
+            continue
+        order[first] = lowest[first] = len(order)
+        path = [(first, -1, iter(at[first]))]
+        while path:
+            member, came, onward = path[-1]
+            for other, k in onward:
+                if k == came:
+                    continue
+                if other not in order:
+                    order[other] = lowest[other] = len(order)
+                    path.append((other, k, iter(at[other])))
+                    break
+                lowest[member] = min(lowest[member], order[other])
+            else:
+                path.pop()
+                if path:
+                    before = path[-1][0]
+                    lowest[before] = min(lowest[before], lowest[member])
+                    if lowest[member] > order[before]:
+                        found.add(came)
+    return found
 
 
 def _wanted(member: int, edge: Edge, unit: Sequence[Sim3], poses: dict[int, Sim3]) -> Sim3:
@@ -177,11 +281,11 @@ def _wanted(member: int, edge: Edge, unit: Sequence[Sim3], poses: dict[int, Sim3
     return poses[edge.source] @ step.inverse()
 
 
-def _agree(edge: Edge, unit: Sequence[Sim3], poses: dict[int, Sim3]) -> bool:
+def _agree(edge: Edge, unit: Sequence[Sim3], poses: dict[int, Sim3], slack: float = 1.0) -> bool:
     error = normalised(edge, unit).inverse() @ poses[edge.target].inverse() @ poses[edge.source]
     angle = error.angle_to(Sim3.identity())
     off = np.array([np.radians(angle), np.linalg.norm(error.translation), np.log(error.scale)])
-    return bool(((off / SIGMAS[[0, 3, 6]]) ** 2).sum() < _CHI_SQUARE)
+    return bool(((off / SIGMAS[[0, 3, 6]]) ** 2).sum() < slack * _CHI_SQUARE)
 
 
 def _least_squares(

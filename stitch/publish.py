@@ -86,10 +86,8 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def edge_entry(
-    edge: Edge, names: Sequence[str], verdict: Verdict, *, contradicted: bool
-) -> dict[str, Any]:
-    """One pair with its evidence. `contradicted`: the loops of the pose graph threw it out."""
+def edge_entry(edge: Edge, names: Sequence[str], verdict: Verdict) -> dict[str, Any]:
+    """One pair with its evidence."""
     return {
         "source": names[edge.source],
         "target": names[edge.target],
@@ -103,10 +101,11 @@ def edge_entry(
         "bend": round(edge.bend, 4),
         "far_error": round(edge.far_error, 5),
         "residual_depths": round(edge.residual, 6),
-        "accepted": verdict.accepted and not contradicted,
-        "reason": "contradicted by the other pairs" if contradicted else verdict.reason,
+        "accepted": verdict.accepted,
+        "reason": verdict.reason,
         "doubt": verdict.doubt,
         "bent": verdict.bent,
+        "undecided": verdict.undecided,
     }
 
 

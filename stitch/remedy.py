@@ -26,6 +26,11 @@ def remedy(
             "Reconstruct the bent one again from more or sharper frames (frames.fps, "
             "frames.select: motion); no transform can repair it."
         )
+    if verdict.undecided:
+        return (
+            f"Approve or reject {one} and {other} or what contradicts it by their pictures, or "
+            "ingest a segment that overlaps both sides: it closes a loop."
+        )
     if edge.inliers <= _NOTHING:
         apart = gap_m(readings[edge.source], readings[edge.target])
         far = f" By their positions they come no nearer than {apart:.0f} m." if apart else ""

@@ -33,6 +33,7 @@ class Verdict:
     reason: str  # one line with the numbers, for both outcomes
     doubt: str = ""  # of an accepted pair: what an operator should look at
     bent: bool = False  # of a refused pair: no Sim3 can be right, one of the two is bent
+    undecided: bool = False  # of a refused pair: it or what contradicts it is wrong
 
 
 def judge(edge: Edge, thresholds: Thresholds) -> Verdict:

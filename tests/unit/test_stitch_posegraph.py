@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bench.many_members import loops
 from bench.posegraph import ring
-from stitch.posegraph import components, solve
+from stitch.posegraph import bridges, components, solve
 from stitch.register import Edge
 from stitch.sim3 import Sim3
 from tests.stitch_world import edge, noisy, random_sim3
@@ -125,3 +128,53 @@ def test_a_member_that_a_wrong_edge_holds_is_put_where_its_right_ones_agree(seed
     solution = solve(survey.extents, survey.edges)
     assert set(solution.rejected) == survey.wrong
     assert survey.worst_m(solution) < 0.2
+
+
+def test_where_one_pair_stands_against_one_neither_is_taken() -> None:
+    """Members 0 to 3 in loops; member 4 has a right and a wrong pair with them."""
+    rng = np.random.default_rng(12)
+    poses = [random_sim3(rng) for _ in range(5)]
+    held = [(0, 1), (1, 2), (2, 3), (0, 3), (0, 2), (3, 4)]
+    edges = [edge(j, i, poses[i].inverse() @ poses[j], 40) for i, j in held]
+    edges += [edge(4, 1, random_sim3(rng), 400), edge(3, 1, random_sim3(rng), 400)]
+    extents = [(np.zeros(3), 8.0 / pose.scale) for pose in poses]
+    solution = solve(extents, edges)
+    assert solution.components == ((0, 1, 2, 3), (4,))
+    assert solution.rejected == (5, 6, 7)
+    assert solution.undecided == {5, 6}  # 7 is wrong: the loops of its own part say so
+    sure = solve(extents, edges, sure=[5])
+    assert sure.members == (0, 1, 2, 3, 4)
+    assert sure.rejected == (6, 7)
+    assert not sure.undecided
+
+
+def test_of_a_loop_that_does_not_close_no_pair_is_taken() -> None:
+    """Any of the three may be the wrong one; those that need no loop stay."""
+    shift = Sim3(1.0, np.eye(3), np.array([1.0, 0, 0]))
+    edges = [edge(1, 0, shift, 300), edge(2, 1, shift, 300), edge(2, 0, shift, 20)]
+    alone = solve([(np.zeros(3), 1.0)] * 3, edges)
+    assert alone.components == ((0,), (1,), (2,))
+    assert alone.undecided == {0, 1, 2}
+    sure = solve([(np.zeros(3), 1.0)] * 3, edges, sure=[0, 1])
+    assert sure.members == (0, 1, 2)
+    assert sure.rejected == (2,)
+
+
+@pytest.mark.parametrize(("seed", "share", "apart"), [(48, 0.3, 0), (66, 0.3, 1), (94, 0.1, 1)])
+def test_graphs_that_a_wrong_pair_held_together(seed: int, share: float, apart: int) -> None:
+    """In the first a wrong pair held half of the ring against five right ones; in the others a
+    member that has at most one right pair."""
+    poses, edges, bad = loops(seed, 20, 3 if share > 0.2 else 2, share)
+    solution = solve([(np.zeros(3), 8.0 / pose.scale) for pose in poses], edges)
+    assert bad <= set(solution.rejected)
+    assert len(set(solution.rejected) - bad) <= apart
+    assert len(solution.components) == 1 + apart
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=14))
+def test_a_bridge_is_what_the_parts_fall_apart_without(ends: list[tuple[int, int]]) -> None:
+    edges = [Edge(i, j, 0, 0, 0.0, 0.0, None) for i, j in ends if i != j]
+    every = range(len(edges))
+    whole = len(components(8, edges))
+    without = {k for k in every if len(components(8, edges[:k] + edges[k + 1 :])) > whole}
+    assert bridges(edges, every) == without
