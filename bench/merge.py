@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,15 @@ def sh_error() -> float:
     return worst
 
 
-def cpu_s(work: Callable[[], object], repeats: int = 5) -> float:
-    taken = []
-    for _ in range(repeats):
-        began = time.process_time()
-        work()
-        taken.append(time.process_time() - began)
-    return statistics.median(taken)
+def cpu_s(works: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
+    """Median seconds of each, taken in turn, so that what else the machine does meets all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            began = time.process_time()
+            work()
+            taken[name].append(time.process_time() - began)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def arrays(source: Any) -> list[Any]:
@@ -195,7 +197,7 @@ def ply_rivals(folder: Path, gaussians: Gaussians) -> list[Result]:
     for what, rivals in (("read", readers), ("write", writers)):
         if not rivals:
             continue
-        taken = {name: cpu_s(work) for name, work in {"cosma": own[what], **rivals}.items()}
+        taken = cpu_s({"cosma": own[what], **rivals})
         for name, seconds in taken.items():
             results.append(
                 Result(name=f"ply_{what}_cpu_s.{name}", value=seconds, unit="s", better="lower")
