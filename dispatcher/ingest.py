@@ -14,10 +14,19 @@ from typing import Any
 
 from dispatcher.core.estimate import ClipSize, frames_of, pixels_of
 from dispatcher.core.model import Job, JobKind, JobState, Step
-from dispatcher.core.survey import PlannedSegment, clip_name, group_clips, printable, slug
+from dispatcher.core.survey import (
+    PlannedSegment,
+    clip_name,
+    group_clips,
+    is_log,
+    log_name,
+    log_of,
+    printable,
+    slug,
+)
 from dispatcher.errors import UsageError
 from dispatcher.settings import PipelineConfig
-from dispatcher.sources import ClipProblem, SourceFile, find_videos, inspect_clip
+from dispatcher.sources import ClipProblem, SourceFile, find_files, inspect_clip
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Acquisition, Clip, Run, Segment
 
@@ -55,7 +64,8 @@ async def ingest(
     """
     if not acquisition.strip():
         raise UsageError("the survey has no name", fix="Give it one: --acquisition NAME")
-    files = {file.relative: file for file in find_videos(location)}
+    files = {file.relative: file for file in find_files(location)}
+    logs = {path: file for path, file in files.items() if is_log(path)}
     survey = slug(acquisition)
     planned = group_clips(files, auv=auv, serial=serial)
     if not planned:
@@ -65,6 +75,7 @@ async def ingest(
     return [
         await _ingest_segment(
             store, survey, segment, [files[path] for path in segment.clips],
+            [logs[log] if (log := log_of(path, logs)) else None for path in segment.clips],
             job_id=ids[segment], config=config, priority=priority,
         )
         for segment in planned
@@ -97,6 +108,7 @@ async def _ingest_segment(
     survey: str,
     segment: PlannedSegment,
     files: list[SourceFile],
+    logs: list[SourceFile | None],
     *,
     job_id: str,
     config: PipelineConfig,
@@ -105,7 +117,7 @@ async def _ingest_segment(
     now = time.time()
     known = await store.job(job_id)
     if known is not None:
-        return _known(known, await store.segments(job=job_id), segment, files)
+        return _known(known, await store.segments(job=job_id), segment, files, logs)
     looks = [inspect_clip(file) for file in files]
     problem = next((look.problem for look in looks if look.problem is not None), None)
     job = Job(
@@ -122,7 +134,7 @@ async def _ingest_segment(
     )
     clips = tuple(
         Clip(name=clip_name(order, file.relative), source=file.location, bytes=file.bytes,
-             order=order)
+             order=order, **_logged(files, logs, order))
         for order, file in enumerate(files)
     )  # fmt: skip
     await store.create_segment(
@@ -142,13 +154,36 @@ async def _ingest_segment(
     return _ingested(job, segment, files, new=True)
 
 
+def _logged(
+    files: Sequence[SourceFile], logs: Sequence[SourceFile | None], order: int
+) -> dict[str, Any]:
+    """What a clip's row says of its log; the first clip that has it gives it its name."""
+    log = logs[order]
+    if log is None:
+        return {}
+    first = next(index for index, other in enumerate(logs) if other == log)
+    name = log_name(first, files[first].relative, log.relative)
+    return {"log": log.location, "log_name": name, "log_bytes": log.bytes}
+
+
 def _known(
-    job: Job, stored: Sequence[Segment], segment: PlannedSegment, files: list[SourceFile]
+    job: Job,
+    stored: Sequence[Segment],
+    segment: PlannedSegment,
+    files: list[SourceFile],
+    logs: list[SourceFile | None],
 ) -> Ingested:
     there = [clip.source for row in stored for clip in row.clips]
     row = _ingested(job, segment, files, new=False)
     if there == [file.location for file in files]:
-        return row
+        known = [clip.log for row in stored for clip in row.clips]
+        if known == [log.location if log else None for log in logs]:
+            return row
+        return dataclasses.replace(
+            row,
+            message="left as it is: its navigation log is not the one that lies there now; give "
+            "another --acquisition to use that",
+        )
     first = printable(there[0]) if there else "nowhere"
     return dataclasses.replace(
         row,

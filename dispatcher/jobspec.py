@@ -89,16 +89,13 @@ class JobSpecs:
                 for item in await self._files(member, job.acquisition)
             ] + await self._known_edges(job)
         segment = await self._segment(job)
-        return [
-            Input(
-                path=f"input/{clip.name}",
-                local=clip.source,
-                pull=clip.source if split_remote(clip.source) else None,
-                bytes=clip.bytes,
-                sha256=clip.sha256,
-            )
+        logs = {
+            clip.log_name: _source(clip.log_name, clip.log, clip.log_bytes, None)
             for clip in segment.clips
-        ]
+            if clip.log is not None
+        }
+        clips = [_source(c.name, c.source, c.bytes, c.sha256) for c in segment.clips]
+        return [*clips, *logs.values()]
 
     async def made(self, job: Job) -> dict[Stage, list[ArtifactRow]]:
         """What each finished stage of the job made, by its newest attempt that succeeded."""
@@ -271,13 +268,23 @@ class JobSpecs:
         return files
 
 
+def _source(name: str, source: str, size: int, sha256: str | None) -> Input:
+    return Input(
+        path=f"input/{name}",
+        local=source,
+        pull=source if split_remote(source) else None,
+        bytes=size,
+        sha256=sha256,
+    )
+
+
 def _told_of(segment: Segment) -> dict[str, Any]:
     return {
         "segment": segment.label,
         "auv": segment.auv,
         "clips": [
             {"name": clip.name, "order": clip.order, "recorded_at": clip.recorded_at,
-             "bytes": clip.bytes}
+             "bytes": clip.bytes, "nav": clip.log_name or None}
             for clip in segment.clips
         ],
     }  # fmt: skip

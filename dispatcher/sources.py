@@ -1,4 +1,4 @@
-"""Video sources of an ingest: finding the files, and a first look at each with ffprobe.
+"""Sources of an ingest: finding videos and logs, and a first look at each video with ffprobe.
 
 A source is a path of this machine, or `host:/absolute/path` as the operator's own ssh knows the
 host; the second kind is never copied through here, the hosts of the farm pull it themselves.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dispatcher.core.estimate import ClipSize
 from dispatcher.core.model import Reason
-from dispatcher.core.survey import is_video, printable
+from dispatcher.core.survey import is_log, is_video, printable
 from dispatcher.errors import CosmaError, UsageError
 
 _REMOTE = re.compile(r"^(?P<host>[A-Za-z0-9_][A-Za-z0-9_.@-]*):(?P<path>/.*)$", re.DOTALL)
@@ -28,7 +28,7 @@ _LIST_TIMEOUT_S = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """One video file. `relative` is below the ingested path, "/" separated."""
+    """One video, or the log of a vehicle. `relative` is below the ingested path, "/" separated."""
 
     relative: str
     location: str  # absolute path, or host:/absolute/path
@@ -56,14 +56,14 @@ def split_remote(location: str) -> tuple[str, str] | None:
     return (match["host"], match["path"]) if match else None
 
 
-def find_videos(location: str) -> tuple[SourceFile, ...]:
-    """All MP4 files at or below a source.
+def find_files(location: str) -> tuple[SourceFile, ...]:
+    """All MP4 files and navigation logs at or below a source; beside a single file its logs, too.
 
     Raises UsageError when the path is not there, CosmaError when a remote one cannot be listed.
     """
     remote = split_remote(location)
     found = _find_remote(*remote) if remote else _find_local(Path(location))
-    if not found:
+    if not any(is_video(file.relative) for file in found):
         raise UsageError(
             "no .MP4 file found",
             where=location,
@@ -76,22 +76,26 @@ def find_videos(location: str) -> tuple[SourceFile, ...]:
 def _find_local(root: Path) -> list[SourceFile]:
     root = root.expanduser().absolute()
     if root.is_file():
-        return [SourceFile(relative=root.name, location=str(root), bytes=root.stat().st_size)]
+        beside = (path for path in root.parent.iterdir() if is_log(path.name) and path.is_file())
+        return [_local(path, root.parent) for path in (root, *beside)]
     if not root.is_dir():
         raise UsageError("no such file or directory", where=str(root), fix="check the path")
-    return [
-        SourceFile(
-            relative=path.relative_to(root).as_posix(),
-            location=str(path),
-            bytes=path.stat().st_size,
-        )
-        for path in root.rglob("*")
-        if path.is_file() and is_video(path.name)
-    ]
+    return [_local(path, root) for path in root.rglob("*") if _wanted(path.name) and path.is_file()]
+
+
+def _wanted(name: str) -> bool:
+    return is_video(name) or is_log(name)
+
+
+def _local(path: Path, root: Path) -> SourceFile:
+    return SourceFile(
+        relative=path.relative_to(root).as_posix(), location=str(path), bytes=path.stat().st_size
+    )
 
 
 def _find_remote(host: str, path: str) -> list[SourceFile]:
-    command = ["find", "-L", path, "-type", "f", "-iname", "*.mp4", "-printf", r"%s\t%p\0"]
+    names = ["(", "-iname", "*.mp4", "-o", "-iname", "nav.csv", "-o", "-iname", "*.nav.csv", ")"]
+    command = ["find", "-L", path, "-type", "f", *names, "-printf", r"%s\t%p\0"]
     try:
         done = subprocess.run(
             ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "--", host,
@@ -112,7 +116,7 @@ def _find_remote(host: str, path: str) -> list[SourceFile]:
         size, _, name = record.partition(b"\t")
         full = os.fsdecode(name)
         relative = full.removeprefix(path.rstrip("/")).lstrip("/") or Path(full).name
-        if is_video(relative):
+        if _wanted(relative):
             location = f"{host}:{full}"
             files.append(SourceFile(relative=relative, location=location, bytes=int(size)))
     return files

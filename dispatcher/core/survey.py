@@ -30,6 +30,22 @@ def is_video(path: str) -> bool:
     return name.lower().endswith(".mp4") and not name.startswith(".")
 
 
+def is_log(path: str) -> bool:
+    """A vehicle's navigation log: docs/navigation.md."""
+    name = PurePosixPath(path).name.lower()
+    return name == "nav.csv" or name.endswith(".nav.csv")
+
+
+def log_of(clip: str, logs: Iterable[str]) -> str | None:
+    """The log that belongs to a clip: `<its name>.nav.csv` beside it, else the `nav.csv` of its
+    directory or of the nearest one above. Relative paths."""
+    path = PurePosixPath(clip)
+    known = {log.lower(): log for log in logs}
+    places = [path.parent, *path.parent.parents]
+    wanted = [path.with_suffix(".nav.csv"), *(place / "nav.csv" for place in places)]
+    return next((known[str(one).lower()] for one in wanted if str(one).lower() in known), None)
+
+
 def printable(name: str) -> str:
     """A file name as text that every terminal and database takes: bytes that are no UTF-8, and
     control characters, as escapes."""
@@ -93,5 +109,15 @@ def slug(*words: str) -> str:
 
 def clip_name(order: int, path: str) -> str:
     """The name of a clip in `input/` on a host: order first, no surprising characters."""
-    stem = re.sub(r"[^A-Za-z0-9_]+", "_", PurePosixPath(path).stem)[:60].strip("_") or "clip"
-    return f"{order:03d}-{stem}.MP4"
+    return f"{order:03d}-{_plain(path)}.MP4"
+
+
+def log_name(order: int, clip: str, log: str) -> str:
+    """The name in `input/` of the log of the clip of that order, and of those after it that share
+    it. Only a clip's own ends in .nav.csv."""
+    shared = PurePosixPath(log).name.lower() == "nav.csv"
+    return f"{order:03d}-nav.csv" if shared else f"{order:03d}-{_plain(clip)}.nav.csv"
+
+
+def _plain(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", PurePosixPath(path).stem)[:60].strip("_") or "clip"

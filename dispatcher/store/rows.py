@@ -29,6 +29,9 @@ class Clip:
     order: int
     sha256: str | None = None
     recorded_at: str | None = None
+    log: str | None = None  # the vehicle's navigation log, as `source`
+    log_name: str = ""  # its name under input/; clips may share one
+    log_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import pytest
 from dispatcher.core.model import JobState, Reason
 from dispatcher.errors import UsageError
 from dispatcher.ingest import ingest
+from dispatcher.jobspec import JobSpecs
 from dispatcher.settings import PipelineConfig
 from dispatcher.store.sqlite import SqliteStore
 
@@ -120,3 +121,44 @@ async def test_nothing_to_ingest_is_said(store: SqliteStore, tmp_path: Path) -> 
         await ingest(store, str(tmp_path), acquisition="w", config=CONFIG)
     with pytest.raises(UsageError, match="no such file"):
         await ingest(store, str(tmp_path / "nowhere"), acquisition="w", config=CONFIG)
+
+
+async def test_a_log_goes_with_its_clips_and_one_is_sent_once(
+    store: SqliteStore, clip: Path, tmp_path: Path
+) -> None:
+    survey = tmp_path / "survey"
+    segment = survey / "auv-1" / "C34" / "s1"
+    segment.mkdir(parents=True)
+    for name in ("GX010001.MP4", "GX020001.MP4", "GX010002.MP4"):
+        shutil.copy(clip, segment / name)
+    (survey / "auv-1" / "nav.csv").write_text("unix_s,depth_m\n0,1\n")
+    (segment / "GX010002.nav.csv").write_text("t_s,depth_m\n0,1\n")
+    (row,) = await ingest(store, str(survey), acquisition="w", config=CONFIG)
+    specs = JobSpecs(store, {}.get)
+    job = await store.job(row.job)
+    assert job is not None
+    sent = {item.path: item.local for item in await specs.inputs(job)}
+    assert sent == {
+        **{f"input/00{i}-GX0{c}000{n}.MP4": str(segment / f"GX0{c}000{n}.MP4")
+           for i, (c, n) in enumerate(((1, 1), (2, 1), (1, 2)))},
+        "input/000-nav.csv": str(survey / "auv-1" / "nav.csv"),
+        "input/002-GX010002.nav.csv": str(segment / "GX010002.nav.csv"),
+    }  # fmt: skip
+    (told,) = await store.segments(job=row.job)
+    assert [one.log_name for one in told.clips] == [
+        "000-nav.csv", "000-nav.csv", "002-GX010002.nav.csv",
+    ]  # fmt: skip
+    (survey / "auv-1" / "nav.csv").unlink()
+    (again,) = await ingest(store, str(survey), acquisition="w", config=CONFIG)
+    assert "navigation log" in again.message
+
+
+async def test_a_single_file_has_the_logs_beside_it(
+    store: SqliteStore, clip: Path, tmp_path: Path
+) -> None:
+    shutil.copy(clip, tmp_path / "dive.mp4")
+    shutil.copy(clip, tmp_path / "other.mp4")
+    (tmp_path / "dive.nav.csv").write_text("t_s,depth_m\n0,1\n")
+    (row,) = await ingest(store, str(tmp_path / "dive.mp4"), acquisition="w", config=CONFIG)
+    (segment,) = await store.segments(job=row.job)
+    assert [item.log for item in segment.clips] == [str(tmp_path / "dive.nav.csv")]

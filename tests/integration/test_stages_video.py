@@ -40,7 +40,9 @@ class Run:
         return self
 
     def do(self, *stages: Any, **frame_settings: Any) -> Artifacts:
-        names = sorted(path.name for path in (self.path / "input").iterdir())
+        inputs = sorted(path.name for path in (self.path / "input").iterdir())
+        names = [name for name in inputs if not name.endswith(".csv")]
+        log = next((name for name in inputs if name.endswith(".csv")), None)
         spec = AttemptSpec(
             protocol=1,
             epoch=1,
@@ -52,7 +54,8 @@ class Run:
             config=CONFIG | {"frames": CONFIG["frames"] | frame_settings},
             inputs={
                 "clips": [
-                    {"name": n, "order": i, "recorded_at": None} for i, n in enumerate(names)
+                    {"name": n, "order": i, "recorded_at": None, "nav": log}
+                    for i, n in enumerate(names)
                 ],
                 "segment": "a1",
                 "auv": "auv-a",
@@ -420,3 +423,49 @@ def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Pat
     assert all(9.0 < row["readings"]["acceleration_m_s2"] < 11.0 for row in rows)
     # The camera looks ahead and down: gravity points to the picture's lower edge.
     assert all(row["gravity"][1] > 0.7 for row in rows)
+
+
+def test_a_vehicles_log_becomes_positions_of_frames(run: Run, clip: Path) -> None:
+    run.add("000-a.MP4", clip.read_bytes())
+    rows = "".join(f"{t / 4},{t / 8},0,-3,{2 + t / 8}\n" for t in range(9))
+    run.add("000-a.nav.csv", f"t_s,east_m,north_m,up_m,altitude_m\n{rows}".encode())
+    run.do(validate, frames, metadata, manifest)
+    records = run.json("output/manifest.json")["frames"]
+    for row in records:
+        if row["time_s"] <= 2.0:
+            assert row["position"]["at"] == pytest.approx([row["time_s"] / 2, 0, -3])
+            assert row["altitude_m"] == pytest.approx(2 + row["time_s"] / 2)
+        else:  # beyond the log
+            assert row["position"] is None
+    assert records[0]["position"]["frame"] == "enu"
+    (run.path / "input" / "000-a.nav.csv").write_text("")
+    run.do(metadata, manifest)  # it was set aside with the frames
+    assert run.json("output/manifest.json")["frames"] == records
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("000-a.nav.csv", "t_s,depth_m\n0,deep\n", "000-a.nav.csv:2: depth is 'deep'"),
+        ("000-nav.csv", "t_s,depth_m\n0,1\n", "t_s counts from one clip's start"),
+        ("000-nav.csv", b"\xff\xfe\x00", "no text in UTF-8"),
+    ],
+)
+def test_a_log_that_cannot_be_read_holds_the_job_before_any_work(
+    name: str, text: str | bytes, words: str, run: Run, clip: Path
+) -> None:
+    run.add("000-a.MP4", clip.read_bytes())
+    run.add(name, text if isinstance(text, bytes) else text.encode())
+    failure = refused(run, validate)
+    assert failure.reason is FailureCode.CONFIG_INVALID
+    assert words in failure.message
+
+
+def test_a_log_of_another_time_is_told_and_left_out(run: Run, clip: Path) -> None:
+    run.add("000-a.MP4", clip.read_bytes())
+    run.add("000-nav.csv", b"utc,depth_m\n2026-05-04T10:30:00Z,1\n2026-05-04T10:40:00Z,2\n")
+    run.do(validate, frames, metadata, manifest)
+    assert run.json("output/manifest.json")["frames"][0]["depth_m"] is None
+    (said,) = [event["message"] for event in run.events() if "000-nav.csv" in str(event)]
+    assert "2026-05-04T10:30:00Z to 2026-05-04T10:40:00Z" in said
+    assert "navigation.offset_s" in said

@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.survey import clip_name, group_clips, printable, slug
+from dispatcher.core.survey import clip_name, group_clips, log_name, log_of, printable, slug
 
 ANY_TEXT = st.text(min_size=1, max_size=80)
 
@@ -83,3 +83,19 @@ def test_any_file_name_becomes_text_that_can_be_stored_and_shown(name: bytes) ->
     text = printable(os.fsdecode(name))
     assert text.encode("utf-8")
     assert text.isprintable()
+
+
+def test_the_nearest_log_belongs_to_a_clip() -> None:
+    logs = ["a/nav.csv", "a/c/s1/nav.csv", "a/c/s1/GX010001.NAV.csv", "b/nav.csv"]
+    assert log_of("a/c/s1/GX010001.MP4", logs) == "a/c/s1/GX010001.NAV.csv"
+    assert log_of("a/c/s1/GX010002.MP4", logs) == "a/c/s1/nav.csv"
+    assert log_of("a/c/s2/GX010003.MP4", logs) == "a/nav.csv"
+    assert log_of("d/c/s2/GX010003.MP4", logs) is None
+    assert log_of("GX010003.MP4", ["nav.csv"]) == "nav.csv"
+
+
+def test_only_the_log_of_one_clip_has_its_name() -> None:
+    assert log_name(1, "a/c/s1/GX 010001.MP4", "a/c/s1/GX 010001.nav.csv") == (
+        "001-GX_010001.nav.csv"
+    )
+    assert log_name(1, "a/c/s1/GX010001.MP4", "a/nav.csv") == "001-nav.csv"

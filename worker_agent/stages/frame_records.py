@@ -144,9 +144,11 @@ def interpolate(
         return list(nearest[1:]) if abs(nearest[0] - time_s) <= reach else None
     left, right = track[after - 1], track[after]
     gap = right[0] - left[0]
+    if right[0] == time_s:
+        return list(right[1:])
     if gap > max_gap_s:
         return None
-    weight = (time_s - left[0]) / gap if gap > 0 else 0.0
+    weight = (time_s - left[0]) / gap
     return [a + weight * (b - a) for a, b in zip(left[1:], right[1:], strict=True)]
 
 

@@ -11,6 +11,8 @@ from worker_agent.stages.navigation import NavError, NavLog, parse_log
 
 __all__ = ["NavSettings", "logs_of", "read_log"]
 
+OWN = ".nav.csv"  # ends the name of a log that belongs to one clip
+
 
 @dataclass(frozen=True, slots=True)
 class NavSettings:
@@ -34,7 +36,10 @@ def logs_of(spec: AttemptSpec) -> dict[str, str]:
 def read_log(path: Path) -> NavLog:
     """Raises StageFailure: INPUT_MISSING, CONFIG_INVALID with file and line."""
     try:
-        return parse_log(path.read_text(encoding="utf-8"), path.name)
+        log = parse_log(path.read_text(encoding="utf-8"), path.name)
+        if log.clock == "utc" or path.name.endswith(OWN):
+            return log
+        why = f"{path.name}:1: t_s counts from one clip's start; such a log is <clip>{OWN}"
     except FileNotFoundError:
         raise StageFailure(
             FailureCode.INPUT_MISSING,
