@@ -410,7 +410,8 @@ def test_a_model_with_positions_and_gravity_is_published_in_metres(
     north = 10.0 * done[2][:, 2]
     for row, e, n, u in zip(facts["frames"], east, north, up, strict=True):
         row["gravity"] = [0.0, 1.0, 0.0]
-        row["gps"] = [n / 110574.3, e / 111319.5, u]  # at the equator
+        at = [n / 110574.3, e / 111319.5, u]  # at the equator
+        row["position"] = {"at": at, "frame": "wgs84", "sigma_m": None, "source": "gps"}
     manifest_path = tmp_path / "manifest.json"
     manifest_path.write_text(json.dumps(facts))
     ordered = request(
@@ -429,6 +430,44 @@ def test_a_model_with_positions_and_gravity_is_published_in_metres(
     centres = sidecar.centres()
     truth = np.column_stack([east, north, up])
     assert centres - centres.mean(0) == pytest.approx(truth - truth.mean(0), abs=0.8)
+    assert world["scale_from"] == "positions" and world["scale_uncertainty"] < 0.05
+
+
+def test_an_altimeter_gives_a_model_without_positions_its_metre(done: Done, tmp_path: Path) -> None:
+    """The camera's own "down" is along its view here, so that the wall it films is the ground."""
+    facts = json.loads((done[0] / "output" / "manifest.json").read_text())
+    model = pycolmap.Reconstruction(str(done[0] / "sfm" / "model"))
+    ahead = np.median(
+        [
+            (image.cam_from_world() * model.points3D[point.point3D_id].xyz)[2]
+            for image in model.images.values()
+            if image.has_pose
+            for point in image.get_observation_points2D()
+        ]
+    )
+    for row in facts["frames"]:
+        row["gravity"] = [0.0, 0.0, 1.0]
+        row["altitude_m"], row["depth_m"] = 2.5, 30.0
+    manifest_path = tmp_path / "manifest.json"
+    manifest_path.write_text(json.dumps(facts))
+    ordered = request(
+        done,
+        tmp_path,
+        database=str(done[0] / "sfm" / "database.db"),
+        accepted=str(done[0] / "sfm" / "model"),
+        manifest=str(manifest_path),
+        model=str(tmp_path / "model"),
+        registration=str(tmp_path / "registration.npz"),
+    )
+    world = run_step("finish", ordered, no_tick)["world"]
+    assert (world["metric"], world["scale_from"]) == (True, "altitude")
+    sidecar = Sidecar.load(tmp_path / "registration.npz")
+    assert sidecar.quality["scale_from"] == "altitude"
+    found = sidecar.centres()
+    before = np.array([i.projection_center() for i in model.images.values() if i.has_pose])
+    grown = np.linalg.norm(found.max(0) - found.min(0)) / np.linalg.norm(np.ptp(before, axis=0))
+    assert grown == pytest.approx(2.5 / ahead, rel=0.15)
+    assert np.median(found[:, 2]) == pytest.approx(-30.0, abs=1e-6)
 
 
 def test_a_native_abort_ends_in_one_line_and_not_the_stage(done: Done, tmp_path: Path) -> None:

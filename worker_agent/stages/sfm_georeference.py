@@ -2,7 +2,8 @@
 
 SfM leaves a model in a frame of its own. Gravity readings say which way is down, positions (GPS on
 the surface, a vehicle's navigation below it) what a metre is and where north lies. The result has
-x east, y north, z up; without positions, only z up and a scale of SfM's own.
+x east, y north, z up; without positions, only z up, and a scale of SfM's own unless the vehicle's
+altimeter or depth tell it (`sfm_scale`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from worker_agent.stages.sfm_scale import by_altitude, by_depth, heights
 
 __all__ = ["Frame", "WorldFrame", "georeference", "place", "to_enu"]
 
@@ -51,6 +54,9 @@ class WorldFrame:
     metric: bool
     drift_m: float | None  # median distance of the cameras from their positions; None: no metre
     positions: int  # that counted
+    uncertainty: float | None = (
+        None  # of the scale: one standard deviation, over it; None: no metre
+    )
 
     def apply(self, points: F64) -> F64:
         """(N, 3) -> (N, 3)"""
@@ -92,15 +98,10 @@ def georeference(frames: Sequence[Frame]) -> WorldFrame | None:
 
 def place(pc: Any, model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Move a pycolmap model (`pc` is that module) to where its cameras say it is; what came of
-    that. `rows`: the manifest's frames."""
+    that. `rows`: the manifest's frames (`frame_records`)."""
     by_name = {row["name"]: row for row in rows}
     posed = [image for image in model.images.values() if image.has_pose and image.name in by_name]
-    located = [image.name for image in posed if by_name[image.name]["gps"]]
-    positions: dict[str, Any] = {}
-    origin: tuple[float, ...] | None = None
-    if located:
-        enu, origin = to_enu([tuple(by_name[name]["gps"]) for name in located])
-        positions = dict(zip(located, enu, strict=True))
+    positions, origin = _positions([by_name[image.name] for image in posed])
     frames = []
     for image in posed:
         gravity = by_name[image.name]["gravity"]
@@ -113,15 +114,62 @@ def place(pc: Any, model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
             )
         )
     world = georeference(frames)
-    if world is None:
-        return {"upright": False, "metric": False, "drift_m": None, "origin": None}
-    model.transform(pc.Sim3d(world.scale, pc.Rotation3d(world.rotation), world.translation))
-    return {
-        "upright": world.upright,
-        "metric": world.metric,
-        "drift_m": world.drift_m,
-        "origin": origin if world.metric else None,
+    placed: dict[str, Any] = {
+        "upright": world is not None and world.upright,
+        "metric": world is not None and world.metric,
+        "drift_m": None if world is None else world.drift_m,
+        "origin": origin if world is not None and world.metric else None,
+        "scale_from": "positions" if world is not None and world.metric else None,
+        "scale_uncertainty": None if world is None else world.uncertainty,
+        "altimeter_ratio": None,
     }
+    if world is None:
+        return placed
+    model.transform(pc.Sim3d(world.scale, pc.Rotation3d(world.rotation), world.translation))
+    return placed | _measured(pc, model, [by_name[image.name] for image in posed], world.metric)
+
+
+def _positions(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, F64], tuple[float, ...] | None]:
+    """(metres east, north, up by name, geodetic origin of those; None for a log's own origin)."""
+    located = {row["name"]: row["position"] for row in rows if row.get("position")}
+    if not located:
+        return {}, None
+    told = [position["at"] for position in located.values()]
+    if next(iter(located.values()))["frame"] == "enu":
+        return dict(zip(located, np.asarray(told, np.float64), strict=True)), None
+    enu, origin = to_enu([tuple(at) for at in told])
+    return dict(zip(located, enu, strict=True)), origin
+
+
+def _measured(
+    pc: Any, model: Any, rows: Sequence[Mapping[str, Any]], metric: bool
+) -> dict[str, Any]:
+    """What altimeter and depth say of an upright model: of a metric one whether they agree with it,
+    to any other its metre, and height 0 at the surface."""
+    depths, altitudes = (
+        np.array([row.get(key) or math.nan for row in rows], np.float64)
+        for key in ("depth_m", "altitude_m")
+    )
+    poses = {image.name: image for image in model.images.values() if image.has_pose}
+    centres = np.array([poses[row["name"]].projection_center() for row in rows])
+    scale, ratio = None, None
+    if np.isfinite(altitudes).any():
+        points = np.array([point.xyz for point in model.points3D.values()])
+        scale = by_altitude(heights(centres, points), altitudes)
+        ratio = None if scale is None else scale.metres
+    if metric:
+        return {"altimeter_ratio": ratio}
+    source = "altitude"
+    if scale is None:
+        scale, source = by_depth(centres[:, 2], depths), "depth"
+    if scale is None:
+        return {}
+    known = np.isfinite(depths)
+    lift = float(np.median(-depths[known] - scale.metres * centres[known, 2])) if known.any() else 0
+    model.transform(pc.Sim3d(scale.metres, pc.Rotation3d(np.eye(3)), np.array([0.0, 0.0, lift])))
+    return {"metric": True, "scale_from": source, "scale_uncertainty": scale.uncertainty}
 
 
 def _up(frames: Sequence[Frame]) -> F64 | None:
@@ -172,7 +220,12 @@ def _fitted(centres: F64, positions: F64, up: F64 | None) -> WorldFrame | None:
     spread = float(np.linalg.norm(positions[kept] - positions[kept].mean(0), axis=1).max())
     if spread < MIN_SPREAD * drift or spread <= 0:
         return None
-    return WorldFrame(scale, rotation, shift, True, True, drift, int(kept.sum()))
+    # Of least squares, with what is left over as the noise of one coordinate.
+    noise = math.sqrt(float((residuals[kept] ** 2).mean()) / 3)
+    size = math.sqrt(float(((positions[kept] - positions[kept].mean(0)) ** 2).sum()))
+    return WorldFrame(
+        scale, rotation, shift, True, True, drift, int(kept.sum()), uncertainty=noise / size
+    )
 
 
 def _side(positions: F64) -> float:

@@ -253,7 +253,8 @@ def finish(request: Request) -> dict[str, Any]:
         times={row["name"]: row["time_s"] for row in rows},
         gravity={row["name"]: tuple(row["gravity"]) for row in rows if row["gravity"]},
         gps={row["name"]: tuple(row["gps"]) for row in rows if row["gps"]},
-        quality=request.quality or {},
+        quality=(request.quality or {})
+        | {key: world[key] for key in ("scale_from", "scale_uncertainty") if world.get(key)},
     )
     sidecar.save(Path(request.registration))
     target = Path(request.model)
