@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.once import once
+
 # On a busy machine any example can take long; that says nothing about the code.
 settings.register_profile("any machine", parent=settings.default, deadline=None)
 settings.load_profile("any machine")
+
+# Else every process of `cosma` that a test starts would compile all of its modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -22,3 +29,29 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real test data not found at {path} (set COSMA_TEST_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's small survey in `survey`, and in `said.jsonl` what its command said."""
+
+    def film(out: Path) -> None:
+        out.mkdir()
+        command = [sys.executable, "-m", "worker_agent.demo", str(out / "survey")]
+        with (out / "said.jsonl").open("w") as said:
+            subprocess.run([*command, "--preset", "small"], check=True, stdout=said)
+
+    return once(tmp_path_factory, "filmed", film)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For tests that call kernels of the training themselves. The process that compiles one would
+    from then on round otherwise than all that load it, also in the tests that come after."""
+    from worker_agent.training.kernel_cache import ensure_cached
+
+    def compile_them(marker: Path) -> None:
+        ensure_cached()
+        marker.touch()
+
+    once(tmp_path_factory, "kernels", compile_them)

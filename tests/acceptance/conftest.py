@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +9,19 @@ import pytest
 
 from dispatcher.embedded import EmbeddedHosts
 from tests.acceptance.cosma import Cosma
+from tests.real_stages import spare
 
 
 @pytest.fixture(scope="session")
-def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def footage(filmed: Path) -> Path:
     """<auv>/<serial>/<segment>/<clip>.MP4 of four small segments: two AUVs, crossing."""
-    out = tmp_path_factory.mktemp("survey")
-    subprocess.run(
-        [sys.executable, "-m", "worker_agent.demo", str(out), "--preset", "small"],
-        check=True,
-        capture_output=True,
-    )
-    return out
+    return filmed / "survey"
 
 
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[EmbeddedHosts]:
     with EmbeddedHosts(2, tmp_path / "hosts") as hosts:
+        spare(hosts)
         yield hosts
         hosts.power_off()
 

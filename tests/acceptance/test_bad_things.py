@@ -10,6 +10,7 @@ import pytest
 
 from dispatcher.embedded import EmbeddedHosts
 from tests.acceptance.cosma import Cosma
+from tests.real_stages import spare
 
 
 def _ffmpeg(*words: str) -> None:
@@ -88,6 +89,7 @@ def test_a_wrong_host_key_and_a_dead_host_leave_the_work_to_the_third(
     tmp_path: Path, footage: Path
 ) -> None:
     with EmbeddedHosts(3, tmp_path / "three") as farm:
+        spare(farm)
         keys = [host.host_key for host in farm.hosts]
         text = farm.inventory.read_text()
         farm.inventory.write_text(text.replace(keys[0], keys[1], 1))

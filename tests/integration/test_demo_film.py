@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,12 @@ SERIALS = {"auv-a": "C3441325000001", "auv-b": "C3441325000002"}
 
 
 @pytest.fixture(scope="module")
-def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("footage")
-    done = subprocess.run(
-        [sys.executable, "-m", "worker_agent.demo", str(out), "--preset", "small"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
+def footage(filmed: Path) -> Path:
+    steps = [json.loads(line) for line in (filmed / "said.jsonl").read_text().splitlines()]
     assert [Path(step["clip"]).parent.name for step in steps if "clip" in step] == [
         "a1", "a2", "b1", "b2",
     ]  # fmt: skip
-    return out
+    return filmed / "survey"
 
 
 def test_the_survey_is_laid_out_as_an_ingest_expects_it(footage: Path) -> None:

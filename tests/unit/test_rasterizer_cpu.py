@@ -14,6 +14,8 @@ from torch import Tensor
 from worker_agent.training.projection import project, spherical_harmonics
 from worker_agent.training.rasterize_cpu import rasterization
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 WIDTH, HEIGHT = 37, 21  # no multiple of the tile size
 ALPHA_MIN, ALPHA_MAX, STOP = 1.0 / 255.0, 0.999, 1e-4
 

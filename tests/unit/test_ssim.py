@@ -9,6 +9,8 @@ from scipy.ndimage import correlate1d
 
 from worker_agent.training.ssim import WINDOW, ssim, ssim_by_convolution
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 def images(seed: int, height: int = 23, width: int = 31) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)

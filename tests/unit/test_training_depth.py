@@ -10,6 +10,8 @@ from worker_agent.training.backend import Backend
 from worker_agent.training.depth_prior import depth_loss, expected_depth
 from worker_agent.training.rasterize_cpu import rasterization
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 CPU = Backend("cpu", torch.device("cpu"), "CPU", rasterization)
 POSE, SIZE = torch.eye(4), (24, 16)
 MATRIX = torch.tensor([[20.0, 0, 12], [0, 20.0, 8], [0, 0, 1]])
