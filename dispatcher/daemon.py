@@ -34,6 +34,7 @@ from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
 from dispatcher.loop import Dispatcher, Pace, Service
 from dispatcher.object_store import ObjectStore
+from dispatcher.provenance import Provenance
 from dispatcher.quarantine import Quarantines
 from dispatcher.reclaim import Reclaimer
 from dispatcher.retention import DAY_S, HOUR_S, Retention
@@ -132,6 +133,7 @@ async def _run(
                 specs=specs,
                 giving_back=GivingBack(fleet, specs, clock),
                 trims=trims,
+                provenance=Provenance(fleet, specs),
                 clock=clock,
                 epoch=epoch,
             ),

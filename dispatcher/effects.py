@@ -66,7 +66,8 @@ class Effects:
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
         try:
-            await self.bringing.inputs(job, host)
+            if await self.bringing.inputs(job, host):
+                self.reclaimer.provenance.begin(job, host)
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         return InputsReady(at=self.clock.now(), stimulus=stimulus)

@@ -24,6 +24,7 @@ from dispatcher.job_log import job_log
 from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
 from dispatcher.object_store import ObjectStore
+from dispatcher.provenance import Provenance
 from dispatcher.reclaim import Reclaimer
 from dispatcher.reconcile import seen_of
 from dispatcher.store.base import Store
@@ -278,6 +279,7 @@ async def _reclaim(
         specs=specs,
         giving_back=GivingBack(fleet, specs, clock),
         trims=Trims(fleet, store, clock),  # the next dispatcher takes it up
+        provenance=Provenance(fleet, specs),
         clock=clock,
         epoch=epoch,
     )

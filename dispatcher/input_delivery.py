@@ -25,6 +25,7 @@ from dispatcher.executors.transfer import SMALL
 from dispatcher.fleet import Fleet
 from dispatcher.input_progress import Arriving
 from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.provenance import DELIVERED
 from dispatcher.reading import read_remote
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
@@ -33,7 +34,6 @@ from worker_agent.protocol import FetchRequest, Peer, TransferReport
 
 log = logging.getLogger("cosma")
 
-DELIVERED = "input_delivered"
 # Not the other host's fault, nor the link's: nothing would be different by another way.
 _NOT_REACHED = frozenset({"transfer_failed", "tool_missing"})
 _NO_OTHER_WAY = frozenset({"disk_full", "transfer_corrupt", "stale_epoch", "busy"})
@@ -42,7 +42,7 @@ _NO_OTHER_WAY = frozenset({"disk_full", "transfer_corrupt", "stale_epoch", "busy
 @dataclass(frozen=True, slots=True)
 class _Brought:
     route: str  # direct | local | pulled | pushed | relayed
-    sha256: str | None  # of what arrived
+    sha256: str | None  # of what arrived; None: its host takes it when it is there
     note: str = ""  # why by no shorter one
 
 
@@ -55,8 +55,9 @@ class Bringing:
     clock: Clock
     epoch: int
 
-    async def inputs(self, job: Job, host: str) -> None:
-        """All that is not there yet. Raises HostError."""
+    async def inputs(self, job: Job, host: str) -> bool:
+        """All that is not there yet. True where the host is to say the hash of what came (see
+        dispatcher.provenance). Raises HostError."""
         executor = self.fleet.executor(host)
         run_dir = await self.specs.run_dir(job, executor)
         there = await self._delivered(job, host)
@@ -64,19 +65,21 @@ class Bringing:
         arriving = Arriving(sum(item.bytes for item in items))
         look = self._looking(executor, run_dir, arriving, items)
         async with telling(self.store, self.clock, job.id, arriving, look):
-            await at_once(
+            brought = await at_once(
                 self._deliver(executor, run_dir, item, job, host, arriving) for item in items
             )
+        return any(one.sha256 is None for one in brought)
 
     async def _deliver(
         self, executor: Executor, run_dir: str, item: Input, job: Job, host: str, to: Arriving
-    ) -> None:
+    ) -> _Brought:
         brought = await self._bring(executor, run_dir, item, host, to)
         to.there[item.path] = item.bytes
         # The hash tells what a job was made of; of a stitch, that is kept as long as the stitch.
         payload = {"path": item.path, "bytes": item.bytes, "sha256": brought.sha256}
         payload |= {"route": brought.route, "note": brought.note}
         await self.store.record_event(DELIVERED, job=job.id, host=host, payload=payload)
+        return brought
 
     async def _delivered(self, job: Job, host: str) -> set[str]:
         """What a transfer that was cut short has brought already. Asking the host instead costs a

@@ -27,6 +27,7 @@ from dispatcher.executors.transfer import file_sha256
 from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
 from dispatcher.jobspec import Input, JobSpecs
+from dispatcher.provenance import Provenance
 from dispatcher.store.rows import ArtifactRow, Removal
 from dispatcher.trims import Trims
 from worker_agent.protocol import ReclaimReport, RemovedPath
@@ -52,6 +53,7 @@ class Reclaimer:
     specs: JobSpecs
     giving_back: GivingBack
     trims: Trims
+    provenance: Provenance
     clock: Clock
     epoch: int
 
@@ -63,6 +65,7 @@ class Reclaimer:
         TakenOver."""
         rule = await self._kept_by(job, host)
         if rule:
+            self.provenance.begin(job, host)
             return InputsKept(at=self.clock.now(), stimulus=stimulus, host=host, rule=rule)
         return await self._repeat(InputsReclaimed, self._inputs, job, host, stimulus, tries)
 
@@ -188,6 +191,7 @@ class Reclaimer:
         return rule if isinstance(rule, str) else f"days: {rule:g}"
 
     async def _inputs(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:
+        await self.provenance.settle(job, host)
         inputs = await self.specs.inputs(job)
         proven = job.kind is JobKind.RECONSTRUCT and await self.specs.frames_done(job, host)
         remove = partial(

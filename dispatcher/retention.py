@@ -16,8 +16,8 @@ from dispatcher.clock import Clock
 from dispatcher.core.model import TERMINAL, Job, JobState
 from dispatcher.core.retention import Garbage, References, Sort, Stored, garbage, hashes_in
 from dispatcher.errors import HostError
-from dispatcher.input_delivery import DELIVERED
 from dispatcher.object_store import ObjectStore
+from dispatcher.provenance import DELIVERED
 from dispatcher.store.base import Store
 
 log = logging.getLogger("cosma")

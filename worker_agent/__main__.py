@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 - a host's own python3 is whatever it is
     # Before any import of ours: the messages themselves need 3.11.
@@ -19,8 +18,10 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a host's own python3 is whatever
     sys.exit(1)
 
 from worker_agent.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from worker_agent.messages import AttemptSpec, Message, ProtocolError, Refusal
-from worker_agent.refusal import RefusedError, from_os_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from worker_agent.messages import Message
 
 # Each verb imports what it needs when it is called: a status must not pay for a transfer, nor a
 # transfer, which starts an interpreter of its own, for the making of all messages.
@@ -35,6 +36,7 @@ def _probe(line: bytes) -> int:
 
 def _start(line: bytes) -> int:
     from worker_agent.launch import start
+    from worker_agent.messages import AttemptSpec
 
     return _reply([start(AttemptSpec.from_json(line))])
 
@@ -111,10 +113,9 @@ def _revoke(line: bytes) -> int:
 
 
 def _give(line: bytes) -> int:
-    from worker_agent.block_messages import GiveRequest
     from worker_agent.give import give
 
-    give(GiveRequest.from_json(line), sys.stdout.buffer, _limit())
+    give(line, sys.stdout.buffer, _limit())
     return EXIT_OK
 
 
@@ -151,6 +152,13 @@ def _send(line: bytes) -> int:
     return EXIT_OK
 
 
+def _digest(line: bytes) -> int:
+    from worker_agent.protocol import DigestRequest
+    from worker_agent.transfer import digest
+
+    return _reply([digest(DigestRequest.from_json(line))])
+
+
 def _pack(line: bytes) -> int:
     from worker_agent.pack import pack
     from worker_agent.protocol import PackRequest
@@ -181,6 +189,8 @@ def _trim(line: bytes) -> int:
 
 
 def _list(line: bytes) -> int:
+    from pathlib import Path
+
     from worker_agent.attempts import list_attempts
     from worker_agent.protocol import ListRequest
 
@@ -211,6 +221,7 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "take": _take,
     "receive": _receive,
     "send": _send,
+    "digest": _digest,
     "pack": _pack,
     "unpack": _unpack,
     "reclaim": _reclaim,
@@ -230,36 +241,44 @@ def _reply(messages: Iterable[Message]) -> int:
     return EXIT_OK
 
 
-def _refuse(refusal: Refusal, exit_code: int) -> int:
-    sys.stdout.write(refusal.to_json() + "\n")
+def _refuse(error: str, message: str, exit_code: int) -> int:
+    from worker_agent.messages import Refusal
+
+    sys.stdout.write(Refusal(error=error, message=message).to_json() + "\n")
     return exit_code
+
+
+def _refuse_by(verb: str, error: Exception) -> int:
+    from worker_agent.messages import ProtocolError
+    from worker_agent.refusal import RefusedError, from_os_error
+
+    if isinstance(error, ProtocolError):
+        return _refuse("bad_request", str(error), EXIT_USAGE)
+    if isinstance(error, OSError):
+        error = from_os_error(error)
+    if isinstance(error, RefusedError):
+        return _refuse(error.refusal.error, error.refusal.message, error.exit_code)
+    text = " ".join(f"{verb}: {type(error).__name__}: {error}".split())
+    return _refuse("agent_failed", text, EXIT_FAILED)
 
 
 def _run(arguments: list[str]) -> int:
     if len(arguments) != 1 and not (len(arguments) == 2 and arguments[0] in _LIMITED):
-        return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
+        return _refuse("bad_request", _USAGE, EXIT_USAGE)
     return _run_one(arguments[0])
 
 
 def _run_one(verb: str) -> int:
     if verb not in VERBS:
-        return _refuse(Refusal(error="bad_request", message=_USAGE), EXIT_USAGE)
+        return _refuse("bad_request", _USAGE, EXIT_USAGE)
     try:
         # `session` reads all of stdin itself, as it comes.
         line = b"" if verb == "session" else sys.stdin.buffer.readline()
         return VERBS[verb](line)
-    except RefusedError as error:
-        return _refuse(error.refusal, error.exit_code)
-    except ProtocolError as error:
-        return _refuse(Refusal(error="bad_request", message=str(error)), EXIT_USAGE)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        refused = from_os_error(error)
-        return _refuse(refused.refusal, refused.exit_code)
     except Exception as error:
-        text = " ".join(f"{verb}: {type(error).__name__}: {error}".split())
-        return _refuse(Refusal(error="agent_failed", message=text), EXIT_FAILED)
+        return _refuse_by(verb, error)
 
 
 def main() -> int:

@@ -7,11 +7,8 @@ costs a thirtieth of SHA-256 (docs/decisions/0004). Stdlib only: libxxhash comes
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Callable
 from functools import cache
-
-from worker_agent.refusal import RefusedError
 
 Digest = Callable[[bytearray | memoryview], bytes]
 XXH3, SHA256 = "xxh3_128", "sha256"
@@ -32,11 +29,15 @@ def digest_by(algorithm: str) -> Digest:
     """Raises RefusedError (bad_request) for one that this host lacks."""
     found = _xxh3() if algorithm == XXH3 else _sha256 if algorithm == SHA256 else None
     if found is None:
+        from worker_agent.refusal import RefusedError
+
         raise RefusedError("bad_request", f"this host has no digest {algorithm!r}")
     return found
 
 
 def _sha256(block: bytearray | memoryview) -> bytes:
+    import hashlib
+
     return hashlib.sha256(block).digest()
 
 

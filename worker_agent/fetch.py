@@ -32,7 +32,8 @@ _SOURCE = re.compile(r"(?:(?P<host>\[[^\]/]+\]|[^:/\-\n][^:/\n]*):)?(?P<path>/.+
 
 def fetch(request: FetchRequest) -> TransferReport:
     """Bring the file here, verify it, rename it into place. A file that is here and verifies is
-    complete at once.
+    complete at once. SHA-256 is taken only to be compared with one that is known: nobody waits for
+    one that is for the record (`digest`).
 
     Raises RefusedError: bad_request, input_missing, disk_full, transfer_failed, transfer_corrupt,
     tool_missing, busy (the same file is being fetched).
@@ -49,9 +50,10 @@ def fetch(request: FetchRequest) -> TransferReport:
             os.ftruncate(part.descriptor, 0)  # nothing could tell a stale beginning from a fresh
         if request.bytes is not None:
             part.require_space(request.bytes)
-        digest = None
+        found, hashed = None, request.sha256 is not None
         if request.peer is not None:
-            digest = pull(request.peer, part, request.bytes or 0, request.bytes_s)
+            size = request.bytes or 0
+            found = pull(request.peer, part, size, request.bytes_s, hashed=hashed)
         elif host is None:
             _copy(Path(path), part)
         else:
@@ -64,9 +66,11 @@ def fetch(request: FetchRequest) -> TransferReport:
                 f"{request.source} has {size} bytes, {request.bytes} were announced: "
                 "the source changed, ingest it again",
             )
-        digest = digest or part.digest().hexdigest()
-        part.publish(digest, request.sha256)
-    return _report(request, target, digest, began)
+        if hashed:
+            part.publish(found or part.digest().hexdigest(), request.sha256)
+        else:
+            part.settle()
+    return _report(request, target, request.sha256, began)
 
 
 def parse_source(source: str) -> tuple[str | None, str]:

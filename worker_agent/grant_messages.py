@@ -18,7 +18,6 @@ class GrantRequest(Message):
     name: str  # hex, of the grant
     verb: str  # give: a file | pack: what lies in a run directory
     path: str  # absolute
-    command: tuple[str, ...]  # how sshd runs the agent
     lifetime_s: float
 
 

@@ -5,24 +5,31 @@ from __future__ import annotations
 import base64
 import json
 import time
-from pathlib import Path
 
-from worker_agent.refusal import RefusedError
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from worker_agent.refusal import RefusedError
 
 
-def limit(path: Path, until: float) -> str:
+def limit(path: str, until: float) -> str:
     """One word that needs no quoting. `until`: seconds since 1970, by this host's clock."""
-    facts = json.dumps({"path": str(path), "until": until})
+    facts = json.dumps({"path": path, "until": until})
     return base64.urlsafe_b64encode(facts.encode()).decode()
 
 
-def allowed(limit: str) -> Path:
+def allowed(limit: str) -> str:
     """Raises RefusedError (bad_request) once the time is over, and for what is no limit."""
     try:
         facts = json.loads(base64.urlsafe_b64decode(limit))
-        path, until = Path(facts["path"]), float(facts["until"])
+        path, until = str(facts["path"]), float(facts["until"])
     except (ValueError, KeyError, TypeError):
-        raise RefusedError("bad_request", "no limit of a key") from None
+        raise _refused("no limit of a key") from None
     if time.time() > until:
-        raise RefusedError("bad_request", "the key has expired")
+        raise _refused("the key has expired")
     return path
+
+
+def _refused(why: str) -> RefusedError:
+    from worker_agent.refusal import RefusedError
+
+    return RefusedError("bad_request", why)

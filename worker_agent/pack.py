@@ -34,7 +34,7 @@ def pack(request: PackRequest, output: BinaryIO, limit: str | None = None) -> No
     Raises RefusedError: bad_request, transfer_corrupt.
     """
     run_dir = run_directory(request.run_dir)
-    if limit is not None and run_dir != allowed(limit):
+    if limit is not None and str(run_dir) != allowed(limit):
         raise RefusedError("bad_request", f"the key is not for {run_dir}")
     for item in request.items:
         if item.kind != FRAME:

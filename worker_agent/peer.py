@@ -6,6 +6,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import BinaryIO
 
 from worker_agent.block_messages import GiveRequest
 from worker_agent.block_size import BLOCK_BYTES
@@ -21,23 +22,27 @@ _AT_ONCE = 256 << 10  # stays in the processor's cache
 _BUFFERS = 8  # blocks: that many may wait to be hashed
 
 
-def pull(peer: Peer, part: Partial, size: int, bytes_s: float | None) -> str:
+def pull(
+    peer: Peer, part: Partial, size: int, bytes_s: float | None, *, hashed: bool
+) -> str | None:
     """All of `part`, proven block by block and as a whole; what is there already is not sent again.
-    Returns its SHA-256, taken beside it.
+    Returns its SHA-256, taken beside it, if it is to be `hashed`.
 
     Raises RefusedError: transfer_failed with ssh's own words, transfer_corrupt, disk_full,
     input_missing, tool_missing.
     """
     try:
-        return _pull_by(available()[0], peer, part, size, bytes_s)
+        return _pull_by(available()[0], peer, part, size, bytes_s, hashed)
     except RefusedError as error:
         # The other host may have no library for the fast one.
         if error.refusal.error != "bad_request" or available()[0] == SHA256:
             raise
-        return _pull_by(SHA256, peer, part, size, bytes_s)
+        return _pull_by(SHA256, peer, part, size, bytes_s, hashed)
 
 
-def _pull_by(algorithm: str, peer: Peer, part: Partial, size: int, bytes_s: float | None) -> str:
+def _pull_by(
+    algorithm: str, peer: Peer, part: Partial, size: int, bytes_s: float | None, hashed: bool
+) -> str | None:
     arrival = Arrival(part, size, algorithm, alone=True)
     request = GiveRequest(
         bytes=size,
@@ -46,21 +51,26 @@ def _pull_by(algorithm: str, peer: Peer, part: Partial, size: int, bytes_s: floa
         bytes_s=bytes_s or 0.0,
     )
     # The child inherits the lock: it may outlive a killed verb.
-    with (
-        ThreadPoolExecutor(1) as pool,
-        asked(peer, "give", request, (part.descriptor,)) as stream,
-    ):
-        beside = _Sha256(part.descriptor)
-        hashing = pool.submit(beside.whole)
-        arrival.passed = beside.take
-        try:
-            if not arrival.read(stream):
-                raise failed(FailureCode.TRANSFER_FAILED, "the stream of blocks broke off")
-        except BaseException:
-            beside.end(0)
-            raise
-        beside.end(size)
-        return hashing.result()
+    with asked(peer, "give", request, (part.descriptor,)) as stream:
+        if not hashed:
+            _read(arrival, stream)
+            return None
+        with ThreadPoolExecutor(1) as pool:
+            beside = _Sha256(part.descriptor)
+            hashing = pool.submit(beside.whole)
+            arrival.passed = beside.take
+            try:
+                _read(arrival, stream)
+            except BaseException:
+                beside.end(0)
+                raise
+            beside.end(size)
+            return hashing.result()
+
+
+def _read(arrival: Arrival, stream: BinaryIO) -> None:
+    if not arrival.read(stream):
+        raise failed(FailureCode.TRANSFER_FAILED, "the stream of blocks broke off")
 
 
 class _Sha256:

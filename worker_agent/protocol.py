@@ -247,6 +247,14 @@ class FetchRequest(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DigestRequest(Message):
+    """`digest`: the SHA-256 of a file that is here, in a TransferReport."""
+
+    run_dir: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveRequest(Message):
     """First line on the stdin of `receive`; a small file follows it, whole."""
 

@@ -37,8 +37,8 @@ WATCH = "watch"
 _BUSY_HEARTBEAT_S = 5.0  # while something is followed, or a call is not answered
 _IDLE_HEARTBEAT_S = 20.0
 _BLOCK = 256 * 1024
-# Removing what a finished job left takes no core from the stage that starts at the same moment.
-_UNHURRIED = frozenset({"reclaim"})
+# Neither what a finished job left nor a hash for the record takes a core from a stage that runs.
+_UNHURRIED = frozenset({"reclaim", "digest"})
 _NICE = 10
 
 

@@ -1,4 +1,5 @@
-"""The verbs `receive` and `send`: one small file in, and one file out from any offset."""
+"""The verbs `receive` and `send`: one small file in, and one file out from any offset; and
+`digest`, of one that is here."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from worker_agent.partial import Partial, disk_full, opened
 from worker_agent.paths import inside, run_directory
 from worker_agent.protocol import (
     BLOCK_BYTES,
+    DigestRequest,
     FailureCode,
     ReceiveRequest,
     SendRequest,
@@ -65,6 +67,21 @@ def is_complete(target: Path, size: int | None, sha256: str | None) -> bool:
     if size is not None and target.stat().st_size != size:
         return False
     return sha256_of(target) == sha256
+
+
+def digest(request: DigestRequest) -> TransferReport:
+    """Raises RefusedError (input_missing)."""
+    began = time.monotonic()
+    path = inside(run_directory(request.run_dir), request.path)
+    if not path.is_file():
+        raise failed(FailureCode.INPUT_MISSING, f"{path} is not a file on this host")
+    return TransferReport(
+        path=request.path,
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        complete=True,
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
 def send(request: SendRequest, output: BinaryIO) -> None:

@@ -102,6 +102,10 @@ class Executor(Protocol):
         """Bytes that are here of a file that is being pulled."""
         ...
 
+    async def digest(self, run_dir: str, path: str) -> TransferReport:
+        """The SHA-256 of a file that is there, beside all else that the host does."""
+        ...
+
     async def push_file(
         self,
         local: Path,

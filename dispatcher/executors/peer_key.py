@@ -53,7 +53,6 @@ async def granted(
         name=name,
         verb=verb,
         path=path,
-        command=(host.python, "-I", installed.path),
         lifetime_s=LIFETIME_S,
     )
     try:

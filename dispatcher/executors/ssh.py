@@ -27,6 +27,7 @@ from worker_agent.protocol import (
     AttemptSpec,
     AttemptStatus,
     CancelRequest,
+    DigestRequest,
     FetchRequest,
     HostFacts,
     ListRequest,
@@ -51,6 +52,7 @@ from worker_agent.protocol import (
 FETCH_TIMEOUT_S = 6 * 3600.0
 SELFTEST_TIMEOUT_S = 300.0  # imports torch and pycolmap on a slow disk
 RECLAIM_TIMEOUT_S = 1800.0  # hashes every frame
+DIGEST_TIMEOUT_S = 6 * 3600.0  # of a large file on a slow disk, beside all else
 TRIM_TIMEOUT_S = 900.0  # longer than its tries take together
 
 
@@ -154,6 +156,12 @@ class SshExecutor:
     async def arrived(self, run_dir: str, path: str) -> int:
         request = ArrivedRequest(run_dir=run_dir, path=path)
         return (await self._agent.call_one("arrived", request, TransferReport)).bytes
+
+    async def digest(self, run_dir: str, path: str) -> TransferReport:
+        request = DigestRequest(run_dir=run_dir, path=path)
+        return await self._agent.call_one(
+            "digest", request, TransferReport, timeout_s=DIGEST_TIMEOUT_S, slow=True
+        )
 
     async def push_file(
         self,

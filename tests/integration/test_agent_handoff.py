@@ -232,7 +232,7 @@ def test_a_path_that_leads_out_is_refused(pair: Pair) -> None:
 def peer_on(server: Sshd, path: Path, command: str | None = None, **changes: Any) -> Peer:
     """As `grant` lets the holder of the server's key in: for one run directory."""
     agent = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "worker_agent", "pack"]
-    runs = command or shlex.join([*agent, limit(path, time.time() + 600.0)])
+    runs = command or shlex.join([*agent, limit(str(path), time.time() + 600.0)])
     public = server.client_key.with_suffix(".pub").read_text()
     (server.directory / "authorized_keys").write_text(f'restrict,command="{runs}" {public}')
     values: dict[str, Any] = {

@@ -32,6 +32,7 @@ from dispatcher.handoff import Handoff
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory
 from dispatcher.jobspec import JobSpecs
+from dispatcher.provenance import Provenance
 from dispatcher.reclaim import Reclaimer
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.trims import Trims
@@ -155,6 +156,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             specs=specs,
             giving_back=GivingBack(fleet, specs, clock),
             trims=Trims(fleet, store, clock),
+            provenance=Provenance(fleet, specs),
             clock=clock,
             epoch=0,
         )

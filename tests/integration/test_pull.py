@@ -84,8 +84,13 @@ async def test_a_host_pulls_from_another_and_the_key_is_gone(two: Two) -> None:
         line = two.keys.read_text().splitlines()[-1]
         assert line.startswith('restrict,command="') and "expiry-time=" in line
         report = await two.takes.fetch(two.request(peer))
-    assert report.complete and report.sha256 == SHA
+    assert report.complete and report.sha256 is None
     assert two.target.read_bytes() == DATA
+    hashed = await two.takes.digest(str(two.target.parent.parent), "input/clip.MP4")
+    assert (hashed.bytes, hashed.sha256) == (len(DATA), SHA)
+    with pytest.raises(AgentRefusal) as gone:
+        await two.takes.digest(str(two.target.parent.parent), "input/other.MP4")
+    assert gone.value.refusal.error == "input_missing"
     assert [path.name for path in two.target.parent.iterdir()] == ["clip.MP4"]
     assert two.keys.read_bytes() == before + b"\n"
     with pytest.raises(AgentRefusal, match="Permission denied"):
