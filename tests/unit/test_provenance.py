@@ -24,6 +24,7 @@ class World:
         self.rows: list[Any] = []
         self.asked: list[tuple[str, str]] = []
         self.fails: dict[str, HostError] = {}  # by path
+        self.came = asyncio.Event()  # somebody asks
         self.answer = asyncio.Event()
         self.answer.set()
         self.busy: defaultdict[str, int] = defaultdict(int)
@@ -58,6 +59,7 @@ class Host:
     async def digest(self, run_dir: str, path: str) -> TransferReport:
         world = self.world
         world.asked.append((run_dir, path))
+        world.came.set()
         world.busy[self.name] += 1
         world.busiest = max(world.busiest, world.busy[self.name])
         await world.answer.wait()
@@ -96,8 +98,7 @@ async def test_what_is_under_way_is_waited_for(world: World) -> None:
     world.provenance.begin(JOB, "w1")
     world.provenance.begin(JOB, "w1")
     settling = asyncio.ensure_future(world.provenance.settle(JOB, "w1"))
-    while not world.asked:
-        await asyncio.sleep(0)
+    await world.came.wait()
     assert not settling.done()
     world.answer.set()
     await settling
