@@ -22,6 +22,8 @@ from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 MEMBER_KINDS = ("ply", "registration")
 REMEMBERED = 1000  # jobs: those that are worked on, and some more
 EDGES_KIND = "stitch_edges"
+# Of the version before: its pairs, and where it had its members.
+_BEFORE = {EDGES_KIND: "input/edges.json", "stitch_report": "input/before.json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,7 @@ class JobSpecs:
                 item
                 for member in await self._members(job)
                 for item in await self._files(member, job.acquisition)
-            ] + await self._known_edges(job)
+            ] + list((await self._before(job)).values())
         segment = await self._segment(job)
         logs = {
             clip.log_name: _source(clip.log_name, clip.log, clip.log_bytes, None)
@@ -164,6 +166,7 @@ class JobSpecs:
     async def _stage_inputs(self, job: Job) -> dict[str, Any]:
         if job.kind is JobKind.STITCH:
             stitch = await self._stitch(job)
+            before = {kind: item.path for kind, item in (await self._before(job)).items()}
             members = [
                 {
                     "name": member.name,
@@ -178,7 +181,8 @@ class JobSpecs:
                 "name": stitch.id,
                 "members": members,
                 "decisions": await self._decisions(stitch),
-                "edges": [item.path for item in await self._known_edges(job)],
+                "edges": [before[EDGES_KIND]] if before else [],
+                "before": before.get("stitch_report"),
             }
         fixed = self._fixed_of(job)
         if fixed.inputs is None:
@@ -202,8 +206,8 @@ class JobSpecs:
         every = decided(await self.store.requests(kinds=DECISIONS))
         return [dataclasses.asdict(one) for one in every if one.id in stitch.decisions]
 
-    async def _known_edges(self, job: Job) -> list[Input]:
-        """What the newest version before it found out about its pairs; none: it is the first."""
+    async def _before(self, job: Job) -> dict[str, Input]:
+        """By kind, what the newest version before it found out; nothing: it is the first."""
         stitch = await self._stitch(job)
         before = [
             one.job or ""
@@ -211,19 +215,21 @@ class JobSpecs:
             if (one.level, one.auv) == (stitch.level, stitch.auv) and one.version < stitch.version
         ]
         for made_by in reversed(before):
-            for row in await self.store.artifacts(job=made_by):
-                if row.kind == EDGES_KIND and row.local_path is not None:
-                    return [
-                        Input(
-                            path="input/edges.json",
-                            local=row.local_path,
-                            bytes=row.bytes,
-                            sha256=row.sha256,
-                            made_on=row.host,
-                            made_at=f"{job.acquisition}/{made_by}/{row.path}",
-                        )
-                    ]
-        return []
+            found = {
+                row.kind: Input(
+                    path=_BEFORE[row.kind],
+                    local=row.local_path,
+                    bytes=row.bytes,
+                    sha256=row.sha256,
+                    made_on=row.host,
+                    made_at=f"{job.acquisition}/{made_by}/{row.path}",
+                )
+                for row in await self.store.artifacts(job=made_by)
+                if row.kind in _BEFORE and row.local_path is not None
+            }
+            if EDGES_KIND in found:
+                return found
+        return {}
 
     async def _members(self, job: Job) -> list[Member]:
         stitch = await self._stitch(job)

@@ -26,12 +26,16 @@ class Certainty:
     scale: float
 
 
+def sigmas_of(edge: Edge) -> F64:
+    """(7,) of a pair between members of unit size: as uncertain as its far end."""
+    return SIGMAS * max(edge.far_error, edge.residual, _LEAST) / 0.01
+
+
 def certainties(
     solution: Solution, extents: Sequence[tuple[F64, float]], edges: Sequence[Edge]
 ) -> dict[int, Certainty]:
-    """By member that is not the first of its part. `edges`: those that hold, each as uncertain as
-    its far end; where loops disagree by more than that, all the more (chi square over what is
-    left free)."""
+    """By member that is not the first of its part. `edges`: those that hold; where loops disagree
+    by more than each is uncertain, all the more (chi square over what is left free)."""
     units = [Sim3(size, np.eye(3), centre) for centre, size in extents]
     found: dict[int, Certainty] = {}
     for group in solution.components:
@@ -42,13 +46,12 @@ def certainties(
         system = System(7 * len(row))
         pose = {i: solution.poses[i] @ units[i] for i in group}
         for edge in inside:
-            sigmas = SIGMAS * max(edge.far_error, edge.residual, _LEAST) / 0.01
             add_edge(
                 system,
                 normalised(edge, units),
                 (row.get(edge.source, -1), pose[edge.source]),
                 (row.get(edge.target, -1), pose[edge.target]),
-                sigmas,
+                sigmas_of(edge),
             )
         hessian, _ = system.normal()
         free = 7 * (len(inside) - len(row))

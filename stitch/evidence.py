@@ -11,6 +11,7 @@ import numpy as np
 
 from stitch import posegraph, priors
 from stitch.candidates import candidates
+from stitch.earlier_poses import Earlier, Standing, stand
 from stitch.known_edges import KnownEdges
 from stitch.pairs import Known, register_pair
 from stitch.pinned import Point, pin
@@ -53,8 +54,12 @@ class Evidence:
 
     edges: tuple[Edge, ...]
     verdicts: tuple[Verdict, ...]
-    placed: priors.Placed
+    standing: Standing
     reused: int  # pairs that were known before
+
+    @property
+    def placed(self) -> priors.Placed:
+        return self.standing.placed
 
     @property
     def solution(self) -> posegraph.Solution:
@@ -93,11 +98,12 @@ def gather(
     ratio: float,
     known: KnownEdges,
     said: Sequence[Said] = (),
+    earlier: Sequence[Earlier] = (),
     on_pair: Callable[[int, int, Edge, Verdict], None] = lambda *_: None,
 ) -> Evidence:
     """Registers each pair that `known` does not hold yet (and tells it), takes what operators
-    `said`, and solves the graph. `on_pair` is told the pairs done, of how many, and the last.
-    Raises FileUnreadable."""
+    `said`, and solves the graph; what did not move since `earlier` stays. `on_pair` is told the
+    pairs done, of how many, and the last. Raises FileUnreadable."""
     pairs = pairs_of(parties, said)
     words = {frozenset((one.source, one.target)): one for one in said}
     edges: list[Edge] = []
@@ -127,7 +133,10 @@ def gather(
     placed = priors.place(solution, extents, held, readings, fit)
     for n in solution.rejected:
         verdicts[accepted[n]] = _overruled(verdicts[accepted[n]], n in solution.undecided)
-    return Evidence(tuple(edges), tuple(verdicts), placed, reused)
+    holding = [edge for n, edge in enumerate(held) if n not in solution.rejected]
+    contents = [party.contents for party in parties]
+    standing = stand(placed, contents, extents, holding, earlier)
+    return Evidence(tuple(edges), tuple(verdicts), standing, reused)
 
 
 def _overruled(verdict: Verdict, undecided: bool) -> Verdict:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stitch.certainty import Certainty
+from stitch.earlier_poses import Earlier
 from stitch.harmonise import Tint
 from stitch.priors import Placed
 from stitch.register import Edge
@@ -26,18 +27,24 @@ def member_entry(
     before: int,
     kept: int,
     *,
+    contents: str,
+    stands: bool = False,
     floating: int = 0,
     sure: Certainty | None = None,
     tint: Tint | None = None,
 ) -> dict[str, Any]:
     """A member of the scene; scale, rotation (3 rows) and translation take it to the scene.
 
-    `uncertainty` is one sigma against the first member, of which there is none: degrees, scene's
-    unit, a share of the scale. `tint`: gain and offset of its colours, RGB in 0..1.
+    `contents`: SHA-256 of its sidecar, or of its PLY. `stands`: where the version before had it.
+    `uncertainty` is one sigma against the first member of its part, of which there is none:
+    degrees, scene's unit, a share of the scale. `tint`: gain and offset of its colours, RGB in
+    0..1.
     """
     return {
         "name": name,
         "auv": auv,
+        "contents": contents,
+        "stands": stands,
         "scale": pose.scale,
         "rotation": pose.rotation.tolist(),
         "translation": pose.translation.tolist(),
@@ -53,6 +60,22 @@ def member_entry(
         "tint": tint
         and {"gain": np.round(tint.gain, 4).tolist(), "offset": np.round(tint.offset, 4).tolist()},
     }
+
+
+def earlier_parts(report: Mapping[str, Any]) -> list[Earlier]:
+    """The scene of a report and its parts, as the next version takes them up. Raises KeyError,
+    TypeError, ValueError for what is no such report."""
+    found = []
+    for part in (report, *report["parts"]):
+        members = {str(entry["name"]): entry for entry in part["members"]}
+        poses = {
+            str(entry["contents"]): Sim3(
+                float(entry["scale"]), np.array(entry["rotation"]), np.array(entry["translation"])
+            )
+            for entry in members.values()
+        }
+        found.append(Earlier(str(members[part["reference"]]["contents"]), poses))
+    return found
 
 
 def world_entry(placed: Placed, origin: Sequence[float] | None, positions: int) -> dict[str, Any]:
@@ -125,6 +148,7 @@ def stitch_report(
     *,
     level: str,
     name: str,
+    reference: str,
     members: Sequence[dict[str, Any]],
     edges: Sequence[dict[str, Any]],
     left_out: Sequence[dict[str, Any]],
@@ -133,12 +157,12 @@ def stitch_report(
     gaussians: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """The whole report. The scene's frame is that of the first member."""
+    """The whole report. `reference`: the member whose frame is that of the scene."""
     return {
         "version": REPORT_VERSION,
         "level": level,
         "name": name,
-        "reference": members[0]["name"],
+        "reference": reference,
         "members": list(members),
         "edges": list(edges),
         "left_out": list(left_out),

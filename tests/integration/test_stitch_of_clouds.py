@@ -24,6 +24,10 @@ STITCH = "dive-stitch-a-v1"
 async def survey(store: Store, root: Path, made: dict[str, tuple[str, ...]]) -> None:
     """Segments of one AUV that are done and collected; `made`: kinds of file of each."""
     await store.create_acquisition(Acquisition(id="dive", name="dive", created_at=1.0))
+    await arrive(store, root, made)
+
+
+async def arrive(store: Store, root: Path, made: dict[str, tuple[str, ...]]) -> None:
     for name, kinds in made.items():
         job = Job(
             id=name, kind=JobKind.RECONSTRUCT, acquisition="dive", name=name, auv="a",
@@ -46,9 +50,9 @@ async def survey(store: Store, root: Path, made: dict[str, tuple[str, ...]]) -> 
     await Stitching(store, ManualClock()).plan("dive")
 
 
-async def of_stitch(store: Store) -> tuple[dict[str, Any], list[Input]]:
+async def of_stitch(store: Store, name: str = STITCH) -> tuple[dict[str, Any], list[Input]]:
     """What the host is told, and what it is sent."""
-    job = await store.job(STITCH)
+    job = await store.job(name)
     assert job is not None
     specs = JobSpecs(store, lambda _: None)
     return await specs._stage_inputs(job), await specs.inputs(job)
@@ -83,3 +87,29 @@ async def test_without_its_ply_a_member_is_missing(tmp_path: Path) -> None:
             await of_stitch(store)
     finally:
         await store.close()
+
+
+async def test_a_new_version_is_sent_what_the_one_before_found(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "cosma.db")
+    try:
+        await survey(store, tmp_path, {"a1": ("ply",), "a2": ("ply",)})
+        first, sent_first = await of_stitch(store)
+        rows = [
+            ArtifactRow(
+                job=STITCH, kind=kind, path=f"output/{name}", sha256="", bytes=1, host="h",
+                local_path=str(tmp_path / name),
+            )
+            for kind, name in (("stitch_edges", "edges.json"), ("stitch_report", "stitch.json"))
+        ]  # fmt: skip
+        await store.add_artifacts(STITCH, rows)
+        await arrive(store, tmp_path, {"a3": ("ply",)})
+        said, sent = await of_stitch(store, "dive-stitch-a-v2")
+    finally:
+        await store.close()
+    assert (first["edges"], first["before"], len(sent_first)) == ([], None, 2)
+    assert (said["edges"], said["before"]) == (["input/edges.json"], "input/before.json")
+    where = {item.path: (item.local, item.made_at) for item in sent[3:]}
+    assert where == {
+        "input/edges.json": (str(tmp_path / "edges.json"), f"dive/{STITCH}/output/edges.json"),
+        "input/before.json": (str(tmp_path / "stitch.json"), f"dive/{STITCH}/output/stitch.json"),
+    }

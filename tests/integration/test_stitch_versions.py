@@ -25,6 +25,8 @@ from tests.stitch_world import Seabed, random_gaussians, random_sim3
 from worker_agent.stages.api import StageFailure
 from worker_agent.stages.sfm_georeference import to_enu
 
+POSE = ("scale", "rotation", "translation")
+
 
 @pytest.fixture
 def farm(tmp_path: Path) -> Farm:
@@ -46,14 +48,33 @@ def test_a_late_segment_registers_only_its_own_pairs(farm: Farm) -> None:
         inputs: dict[str, Any] = {}
         if job == "v2":
             shutil.copy(farm.output("v1", "edges.json"), farm.root / "v2" / "input" / "edges.json")
-            inputs = {"edges": ["input/edges.json"]}
+            shutil.copy(farm.output("v1", "stitch.json"), farm.root / "v2" / "input" / "then.json")
+            inputs = {"edges": ["input/edges.json"], "before": "input/then.json"}
         farm.run(job, "per_auv", members, **inputs)
     first, second = farm.report("v1"), farm.report("v2")
     assert (first["edges_reused"], second["edges_reused"]) == (0, 3)
     assert [entry["name"] for entry in second["members"]] == ["S0", "S1", "S2", "S3"]
+    # Nor does it move what was there, unless its pairs say so.
+    assert [entry["stands"] for entry in second["members"]] == [True, True, False, True]
+    then = {entry["name"]: entry for entry in first["members"]}
+    for entry in second["members"]:
+        if entry["stands"]:
+            assert all(entry[key] == then[entry["name"]][key] for key in POSE)
     before = {(e["source"], e["target"]): e for e in first["edges"]}
     assert all(e == before[e["source"], e["target"]] for e in second["edges"]
                if (e["source"], e["target"]) in before)  # fmt: skip
+    # With nothing new the scene is the same file, which the store then need not be sent.
+    members = [farm.member("v2b", n, "A", made[n], 0) for n in ("S0", "S1", "S3")]
+    shutil.copy(farm.output("v1", "stitch.json"), farm.root / "v2b" / "input" / "then.json")
+    farm.run("v2b", "per_auv", members, before="input/then.json")
+    for then_file, now in (("v1.ply", "v2b.ply"), ("registration.npz",) * 2, ("masks.npz",) * 2):
+        assert contents(farm.output("v2b", now)) == contents(farm.output("v1", then_file)), now
+    # What is no report is told, and does no harm.
+    (farm.root / "v2b" / "input" / "then.json").write_text('{"parts": []}')
+    farm.run("v2b", "per_auv", members, before="input/then.json")
+    assert not any(entry["stands"] for entry in farm.report("v2b")["members"])
+    told = [event["message"] for event in farm.events("v2b") if event["kind"] == "warning"]
+    assert any("placed anew" in line for line in told)
     # A sidecar that was made anew is registered anew.
     again = [farm.member("v3", n, "A", made[n], 0) for n in ("S0", "S1")]
     dataclasses.replace(made["S1"], error_px=made["S1"].error_px + 1).save(

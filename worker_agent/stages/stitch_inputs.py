@@ -34,6 +34,7 @@ class Told:
     members: tuple[Input, ...]
     decisions: tuple[Mapping[str, Any], ...]
     edges: tuple[Path, ...]  # of versions before
+    before: Path | None  # report of the version before
 
     def said(self, contents: Sequence[str]) -> tuple[list[Said], list[str]]:
         """What operators decided about the members as they are now, whose sidecars have these
@@ -105,6 +106,7 @@ def told(spec: AttemptSpec) -> Told:
             ),
             decisions=tuple(dict(one) for one in spec.inputs.get("decisions", ())),
             edges=tuple(run_dir / str(path) for path in spec.inputs.get("edges", ())),
+            before=run_dir / str(before) if (before := spec.inputs.get("before")) else None,
         )
     except (KeyError, TypeError) as error:
         raise _invalid(spec, f"inputs lack {error}") from None

@@ -1,14 +1,16 @@
 """Stage Stitch: members that overlap become one scene, or a refusal with the numbers.
 
 A member is a segment (level per_auv) or a per-AUV scene (level cross_auv): a PLY and the
-registration sidecar of the same frame. The scene's frame is that of its first member.
+registration sidecar of the same frame. The scene's frame is that of its first member, or the one
+that the version before had.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib  # noqa: F401 - before pycolmap, whose wheel exports a zlib of its own
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,18 @@ from stitch import merge, priors
 from stitch.certainty import Certainty, certainties
 from stitch.cloud_file import open_member
 from stitch.durable import replacing
+from stitch.earlier_poses import Earlier
 from stitch.errors import FileUnreadable
 from stitch.evidence import Evidence, Party, gather
 from stitch.known_edges import KnownEdges, contents
 from stitch.pairs import Known
-from stitch.publish import member_entry, seam_entry, stitch_report, world_entry
+from stitch.publish import (
+    earlier_parts,
+    member_entry,
+    seam_entry,
+    stitch_report,
+    world_entry,
+)
 from stitch.register import Edge
 from stitch.score import Verdict
 from stitch.sidecar import Sidecar
@@ -126,6 +135,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             "pairs": len(summary["edges"]),
             "pairs_accepted": sum(edge["accepted"] for edge in summary["edges"]),
             "pairs_known_before": summary["edges_reused"],
+            "members_standing": sum(entry["stands"] for entry in summary["members"]),
         },
         completed={
             "gaussian_count": summary["gaussians"],
@@ -137,6 +147,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
 def _pass_through(member: Input, files: _Files) -> tuple[dict[str, Any], Made]:
     """A single member is the scene, byte for byte."""
     count = open_member(member.ply).count
+    own = contents(member.registration or member.ply)
     copies = [("ply", member.ply, files.ply)]
     if member.registration is not None:
         Sidecar.load(member.registration)
@@ -144,9 +155,10 @@ def _pass_through(member: Input, files: _Files) -> tuple[dict[str, Any], Made]:
     for _, source, target in copies:
         with source.open("rb") as reader, replacing(target) as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
-    entry = member_entry(member.name, member.auv, Sim3.identity(), count, count)
+    entry = member_entry(member.name, member.auv, Sim3.identity(), count, count, contents=own)
     empty: dict[str, Any] = {"edges": [], "left_out": [], "seams": [], "parts": []}
     summary = {"members": [entry], "gaussians": count, "edges_reused": 0, **empty}
+    summary["reference"] = member.name
     return summary, [(kind, target) for kind, _, target in copies]
 
 
@@ -242,8 +254,20 @@ def _gather(settings: Settings, group: _Group, report: Reporter) -> Evidence:
         settings.ratio,
         group.known,
         said,
+        _earlier(group.told, report),
         on_pair,
     )
+
+
+def _earlier(inputs: Told, report: Reporter) -> list[Earlier]:
+    """Where the version before had its members."""
+    if inputs.before is None:
+        return []
+    try:
+        return earlier_parts(json.loads(inputs.before.read_text()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        report.warning(f"all members are placed anew: {inputs.before}: {error}")
+        return []
 
 
 def _members(group: _Group, evidence: Evidence, numbers: Sequence[int]) -> list[Member]:
@@ -253,7 +277,7 @@ def _members(group: _Group, evidence: Evidence, numbers: Sequence[int]) -> list[
 def _merge_all(
     settings: Settings, group: _Group, evidence: Evidence, files: _Files, report: Reporter
 ) -> tuple[list[dict[str, Any]], Made]:
-    """The scene, then what hangs together apart from it; each in the frame of its first member."""
+    """The scene, then what hangs together apart from it; each in the frame of one member."""
     apart = [part for part in evidence.solution.components[1:] if len(part) > 1]
     parts = [evidence.solution.members, *apart]
     sure = certainties(
@@ -273,11 +297,19 @@ def _merge_all(
             share = (before + done) / sum(map(len, parts))
             report.progress(0.5 + 0.4 * share, f"merged {members[done - 1].name}")
 
-        sources = [group.told.members[i] for i in part]
-        plys = [source.ply for source in sources]
+        plys = [group.told.members[i].ply for i in part]
         merged = merge.merge_gaussians(members, plys, path, on_member, settings.finish)
         masks |= {m.name: mask for m, mask in zip(members, merged.masks, strict=True)}
-        scenes.append(_scene_entry(sources, members, merged, [sure.get(i) for i in part]))
+        entries = _member_entries(group, evidence, part, members, merged, sure)
+        frame = evidence.standing.frames[evidence.solution.components.index(part)]
+        scenes.append(
+            {
+                "reference": group.names[frame],
+                "members": entries,
+                "seams": [seam_entry(seam, members) for seam in merged.seams],
+                "gaussians": sum(merged.kept),
+            }
+        )
         made.append(("ply_part" if number else "ply", path))
         if number:
             scenes[-1]["ply"] = path.name
@@ -293,30 +325,30 @@ def _merge_all(
     return scenes, [*made, ("stitch_masks", files.masks)]
 
 
-def _scene_entry(
-    sources: Sequence[Input],
+def _member_entries(
+    group: _Group,
+    evidence: Evidence,
+    part: Sequence[int],
     members: Sequence[Member],
     merged: merge.Merged,
-    sure: Sequence[Certainty | None],
-) -> dict[str, Any]:
+    sure: Mapping[int, Certainty],
+) -> list[dict[str, Any]]:
     tints = merged.tints or [None] * len(members)
-    return {
-        "members": [
-            member_entry(
-                source.name,
-                source.auv,
-                member.pose,
-                merged.before[k],
-                merged.kept[k],
-                floating=merged.floating[k],
-                sure=sure[k],
-                tint=tints[k],
-            )
-            for k, (source, member) in enumerate(zip(sources, members, strict=True))
-        ],
-        "seams": [seam_entry(seam, members) for seam in merged.seams],
-        "gaussians": sum(merged.kept),
-    }
+    return [
+        member_entry(
+            member.name,
+            group.told.members[i].auv,
+            member.pose,
+            merged.before[k],
+            merged.kept[k],
+            contents=group.parties[i].contents,
+            stands=i in evidence.standing.members,
+            floating=merged.floating[k],
+            sure=sure.get(i),
+            tint=tints[k],
+        )
+        for k, (i, member) in enumerate(zip(part, members, strict=True))
+    ]
 
 
 @contextmanager
