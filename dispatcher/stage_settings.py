@@ -27,6 +27,8 @@ class FramesConfig(Frozen):
 class SfmConfig(Frozen):
     camera_model: str = "auto"
     camera_params: tuple[float, ...] | None = None
+    # One standard deviation of the focal length in camera_params, over it. EXIF: 0.02.
+    focal_uncertainty: float = Field(default=0.02, gt=0, le=1)
     max_features: int = Field(default=3000, ge=64)
     max_image_size: int = Field(default=1000, ge=64)
     overlap: int = Field(default=10, ge=1)
@@ -143,6 +145,7 @@ class VerdictConfig(Frozen):
     registered_share: Thresholds = Thresholds(warn=0.95, fail=0.5)
     reprojection_px: Thresholds = Thresholds(warn=1.5, fail=4.0)
     gravity_spread_deg: Thresholds = Thresholds(warn=2.0, fail=10.0)
+    turning_error_deg: Thresholds = Thresholds(warn=4.0)
     drift_m: Thresholds = Thresholds(warn=5.0)
     gaussians: Thresholds = Thresholds(warn=1000.0, fail=100.0)
 

@@ -19,6 +19,7 @@ from worker_agent.protocol import AttemptSpec, FailureCode
 from worker_agent.stages import frames, manifest, metadata, validate
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.stages.frames import frame_size
+from worker_agent.stages.sfm_turning import turning_error_deg
 
 EXTRACTING = (validate, frames, metadata, manifest)
 CONFIG: dict[str, Any] = {
@@ -421,6 +422,18 @@ def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Pat
     assert all(1 / 2000 < row["readings"]["shutter_s"] < 1 / 24 for row in rows)
     assert all(row["readings"]["iso"] >= 100 for row in rows)
     assert all(9.0 < row["readings"]["acceleration_m_s2"] < 11.0 for row in rows)
+    # Its gyroscopes agree with poses that were made of the pictures alone.
+    known = json.loads((source.parent / "reference_poses_6fps_960px.json").read_text())["images"]
+    times = {name: (int(name[1:5]) - 1) / 6 for name in known}
+    posed = {
+        row["name"]: np.array(known[near]["R_cw"]).T
+        for row in rows
+        for near in [min(known, key=lambda name: abs(times[name] - row["time_s"]))]
+        if abs(times[near] - row["time_s"]) < 0.04
+    }
+    assert len(posed) > 30
+    error = turning_error_deg(posed, rows)
+    assert error is not None and error < 1.5
     # The camera looks ahead and down: gravity points to the picture's lower edge.
     assert all(row["gravity"][1] > 0.7 for row in rows)
 

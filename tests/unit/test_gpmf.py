@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_agent.stages.gpmf import GpmfError, TimedPayload, parse, read_telemetry
+from worker_agent.stages.gpmf import (
+    GpmfError,
+    TimedPayload,
+    parse,
+    read_settings,
+    read_telemetry,
+)
 from worker_agent.stages.metadata import split_payloads
 
 
@@ -176,3 +182,50 @@ def test_a_track_is_cut_into_its_packets_or_refused() -> None:
     assert [p.data for p in split_payloads(b"abcde", packets)] == [b"abc", b"de"]
     with pytest.raises(GpmfError, match="do not add up"):
         split_payloads(b"abcdef", packets)
+
+
+def quaternions(key: str, *rows: tuple[float, float, float, float]) -> bytes:
+    data = b"".join(struct.pack(">4h", *(round(32767 * v) for v in row)) for row in rows)
+    return nest(
+        "STRM",
+        klv("SCAL", "s", 2, 1, struct.pack(">h", 32767)),
+        klv(key, "s", 8, len(rows), data),
+    )
+
+
+def test_orientation_is_from_the_camera_to_where_it_began() -> None:
+    half = 0.5**0.5
+    told = quaternions("CORI", (1, 0, 0, 0), (half, 0, half, 0), (0.2, 0, 0, 0))
+    still = quaternions("IORI", (1, 0, 0, 0), (0.9999, 0.001, 0, 0))
+    payload = TimedPayload(2.0, 0.9, nest("DEVC", name("Hero10 Black"), told, still))
+    first, second = read_telemetry([payload]).orientation  # the third is no rotation
+    assert (first.time_s, first.w) == (2.0, 1.0)
+    assert (second.time_s, second.y) == (pytest.approx(2.3), pytest.approx(-half, abs=1e-4))
+    stabilised = quaternions("IORI", (1, 0, 0, 0), (0.99, 0.14, 0, 0))
+    payload = TimedPayload(2.0, 0.9, nest("DEVC", told, stabilised))
+    assert read_telemetry([payload]).orientation == []
+
+
+def test_the_receivers_clock_says_when_the_clip_began() -> None:
+    utc = klv("GPSU", "U", 16, 1, b"260504103002.500")
+    for fix, expected in ((3, 1_777_890_600.5), (0, None)):
+        stream = gps5([(45.0, 9.0, 1.0)], fix, 1.0)
+        body = utc + stream[8:]
+        payload = TimedPayload(2.0, 1.0, nest("DEVC", klv("STRM", "\0", 1, len(body), body)))
+        assert read_telemetry([payload]).started_at == expected
+    payload = TimedPayload(4.0, 1.0, nest("DEVC", gps9(45.0, 9.0, 3, 1.0)))
+    assert read_telemetry([payload]).started_at == 946_684_800 + 9000 * 86_400 + 45_000 - 4.0
+
+
+def test_the_cameras_settings_are_read_at_any_depth() -> None:
+    model, fov = klv("MINF", "c", 1, 12, b"HERO10 Black"), klv("VFOV", "c", 1, 1, b"L")
+    size = klv("VRES", "L", 4, 2, struct.pack(">2I", 3840, 2160))
+    curve = klv("MAPX", "d", 8, 40, bytes(320))
+    expected = {"MINF": "HERO10 Black", "VFOV": "L", "VRES": "3840 2160"}
+    for box in (
+        nest("DEVC", nest("STRM", model, fov, size)),
+        nest("DEVC", model, size, curve) + nest("DEVC", fov),
+    ):
+        assert read_settings(box) == expected
+    with pytest.raises(GpmfError):
+        read_settings(b"MINFc\x01\x00\xffHERO")

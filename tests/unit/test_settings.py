@@ -66,6 +66,7 @@ DEFAULTS = {
         "registered_share": {"warn": 0.95, "fail": 0.5},
         "reprojection_px": {"warn": 1.5, "fail": 4.0},
         "gravity_spread_deg": {"warn": 2.0, "fail": 10.0},
+        "turning_error_deg": {"warn": 4.0, "fail": None},
         "drift_m": {"warn": 5.0, "fail": None},
         "gaussians": {"warn": 1000.0, "fail": 100.0},
     },

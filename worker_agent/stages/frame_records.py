@@ -4,7 +4,8 @@ A record is what later stages know of a frame:
 
 name, clip, time_s
 gravity      [x, y, z] unit vector down, in camera axes (x right, y down, z forward); null
-orientation  [w, x, y, z] of the camera's own orientation (CORI, `sfm_orientation`); null
+orientation  [w, x, y, z] unit quaternion from camera axes to those the camera had as the recording
+             began, by its gyroscopes (CORI): it drifts, so only short spans count; null
 gps          [latitude, longitude, metres up]: where the camera was on the earth; null
 position     {"at": [3], "frame": "wgs84" | "enu", "sigma_m": number | null, "source":
              "navigation" | "gps"}: where it was, in the one frame that all records of a segment

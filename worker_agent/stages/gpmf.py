@@ -36,6 +36,7 @@ READINGS: dict[str, tuple[tuple[str, ...], Callable[[tuple[float, ...]], float]]
     "turning_rad_s": (("GYRO",), lambda row: math.hypot(*row)),
     "acceleration_m_s2": (("ACCL",), lambda row: math.hypot(*row)),
 }
+MAX_STABILISED_DEG = 1.0  # of IORI; without stabilisation it stays below 0.3
 MAX_SETTING_BYTES = 256  # longer ones are tables
 GPS9_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 MAX_DEPTH = 8  # of nested containers; GoPro's writers use 3
@@ -102,8 +103,12 @@ class GravitySample:
 
 @dataclass(frozen=True, slots=True)
 class OrientationSample:
-    """CORI as it is written: unit quaternion, relative to where the camera pointed as the recording
-    began. `sfm_orientation` knows its axes."""
+    """Unit quaternion from camera axes (x right, y down, z forward) to those that the camera had
+    as the recording began.
+
+    That is the conjugate of CORI as it is written: of the 48 ways to read its axes the one that
+    agrees with camera poses (HERO10) and with GRAV (HERO9, HERO10).
+    """
 
     time_s: float
     w: float
@@ -214,6 +219,7 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
     gps: list[GpsFix] = []
     gravity: list[GravitySample] = []
     orientation: list[OrientationSample] = []
+    stabilised: list[bool] = []
     readings: dict[str, list[tuple[float, float]]] = {}
     starts: list[float] = []
     seen = 0
@@ -231,10 +237,8 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
                 if len(row) == 3 and 0.5 < length < 2.0:
                     x, y, z = (v / length for v in row)
                     gravity.append(GravitySample(time_s, x, y, z))
-            for time_s, row in _spread(payload, scaled(entries, "CORI")):
-                length = math.hypot(*row)
-                if len(row) == 4 and 0.9 < length < 1.1:
-                    orientation.append(OrientationSample(time_s, *(v / length for v in row)))
+            orientation += _orientation(payload, scaled(entries, "CORI"))
+            stabilised += [_turn_deg(row) > MAX_STABILISED_DEG for row in scaled(entries, "IORI")]
             for key, value in _readings(payload, entries):
                 readings.setdefault(key, []).append(value)
     note = ""
@@ -243,6 +247,8 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
     elif len(gps) < seen:
         note = f"{seen - len(gps)} of {seen} GPS samples without a fix were dropped"
     started_at = statistics.median(starts) if starts else None
+    if any(stabilised):  # the pictures are turned against the camera
+        orientation = []
     return Telemetry(device, gps, note, gravity, readings, orientation, started_at)
 
 
@@ -314,6 +320,21 @@ def _gps9(payload: TimedPayload, rows: list[tuple[float, ...]]) -> list[GpsFix]:
         for time_s, row in _spread(payload, rows)
         if len(row) == 9 and row[8] >= MIN_FIX and row[7] <= MAX_DILUTION and _on_earth(row)
     ]
+
+
+def _orientation(
+    payload: TimedPayload, rows: list[tuple[float, ...]]
+) -> Iterator[OrientationSample]:
+    for time_s, row in _spread(payload, rows):
+        length = math.hypot(*row)
+        if len(row) == 4 and 0.9 < length < 1.1:
+            w, x, y, z = (v / length for v in row)
+            yield OrientationSample(time_s, w, -x, -y, -z)
+
+
+def _turn_deg(row: tuple[float, ...]) -> float:
+    """Of a quaternion (w, x, y, z)."""
+    return 2 * math.degrees(math.acos(min(1.0, abs(row[0]) / (math.hypot(*row) or 1.0))))
 
 
 def _utc5(payload: TimedPayload, entries: Sequence[Klv]) -> list[float]:

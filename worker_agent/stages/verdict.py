@@ -16,6 +16,7 @@ FIGURES: Mapping[str, tuple[str, str, bool]] = {
     "registered_share": ("share of frames registered", "", True),
     "reprojection_px": ("reprojection error", " px", False),
     "gravity_spread_deg": ("disagreement of the gravity readings", " degrees", False),
+    "turning_error_deg": ("disagreement with the camera's gyroscopes", " degrees", False),
     "drift_m": ("drift against the positions", " m", False),
     "gaussians": ("number of gaussians", "", True),
 }
