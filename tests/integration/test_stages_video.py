@@ -410,7 +410,7 @@ def test_frame_sizes_keep_the_shape_and_are_even(
 
 def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Path) -> None:
     source = real_data / "gopro_reef_hero10" / "reef_clip.mp4"
-    run.add("GX010042.MP4", source.read_bytes()).do(validate, frames)
+    run.add("GX010042.MP4", source.read_bytes()).do(validate, frames, fps=6.0)
     (run.path / "input" / "GX010042.MP4").unlink()
     run.do(metadata, manifest)
     (facts,) = run.json("output/metadata.json")["clips"]
@@ -429,7 +429,7 @@ def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Pat
         row["name"]: np.array(known[near]["R_cw"]).T
         for row in rows
         for near in [min(known, key=lambda name: abs(times[name] - row["time_s"]))]
-        if abs(times[near] - row["time_s"]) < 0.04
+        if abs(times[near] - row["time_s"]) < 0.05
     }
     assert len(posed) > 30
     error = turning_error_deg(posed, rows)
