@@ -7,11 +7,13 @@ lets a small overlap hold the far end.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3, umeyama
 
 _RADII = (0.06, 0.04, 0.03)  # of the target's depth, one after the other
@@ -21,13 +23,25 @@ _ROWS = 512  # source points looked at together
 _Pairs = npt.NDArray[np.intp]
 
 
-def refine(source: Sidecar, target: Sidecar, sim3: Sim3, limit: float) -> tuple[Sim3, _Pairs]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Marks:
+    """What one of a pair can be found by: `points` (P,3), their `descriptors` (P,128), and what
+    one of them may be off by against another (P,), squared."""
+
+    points: npt.NDArray[np.floating[Any]]
+    descriptors: npt.NDArray[np.uint8]
+    variance: npt.NDArray[np.float64]
+
+
+def refine(
+    source: Marks, target: Marks, sim3: Sim3, limit: float, depth: float
+) -> tuple[Sim3, _Pairs]:
     """Sim3 by least squares over the pairs (M,2) found near where `sim3` predicts them and within
-    `limit` of there, and these pairs. A point counts by how many frames saw it. `sim3` itself and
-    no pairs when too few are found."""
+    `limit` of there, and these pairs. `depth` is the target's. `sim3` itself and no pairs when too
+    few are found."""
     first, pairs = sim3, np.empty((0, 2), np.intp)
     for radius in _RADII:
-        pairs = _near(source, target, sim3, radius * target.median_depth)
+        pairs = _near(source, target, sim3, radius * depth)
         for _ in range(2):
             a, b = source.points[pairs[:, 0]], target.points[pairs[:, 1]]
             error = np.linalg.norm(sim3.apply(a) - b, axis=1)
@@ -38,14 +52,14 @@ def refine(source: Sidecar, target: Sidecar, sim3: Sim3, limit: float) -> tuple[
                 sim3 = umeyama(
                     source.points[pairs[:, 0]].astype(np.float64),
                     target.points[pairs[:, 1]].astype(np.float64),
-                    _weights(source, target, pairs),
+                    1.0 / (source.variance[pairs[:, 0]] + target.variance[pairs[:, 1]]),
                 )
             except ValueError:
                 return first, np.empty((0, 2), np.intp)
     return sim3, pairs
 
 
-def _near(source: Sidecar, target: Sidecar, sim3: Sim3, radius: float) -> _Pairs:
+def _near(source: Marks, target: Marks, sim3: Sim3, radius: float) -> _Pairs:
     """Pairs that look alike and lie within `radius`; of each point only its best, both ways."""
     places = sim3.apply(source.points)
     low, high = target.points.min(axis=0) - radius, target.points.max(axis=0) + radius
@@ -72,12 +86,3 @@ def _near(source: Sidecar, target: Sidecar, sim3: Sim3, radius: float) -> _Pairs
     _, best = np.unique(pairs[:, 0], return_index=True)
     _, back = np.unique(pairs[:, 1], return_index=True)
     return pairs[np.intersect1d(best, back)]
-
-
-def _weights(source: Sidecar, target: Sidecar, pairs: _Pairs) -> npt.NDArray[np.float64]:
-    """Inverse variances: that of a point falls with the number of frames that saw it again."""
-    variance = sum(
-        1.0 / np.maximum(side.track_length[rows].astype(np.float64) - 1.0, 1.0)
-        for side, rows in ((source, pairs[:, 0]), (target, pairs[:, 1]))
-    )
-    return np.asarray(1.0 / variance)

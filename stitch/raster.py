@@ -13,8 +13,9 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, map_coordinates, median_filter
 
 from stitch import sift
-from stitch.register import Edge, hull_share, match, robust_sim3
-from stitch.sim3 import F64, umeyama
+from stitch.guided import Marks, refine
+from stitch.register import KEPT, Edge, hull_share, match, robust_sim3
+from stitch.sim3 import F64, Sim3
 from stitch.uncertainty import far_error
 
 MAX_POINTS = 300_000
@@ -97,31 +98,39 @@ def register_views(
         inlier = error < limit
         if inlier.sum() <= best.inliers:
             continue
-        tight = error < max(2.5 * float(np.median(error[inlier])), 1e-12)
-        if tight.sum() >= 8:  # the last bit of precision, not the decision
-            sim3 = umeyama(a[tight], b[tight])
-            error = np.linalg.norm(sim3.apply(a) - b, axis=1)
-            inlier = error < limit
+        # What is found with the inliers' help sharpens the transform, but is no evidence.
+        a, b, inliers = a[inlier], b[inlier], int(inlier.sum())
+        spanned = max(hull_share(source.footprint, a), hull_share(target.footprint, b))
+        sim3, a, b = _guided(features, source, target, sim3, a, b)
+        apart = sim3.apply(a) - b
+        depth, ground = _DEPTH * target.extent, sim3.apply(source.footprint)
         best = Edge(
             source_number,
             target_number,
             matches=len(pairs),
-            inliers=int(inlier.sum()),
-            hull_share=max(
-                hull_share(source.footprint, a[inlier]), hull_share(target.footprint, b[inlier])
-            ),
-            residual=float(np.sqrt(np.mean(error[inlier] ** 2))) / target.extent,
+            inliers=inliers,
+            hull_share=spanned,
+            residual=float(np.sqrt(np.mean((apart**2).sum(axis=1)))) / target.extent,
             sim3=sim3,
             method="raster",
-            far_error=far_error(
-                b[inlier],
-                sim3.apply(a[inlier]) - b[inlier],
-                sim3.apply(source.footprint),
-                _DEPTH * target.extent,
-            )
-            / target.extent,
+            far_error=far_error(b, apart, ground, depth) / target.extent,
         )
     return best
+
+
+def _guided(
+    features: sift.Features, source: View, target: View, sim3: Sim3, a: F64, b: F64
+) -> tuple[Sim3, F64, F64]:
+    """A Sim3 from all that looks alike near where the inliers `a`, `b` (M,3) put it, and these
+    places; from the inliers alone where too little is found or few of them agree with it."""
+    here = Marks(source.places, features.descriptors, np.ones(len(source.places)))
+    there = Marks(target.places, target.features.descriptors, np.ones(len(target.places)))
+    limit = _SAME_PLACE * target.extent
+    better, near = refine(here, there, sim3, limit, _DEPTH * target.extent)
+    kept = np.linalg.norm(better.apply(a) - b, axis=1) < limit
+    if len(near) < len(a) or kept.mean() < KEPT:
+        return sim3, a, b
+    return better, source.places[near[:, 0]], target.places[near[:, 1]]
 
 
 def _plane(points: F64, extent: float) -> tuple[F64, F64]:

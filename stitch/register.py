@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pycolmap
 
 from stitch.bend import curvature
-from stitch.guided import refine
+from stitch.guided import Marks, refine
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3, umeyama
 from stitch.uncertainty import far_error
@@ -32,7 +32,7 @@ _POLISH_ROUNDS = 3
 _DIRECTIONS = 18
 _AT_MOST = 2000  # points whose ground is measured
 _MIN_GUIDES = 4
-_KEPT = 0.95  # of the inliers, which guided matches must not lose
+KEPT = 0.95  # of the inliers, which guided matches must not lose
 _Pairs = npt.NDArray[np.intp]
 
 Method = Literal["points", "frames", "raster", "pinned"]
@@ -126,15 +126,21 @@ def _guided(
     """A Sim3 from all common points near those of `inlier`, rows of `a` and `b`, and these points;
     how many are inliers is not changed by what is found with their help."""
     if inlier.sum() >= _MIN_GUIDES:
-        better, near = refine(source, target, sim3, limit)
+        better, near = refine(_marks(source), _marks(target), sim3, limit, target.median_depth)
         kept = np.linalg.norm(better.apply(a) - b, axis=1) < limit
-        if len(near) >= inlier.sum() and kept.sum() >= _KEPT * inlier.sum():
+        if len(near) >= inlier.sum() and kept.sum() >= KEPT * inlier.sum():
             return (
                 better,
                 source.points[near[:, 0]].astype(np.float64),
                 target.points[near[:, 1]].astype(np.float64),
             )
     return sim3, a[inlier], b[inlier]
+
+
+def _marks(sidecar: Sidecar) -> Marks:
+    """What a point is off by falls with the number of frames that saw it again."""
+    again = np.maximum(sidecar.track_length.astype(np.float64) - 1.0, 1.0)
+    return Marks(sidecar.points, sidecar.descriptors, 1.0 / again)
 
 
 def match(source: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8], ratio: float) -> _Pairs:

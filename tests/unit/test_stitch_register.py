@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from stitch.bend import curvature
-from stitch.guided import refine
+from stitch.guided import Marks, refine
 from stitch.identical import identical
 from stitch.register import Check, Edge, Method, hull_share, match, register, robust_sim3
 from stitch.score import Thresholds, judge
@@ -139,12 +139,13 @@ def test_points_that_look_alike_elsewhere_are_found_where_they_must_lie() -> Non
     first = robust_sim3(here, there, limit)
     assert first is not None
     passed = np.linalg.norm(first.apply(here) - there, axis=1) < limit
-    better, near = refine(b, a, first, limit)
+    marks = [Marks(s.points, s.descriptors, np.ones(len(s.points))) for s in (b, a)]
+    better, near = refine(marks[0], marks[1], first, limit, a.median_depth)
     assert len(near) > 1.5 * passed.sum()
     off = np.linalg.norm(better.apply(b.points[near[:, 0]]) - a.points[near[:, 1]], axis=1)
     assert off.max() < limit
     away = Sim3(first.scale, first.rotation, first.translation + 0.5 * a.median_depth)
-    unmoved, nothing = refine(b, a, away, limit)
+    unmoved, nothing = refine(marks[0], marks[1], away, limit, a.median_depth)
     assert unmoved is away
     assert len(nothing) == 0
 
