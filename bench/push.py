@@ -8,9 +8,12 @@ the SSH server's process tree with the agent in it. scp is OpenSSH's, with the s
 push4_over_scp_20ms: over a link of 20 ms round trip (bench/delay.py), over four connections.
 resume_cpu_over_full: a push that was cut off at half of the file, against a whole one.
 pull_over_relay: one host pulls the file from another with a key made for that (the making and the
-taking back included), against the same bytes brought through the dispatcher as one stream. Both
-keep two cores busy; relay_cpu_over_pull is what is left of the ratio where the cores are short, and
-docs/decisions/0004 says what it is on machines and links of their own.
+taking back included), against the same bytes brought through the dispatcher: as the one stream by
+which a job's files go where no host reaches the other (relay, the faster one), and in blocks, as a
+video goes then (passed). A pull leaves SHA-256, for the record, to its host (hashed: what that
+takes, afterwards and niced). All keep two cores busy; relay_cpu_over_pull is what is left of the
+ratio where the cores are short, and docs/decisions/0004 says what it is on machines and links of
+their own.
 """
 
 from __future__ import annotations
@@ -220,8 +223,17 @@ async def relay(giver: Place, taker: Place, sha256: str) -> None:
         raise SystemExit(f"not relayed: {report.missing}")
 
 
+async def passed(giver: Place, taker: Place) -> None:
+    """As a video goes there."""
+    size = giver.source.stat().st_size
+    await taker.executor.pass_file(
+        lambda: giver.executor.read_file(str(giver.source), size), size, str(taker.run_dir),
+        "input/clip.mp4", sha256=None, progress=lambda *_: None,
+    )  # fmt: skip
+
+
 async def between(source: Path, one: Sshd, other: Sshd, rounds: int) -> dict[str, Series]:
-    series = {name: Series() for name in ("pull", "relay")}
+    series = {name: Series() for name in ("pull", "relay", "passed", "hashed")}
     async with (  # the connections for bulk copies stay, too
         place(source, one, connections=2) as giver,
         place(source, other, connections=2) as taker,
@@ -233,9 +245,12 @@ async def between(source: Path, one: Sshd, other: Sshd, rounds: int) -> dict[str
         for _ in range(rounds):
             for name, work in (
                 ("pull", lambda: pull(giver, taker)),
+                ("hashed", lambda: taker.executor.digest(str(taker.run_dir), "input/clip.mp4")),
                 ("relay", lambda: relay(giver, taker, sha256)),
+                ("passed", lambda: passed(giver, taker)),
             ):
-                taker.clear()
+                if name != "hashed":
+                    taker.clear()
                 await giver.settled()
                 series[name].costs.append(await taker.measured(work))
     return series
@@ -301,8 +316,11 @@ def results(mib: int, near: dict[str, Series], far: dict[str, Series]) -> list[R
         cpu("push_cpu", near["push"]),
         speed("pull", near["pull"]),
         speed("relay", near["relay"]),
+        speed("passed", near["passed"]),
         cpu("pull_cpu", near["pull"]),
+        cpu("hashed_cpu", near["hashed"]),
         cpu("relay_cpu", near["relay"]),
+        cpu("passed_cpu", near["passed"]),
         speed("scp_20ms", far["scp"]),
         speed("push1_20ms", far["push1"]),
         speed("push4_20ms", far["push4"]),
@@ -321,6 +339,10 @@ def results(mib: int, near: dict[str, Series], far: dict[str, Series]) -> list[R
         Result(
             name="pull_over_relay", value=near["relay"].seconds / near["pull"].seconds, unit="",
             better="higher", target=2.0,
+        ),
+        Result(
+            name="pull_over_passed", value=near["passed"].seconds / near["pull"].seconds, unit="",
+            better="higher",
         ),
         Result(
             name="relay_cpu_over_pull", value=near["relay"].cpu_s / near["pull"].cpu_s, unit="",

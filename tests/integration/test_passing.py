@@ -46,7 +46,7 @@ class World:
             progress=lambda *_: None,
         )  # fmt: skip
         assert report == TransferReport(
-            path="input/clip.MP4", bytes=size, sha256=SHA, complete=True, seconds=report.seconds
+            path="input/clip.MP4", bytes=size, sha256=sha256, complete=True, seconds=report.seconds
         )
         assert self.target.read_bytes() == DATA
         assert [path.name for path in self.target.parent.iterdir()] == ["clip.MP4"]
