@@ -26,7 +26,7 @@ from tests.acceptance.cosma import Cosma
 # `-m worker_agent.stages FILE` becomes the rehearsal; anything else is what python makes of it.
 _INTERPRETER = """\
 #!/bin/sh
-export COSMA_RUN_LOG={log}
+export COSMA_RUN_LOG={log} COSMA_REHEARSAL_PACE={pace}
 if [ "$2" = worker_agent.stages ]; then shift 2; exec {python} -m worker_agent.rehearse "$@"; fi
 exec {python} "$@"
 """
@@ -91,11 +91,14 @@ class Rehearsal:
 
 
 @contextmanager
-def rehearsal(base: Path, hosts: int, **defaults: Any) -> Iterator[Rehearsal]:
-    """`defaults` go under `defaults:` of the inventory."""
+def rehearsal(
+    base: Path, hosts: int, *, pace: float = 0.25, **defaults: Any
+) -> Iterator[Rehearsal]:
+    """A stage takes `pace` times what it does in a drill, 0.5 s on average, or as long as it is
+    held. `defaults` go under `defaults:` of the inventory."""
     log = base / "runs.jsonl"
     python = base / "stage-python"
-    python.write_text(_INTERPRETER.format(log=log, python=sys.executable))
+    python.write_text(_INTERPRETER.format(log=log, pace=pace, python=sys.executable))
     python.chmod(0o755)
     directory = base / "operator"
     directory.mkdir()

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from dispatcher.embedded import EmbeddedHosts
-from tests.acceptance.cosma import Cosma
-from tests.real_stages import spare
+from tests.acceptance.cosma import SHORT, Cosma
+from tests.rehearsal import rehearsal
+
+# Where only that it was done is asked, not how well.
+SHORTEST_TRAINING = {"cpu": {**SHORT["train"]["cpu"], "steps": 100}}
 
 
 def _ffmpeg(*words: str) -> None:
@@ -77,7 +80,7 @@ def test_a_repaired_clip_is_released_by_the_command_that_was_named(
     segment.mkdir(parents=True)
     clip = segment / "GX010001.MP4"
     clip.touch()
-    cosma.ingest(tmp_path / "survey", "mended")
+    cosma.ingest(tmp_path / "survey", "mended", train=SHORTEST_TRAINING)
     assert cosma.run("dispatch", "--once").returncode == 3
     shutil.copy(next((footage / "auv-a").rglob("*.MP4")), clip)
     assert cosma.run("job", "retry", "mended-auv-x-s1").returncode == 0
@@ -85,27 +88,21 @@ def test_a_repaired_clip_is_released_by_the_command_that_was_named(
     assert done.returncode == 0, done.stderr
 
 
-def test_a_wrong_host_key_and_a_dead_host_leave_the_work_to_the_third(
-    tmp_path: Path, footage: Path
-) -> None:
-    with EmbeddedHosts(3, tmp_path / "three") as farm:
-        spare(farm)
-        keys = [host.host_key for host in farm.hosts]
-        text = farm.inventory.read_text()
-        farm.inventory.write_text(text.replace(keys[0], keys[1], 1))
-        farm.stop_host("host-2")
-        cosma = Cosma(tmp_path, farm.inventory)
+def test_a_wrong_host_key_and_a_dead_host_leave_the_work_to_the_third(tmp_path: Path) -> None:
+    with rehearsal(tmp_path, 3) as farm:
+        keys = [host.host_key for host in farm.hosts.hosts]
+        text = farm.hosts.inventory.read_text()
+        farm.hosts.inventory.write_text(text.replace(keys[0], keys[1], 1))
+        farm.hosts.stop_host("host-2")
 
-        segment = footage / "auv-a" / "C3441325000001" / "a1"
-        cosma.ingest(segment, "alone")
-        done = cosma.run("dispatch", "--once")
+        farm.ingest(1)
+        done = farm.cosma.run("dispatch", "--once")
         assert done.returncode == 0, done.stderr
-        (row,) = cosma.jobs().values()
+        (row,) = farm.cosma.jobs().values()
         assert (row["state"], row["host"]) == ("done", "host-3")
-        hosts = {row["host"]: row["state"] for row in cosma.json("top")["gpus"]}
+        hosts = {row["host"]: row["state"] for row in farm.cosma.json("top")["gpus"]}
         assert hosts["host-1"] == "host_key_mismatch"
         assert hosts["host-2"] == "host_unreachable"
-        farm.power_off()
 
 
 def test_with_no_host_left_the_job_says_so_and_the_exit_code_too(

@@ -44,7 +44,7 @@ def storm(farm: Rehearsal) -> int:
 def test_jobs_end_once_though_no_dispatcher_works_longer_than_two_seconds(
     tmp_path: Path,
 ) -> None:
-    with rehearsal(tmp_path, hosts=2) as farm:
+    with rehearsal(tmp_path, hosts=2, pace=1.0) as farm:
         segments = farm.ingest(3)
         kills = storm(farm)
         assert kills >= 2, "the storm was over before it began"
