@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +79,8 @@ class SshExecutor:
         self._transport = transport
         self._agent = AgentLink(host.name, transport, host.python, host.work_dir, bundle)
         self._pusher = Pusher(self._agent, Pace(host.transfer.bytes_s), host.transfer.streams)
+        # What comes there in bulk, by whichever way, keeps to its cap together: one after another.
+        self._bulk = nullcontext() if host.transfer.bytes_s is None else asyncio.Lock()
 
     @classmethod
     def connect_to(cls, host: InventoryHost, bundle: AgentBundle) -> SshExecutor:
@@ -143,9 +145,10 @@ class SshExecutor:
 
     async def fetch(self, request: FetchRequest) -> TransferReport:
         request = replace(request, bytes_s=self.host.transfer.bytes_s)
-        return await self._agent.call_one(
-            "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, slow=True
-        )
+        async with self._bulk:
+            return await self._agent.call_one(
+                "fetch", request, TransferReport, timeout_s=FETCH_TIMEOUT_S, slow=True
+            )
 
     def granted(self, path: str, epoch: int, verb: str) -> AbstractAsyncContextManager[Peer]:
         return peer_key.granted(self._agent, self.host, path, epoch, verb)
@@ -175,9 +178,10 @@ class SshExecutor:
         try:
             small = (await asyncio.to_thread(local.stat)).st_size <= transfer.SMALL
             if not small:
-                return await self._pusher.push(
-                    local, run_dir, path, sha256=sha256, progress=progress
-                )
+                async with self._bulk:
+                    return await self._pusher.push(
+                        local, run_dir, path, sha256=sha256, progress=progress
+                    )
         except OSError as error:
             raise transfer.local_error(self.host.name, local, error) from None
         return await transfer.push_small(
@@ -198,9 +202,10 @@ class SshExecutor:
         progress: Progress,
     ) -> TransferReport:
         take = TakeRequest(run_dir=run_dir, path=path, bytes=size, algorithms=tuple(DIGESTS))
-        return await passing.pass_on(
-            self._agent, self._pusher.pace, read, take, sha256=sha256, progress=progress
-        )
+        async with self._bulk:
+            return await passing.pass_on(
+                self._agent, self._pusher.pace, read, take, sha256=sha256, progress=progress
+            )
 
     async def collect_file(
         self,
@@ -222,7 +227,8 @@ class SshExecutor:
         self, request: UnpackRequest, pack: Pack | None, came: Callable[[int], None]
     ) -> UnpackReport:
         request = replace(request, bytes_s=self.host.transfer.bytes_s)
-        return await relay.unpack(self._agent, request, pack, came)
+        async with self._bulk:
+            return await relay.unpack(self._agent, request, pack, came)
 
     async def collect_small(self, run_dir: str, files: Sequence[Wanted]) -> list[Wanted]:
         return await small_files.collect(self._agent, run_dir, files)
