@@ -24,9 +24,29 @@ class FramesConfig(Frozen):
     min_frames: int = Field(default=8, ge=2)
 
 
+LensMode = Literal["wide", "linear", "narrow", "medium", "super", "hyper"]
+
+
+class LensProfile(Frozen):
+    """A lens as `cosma calibrate` writes it, for recordings that say the same of themselves."""
+
+    camera: str
+    mode: LensMode | None
+    width: int = Field(ge=16)  # of the video
+    height: int = Field(ge=16)
+    underwater: bool
+    stabilised: bool
+    camera_model: str
+    camera_params: tuple[float, ...]  # at that size
+
+
 class SfmConfig(Frozen):
     camera_model: str = "auto"
     camera_params: tuple[float, ...] | None = None
+    # What tells the lens where camera_model is auto.
+    lens_mode: LensMode | None = None  # where the recording does not say it
+    underwater: bool = True
+    profiles: tuple[LensProfile, ...] = ()
     # One standard deviation of the focal length in camera_params, over it. EXIF: 0.02.
     focal_uncertainty: float = Field(default=0.02, gt=0, le=1)
     max_features: int = Field(default=3000, ge=64)

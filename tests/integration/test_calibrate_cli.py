@@ -15,14 +15,14 @@ from dispatcher.settings import PipelineConfig
 from dispatcher.store.rows import ArtifactRow
 from dispatcher.store.sqlite import SqliteStore
 from tests.contract.store_builders import JOB, fill
-from worker_agent.stages.manifest import at_source_size, camera_guess
+from worker_agent.stages.manifest import at_source_size, camera_guess, camera_of
 
 CAMERA = {"model": "RADIAL", "params": [1243.6, 960.0, 540.0, 0.362, 0.248], "width": 1920,
           "height": 1080}  # fmt: skip
 GOOD = {"registered": 43, "frames": 43, "registered_share": 1.0, "reprojection_px": 0.55}
 
 
-def database(tmp_path: Path, report: Any) -> Path:
+def database(tmp_path: Path, report: Any, lens: Any = None) -> Path:
     """With JOB, and its SfM report where it was collected; None: it was not."""
 
     async def make() -> None:
@@ -33,6 +33,14 @@ def database(tmp_path: Path, report: Any) -> Path:
             path.write_text(json.dumps(report))
             row = ArtifactRow(
                 job=JOB.id, kind="sfm_report", path="output/sfm.json", bytes=1, sha256="a",
+                local_path=str(path),
+            )  # fmt: skip
+            await store.add_artifacts(JOB.id, [row])
+        if lens is not None:
+            path = tmp_path / "manifest.json"
+            path.write_text(json.dumps({"camera": {"lens": lens}}))
+            row = ArtifactRow(
+                job=JOB.id, kind="manifest", path="output/manifest.json", bytes=1, sha256="b",
                 local_path=str(path),
             )  # fmt: skip
             await store.add_artifacts(JOB.id, [row])
@@ -56,6 +64,26 @@ def test_a_profile_is_settings_for_the_next_ingest(
     assert capsys.readouterr().out == out.read_text()
     calibrate(JOB.id, None, db, True)
     assert json.loads(capsys.readouterr().out)["sfm"]["camera_params"] == CAMERA["params"]
+
+
+def test_a_camera_that_says_what_it_is_gets_a_profile_beside_others(tmp_path: Path) -> None:
+    lens = {"camera": "HERO10 Black", "mode": "linear", "stabilised": False, "zoomed": False}
+    db = database(tmp_path, {**GOOD, "camera": CAMERA}, lens)
+    out = tmp_path / "lenses.yaml"
+    other = {**lens, "mode": "wide", "width": 1920, "height": 1080, "underwater": True}
+    other |= {"camera_model": "SIMPLE_PINHOLE", "camera_params": [1.0, 2.0, 3.0]}
+    del other["zoomed"]
+    out.write_text(json.dumps({"frames": {"fps": 3}, "sfm": {"overlap": 7, "profiles": [other]}}))
+    for _ in range(2):  # again takes its own place
+        calibrate(JOB.id, out, db)
+        config = PipelineConfig.load(out, {})
+        assert (config.frames.fps, config.sfm.overlap, config.sfm.camera_model) == (3, 7, "auto")
+        wide, linear = config.as_dict()["sfm"]["profiles"]
+    assert wide == other
+    clips = [{"device": None, "settings": {"MINF": "HERO10 Black", "VFOV": "L"}}]
+    camera, _ = camera_of(config.as_dict()["sfm"], clips, (1920, 1080), (1920, 1080))
+    assert camera["source"] == "calibration" and camera["params"] == CAMERA["params"]
+    assert (linear["width"], linear["height"]) == (1920, 1080)
 
 
 @pytest.mark.parametrize(

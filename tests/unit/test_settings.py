@@ -23,6 +23,10 @@ DEFAULTS = {
     "sfm": {
         "camera_model": "auto",
         "camera_params": None,
+        "lens_mode": None,
+        "underwater": True,
+        "profiles": [],
+        "focal_uncertainty": 0.02,
         "max_features": 3000,
         "max_image_size": 1000,
         "overlap": 10,

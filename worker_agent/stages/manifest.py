@@ -1,9 +1,9 @@
 """ManifestGeneration: every frame's record (`frame_records`) and a first camera model.
 
 `sfm.camera_model` and `sfm.camera_params` describe the camera at the pixel size of the source
-video, as calibrations do, and are scaled to the frames here. "auto" is SIMPLE_RADIAL, which fits
-GoPro's Linear mode and rectilinear lenses behind a flat port; without parameters the focal length
-is a guess that SfM refines.
+video, as calibrations do, and are scaled to the frames here. With "auto" the recording tells: a
+calibration in `sfm.profiles`, else one in `lens_profiles`. Without, it is SIMPLE_RADIAL, which fits
+GoPro's Linear mode and rectilinear lenses behind a flat port, and a focal length that is a guess.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from worker_agent.stages.api import (
 )
 from worker_agent.stages.frame_records import join
 from worker_agent.stages.inputs import NavSettings
+from worker_agent.stages.lens_profiles import choose, lens_of, own_profile_fits
 
-__all__ = ["at_source_size", "camera_guess", "main"]
+__all__ = ["at_source_size", "camera_guess", "camera_of", "main"]
 
 GUESSED_FOCAL = 0.9  # of the longer side: about 58 degrees, between Linear and narrow modes
 
@@ -55,12 +56,10 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     validation = _load(run_dir / "output" / "validation.json", "Validation")
     config = spec.config["sfm"]
     source = (int(validation["clips"][0]["width"]), int(validation["clips"][0]["height"]))
-    camera = camera_guess(
-        str(config["camera_model"]),
-        config["camera_params"],
-        source,
-        (int(frames["width"]), int(frames["height"])),
-    )
+    size = (int(frames["width"]), int(frames["height"]))
+    camera, note = camera_of(config, metadata["clips"], source, size)
+    if note and camera["source"] == "guess":
+        report.warning(note)
     rows = join(frames["frames"], metadata["clips"], max_gap_s=NavSettings.of(spec).max_gap_s)
     target = run_dir / "output" / "manifest.json"
     write_json(
@@ -89,13 +88,46 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     )
 
 
+def camera_of(
+    config: Mapping[str, Any],
+    clips: Sequence[Mapping[str, Any]],
+    source: tuple[int, int],
+    frame: tuple[int, int],
+) -> tuple[dict[str, Any], str]:
+    """(`camera` of the manifest, what an operator should know of it). `config`: the sfm settings,
+    `clips`: those of `output/metadata.json`; sizes of the source video and of the frames.
+
+    {"model", "width", "height", "params", "source", "prior_focal", "lens", "fallback"}: COLMAP's
+    model and parameters at the frames' size; where they come from; whether they are more than a
+    guess; what the recording says of its lens; for a lens of a profile the camera to begin with
+    where that one fails. Raises StageFailure CONFIG_INVALID.
+    """
+    lens = lens_of(clips, config.get("lens_mode"))
+    model, params = str(config["camera_model"]), config["camera_params"]
+    camera = camera_guess(model, params, source, frame) | {"lens": lens.to_dict()}
+    if model != "auto" or params is not None:
+        return camera | {"fallback": None}, ""
+    underwater = bool(config.get("underwater", True))
+    for own in config.get("profiles", ()):
+        if own_profile_fits(own, lens, source, underwater=underwater):
+            given = camera_guess(own["camera_model"], own["camera_params"], source, frame)
+            note = f"{lens.camera}: the lens of a calibration in the settings"
+            return camera | given | {"source": "calibration", "fallback": camera}, note
+    profile, note = choose(lens, source, underwater=underwater)
+    if profile is None:
+        return camera | {"fallback": None}, note
+    params = profile.params(*source)
+    given = camera_guess(profile.model, params, source, frame)
+    return camera | given | {"source": f"profile {profile.name}", "fallback": camera}, note
+
+
 def camera_guess(
     model: str,
     params: Sequence[float] | str | None,
     source: tuple[int, int],
     frame: tuple[int, int],
 ) -> dict[str, Any]:
-    """COLMAP camera of the frames: {"model", "width", "height", "params", "source", "prior_focal"}.
+    """{"model", "width", "height", "params", "source", "prior_focal"} of `camera_of`.
 
     `params` are given at the size of the source video, in COLMAP's order, as numbers or as one
     comma separated string. Raises StageFailure CONFIG_INVALID.
