@@ -1,7 +1,8 @@
 """A made-up seabed that two vehicles film, for bench/stitch.py: exact poses, real SIFT.
 
 Three kinds: `reef` (heads and boulders, 1 m of relief), `sand` (ripples that repeat, 0.1 m) and
-`flat` (millimetres). Frames are drawn with attenuation, vignette and noise; their keypoints are
+`flat` (millimetres); and ground that nobody should tell apart: `mat`, one pattern every 0.6 m under
+dirt of its own. Frames are drawn with attenuation, vignette and noise; their keypoints are
 put together to what a reconstruction leaves behind: points with mean descriptors, each in error
 by its parallax, over ground that is bent by a few millimetres, in a frame of its own.
 """
@@ -24,6 +25,7 @@ from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3
 
 KINDS = ("reef", "sand", "flat")
+GROUNDS = (*KINDS, "mat")
 LENGTH_M, WIDTH_M = 14.0, 8.0
 _HEIGHT_M, _TONE_M, _CELL_M = 0.01, 0.005, 0.1  # grids: relief, brightness, footprints
 _WIDE, _HIGH, _FOCAL = 640, 480, 512.0
@@ -31,6 +33,7 @@ _FEATURES = 2000
 _SAME_POINT_M, _SAME_LOOK = 0.01, 0.75
 _KEYPOINT_PX, _BASELINE_M = 0.5, 0.6
 _BEND_M = 0.004
+_MAT_M, _MAT_SEED = 0.6, 1  # one pattern for all seabeds of this kind
 FLOATERS = 0.1
 
 F64 = npt.NDArray[np.float64]
@@ -68,6 +71,13 @@ class Seabed:
             _stones(heights, rng, 90, (0.015, 0.05), 0.6)
             slope = np.gradient(gaussian_filter(heights, 1.0), axis=1)
             tones = 0.55 - 8.0 * zoom(slope, 2, order=1) + 0.06 * fractal(fine, 1.3, rng)
+        elif kind == "mat":
+            side, pattern = round(_MAT_M / _TONE_M), np.random.default_rng(_MAT_SEED)
+            tile = fractal((side, side), 1.2, pattern)
+            repeats = [-(-length // side) for length in fine]
+            tones = 0.5 + 0.08 * np.tile(tile, repeats)[: fine[0], : fine[1]]
+            tones += 0.05 * fractal(fine, 1.2, rng)
+            heights = 0.002 * fractal(coarse, 2.5, rng)
         else:
             heights = 0.002 * fractal(coarse, 2.5, rng)
             tones = 0.5 + 0.08 * fractal(fine, 1.2, rng) + 0.05 * fractal(fine, 0.4, rng)
