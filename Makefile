@@ -37,8 +37,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: lint
-	@# two at once, as much of the time is waiting for hosts; what shares a fixture stays together
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
+	@# four at once also on two cores, as half of the time is waiting for hosts; what shares a fixture
+	@# stays together, and the long ones (tests/acceptance) come first, so that none is left alone
+	$(BIN)/python -m pytest -m "not gpu" -n 4 --dist loadfile --no-loadscope-reorder
 
 # Half an hour on a machine with nothing else to do; writes bench/RESULTS.md.
 bench: setup

@@ -37,6 +37,7 @@ class Rehearsal:
     cosma: Cosma
     hosts: EmbeddedHosts
     log: Path
+    pace: float  # times what a stage takes in a drill
 
     def ingest(
         self,
@@ -110,7 +111,7 @@ def rehearsal(
         farm.inventory.write_text(yaml.safe_dump(inventory, sort_keys=False))
         cosma = Cosma(directory, farm.inventory)
         try:
-            yield Rehearsal(cosma, farm, log)
+            yield Rehearsal(cosma, farm, log, pace)
         finally:
             cosma.end_all()
             farm.power_off()

@@ -82,6 +82,7 @@ def test_a_drain_lets_stages_finish_moves_the_rest_and_outlives_the_dispatcher(
 def test_a_cordoned_host_gets_nothing_until_it_is_resumed(tmp_path: Path) -> None:
     with rehearsal(tmp_path, hosts=2) as farm:
         cosma = farm.cosma
+        cosma.variables["COSMA_PROBE_S"] = "1"  # a host that shows itself within one gets work
         farm.ingest(1)
         assert cosma.run("worker", "cordon", "host-1").returncode == 0
         assert cosma.run("worker", "cordon", "host-2").returncode == 0

@@ -162,7 +162,7 @@ def test_the_older_of_two_dispatchers_ends_and_leaves_the_work_alone(
     # Another database, the same host: what it runs there makes the host obey it.
     other = tmp_path / "other"
     other.mkdir()
-    newer = Rehearsal(type(farm.cosma)(other, farm.cosma.inventory), farm.hosts, farm.log)
+    newer = Rehearsal(type(farm.cosma)(other, farm.cosma.inventory), farm.hosts, farm.log, 1.0)
     newer.ingest(1, "wreck")
     second = newer.cosma.start("dispatch", "--once")
     newer.cosma.wait_until("its stage runs", in_step("run"))

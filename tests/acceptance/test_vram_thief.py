@@ -141,7 +141,8 @@ def left_mib(promise: Promise, gpu: dict[str, Any]) -> int:
 @pytest.mark.slow
 def test_forty_jobs_beside_a_thief_of_gpu_memory(tmp_path: Path) -> None:
     slots = {"extract": 2, "sfm": 2, "train": 2, "stitch": 1}
-    with rehearsal(tmp_path, len(GPUS), max_parallel=slots, vram_headroom_mib=HEADROOM_MIB) as farm:
+    kept = {"max_parallel": slots, "vram_headroom_mib": HEADROOM_MIB}
+    with rehearsal(tmp_path, len(GPUS), pace=1.0, **kept) as farm:
         gpus = simulate(farm, GPUS)
         jobs = farm.ingest(JOBS)
         with sqlite3.connect(farm.cosma.database) as writer:

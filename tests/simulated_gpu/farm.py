@@ -15,7 +15,7 @@ from tests.simulated_gpu.stage import DIRECTORY
 
 STAGE_PYTHON = """\
 #!/bin/sh
-export COSMA_RUN_LOG={log}
+export COSMA_RUN_LOG={log} COSMA_REHEARSAL_PACE={pace}
 case "$1 $2" in
 "-m worker_agent.stages")
     shift 2; PYTHONPATH=$PYTHONPATH:{repository} exec {python} -m tests.simulated_gpu.stage "$@" ;;
@@ -35,7 +35,9 @@ def simulate(farm: Rehearsal, gpus: Mapping[str, Sequence[str]]) -> list[Simulat
     inventory = yaml.safe_load(farm.hosts.inventory.read_text())
     stage_python = _script(
         farm.hosts.base / "stage-python",
-        STAGE_PYTHON.format(log=farm.log, python=sys.executable, repository=REPOSITORY),
+        STAGE_PYTHON.format(
+            log=farm.log, pace=farm.pace, python=sys.executable, repository=REPOSITORY
+        ),
     )
     inventory["defaults"]["stage_python"] = str(stage_python)
     for host, entry in zip(farm.hosts.hosts, inventory["hosts"], strict=True):
