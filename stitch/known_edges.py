@@ -3,7 +3,9 @@ computes only what is new to it."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import pkgutil
@@ -17,11 +19,7 @@ from stitch.errors import FileUnreadable
 from stitch.register import Check, Edge
 from stitch.sim3 import Sim3
 
-# All that has a say in what an edge is: computed with other code, it is computed anew.
-_CODE = (
-    *("pairs", "register", "guided", "shared_frames", "identical", "bend", "uncertainty", "sim3"),
-    *("clouds", "raster", "sift"),
-)
+_PACKAGE, _ENTRY = "stitch", "pairs"  # the module that registers a pair
 
 
 def contents(path: Path) -> str:
@@ -82,8 +80,34 @@ class KnownEdges:
         return hashlib.sha256(f"{source} {target} {self._way}".encode()).hexdigest()
 
 
+@functools.cache
+def code_of_edges() -> dict[str, bytes]:
+    """Sources of all modules of this package that have a say in what an edge is, by name: the one
+    that registers a pair and whatever it imports, directly or not. An edge computed with other
+    code is computed anew."""
+    found: dict[str, bytes] = {}
+    ahead = {_ENTRY}
+    while ahead:
+        name = ahead.pop()
+        found[name] = pkgutil.get_data(_PACKAGE, f"{name}.py") or b""
+        ahead |= _imported(found[name]) - set(found)
+    return dict(sorted(found.items()))
+
+
+def _imported(source: bytes) -> set[str]:
+    names: set[str] = set()
+    for statement in ast.walk(ast.parse(source)):
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and statement.module == _PACKAGE:
+            names |= {f"{_PACKAGE}.{alias.name}" for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            names.add(statement.module or "")
+    return {name.split(".")[1] for name in names if name.startswith(f"{_PACKAGE}.")}
+
+
 def _way(ratio: float) -> str:
     digest = hashlib.sha256(repr(ratio).encode())
-    for name in _CODE:
-        digest.update(pkgutil.get_data("stitch", f"{name}.py") or b"")
+    for name, source in code_of_edges().items():
+        digest.update(f"{name} {len(source)} ".encode() + source)
     return digest.hexdigest()
