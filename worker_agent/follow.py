@@ -1,4 +1,5 @@
-"""Follows attempts: every event and log byte of many attempts, once, on one stream.
+"""Follows attempts: every event and log byte of many attempts, once, on one stream; of a log that
+is very long, its middle is left out (worker_agent.kept_log).
 
 Reading is by byte offset, so that whoever lost the stream goes on where it broke. The end of an
 attempt is told at once; what it writes is gathered for a moment, so that a talkative stage does not
@@ -15,6 +16,7 @@ from worker_agent import attempts
 from worker_agent.attempts import AttemptFiles
 from worker_agent.durable import write_all
 from worker_agent.inotify import Watcher
+from worker_agent.kept_log import read_from, read_log
 from worker_agent.protocol import AttemptState, AttemptStatus, FrameHeader, WatchRequest
 
 _GATHER_S = 1.0
@@ -89,9 +91,9 @@ class Follower:
                 continue
             # Looked at before the files are read: what is read after the end is all there is.
             ended = self._ended(watch, now)
-            pumped = self._pump(watch)
-            # No more than a few frames a round: a log of gigabytes must not silence the others.
-            if ended is not None and not (pumped and self._pump(watch)):
+            pumped = self._pump(watch, over=ended is not None)
+            # No more than a few frames a round: one long log must not silence the others.
+            if ended is not None and not (pumped and self._pump(watch, over=True)):
                 body = ended.to_json().encode()
                 self._send(self._header("exit", watch, 0, len(body)), body)
                 self._forget(key)
@@ -121,13 +123,13 @@ class Follower:
         over = status.state in (AttemptState.FINISHED, AttemptState.VANISHED)
         return status if over else None
 
-    def _pump(self, watch: _Watch) -> int:
+    def _pump(self, watch: _Watch, *, over: bool) -> int:
         """Bytes sent."""
         events = _read_lines(watch.files.events, watch.events_at)
         if events:
             self._send(self._header("events", watch, watch.events_at, len(events)), events)
             watch.events_at += len(events)
-        log = _read(watch.files.log, watch.log_at, _FRAME_BYTES)
+        log = read_log(watch.files.log, watch.log_at, _FRAME_BYTES, over=over)
         if log:
             self._send(self._header("log", watch, watch.log_at, len(log)), log)
             watch.log_at += len(log)
@@ -151,22 +153,11 @@ def _streams(files: AttemptFiles) -> tuple[Path, Path]:
     return files.events, files.log
 
 
-def _read(path: Path, offset: int, limit: int) -> bytes:
-    try:
-        if path.stat().st_size <= offset:
-            return b""
-        with path.open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            return stream.read(limit)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-
-
 def _read_lines(path: Path, offset: int) -> bytes:
     """Whole lines only; a line longer than a frame still goes out in one."""
     limit = _FRAME_BYTES
     while True:
-        data = _read(path, offset, limit)
+        data = read_from(path, offset, limit)
         end = data.rfind(b"\n") + 1
         if end or len(data) < limit:
             return data[:end]

@@ -19,6 +19,7 @@ from worker_agent.attempts import AttemptFiles
 from worker_agent.containment import Containment
 from worker_agent.durable import drop_torn_line, write_json
 from worker_agent.gpu_health import FaultWatch
+from worker_agent.kept_log import LogCap
 from worker_agent.paths import work_directory
 from worker_agent.processes import COOKIE, SUPERVISOR, Scope
 from worker_agent.protocol import AttemptSpec, ExitRecord, FailureCode, StageOutcome
@@ -221,9 +222,12 @@ def _watch(
     """Until the stage has ended (it stays a zombie): why it did."""
     lease_until = clock.boottime() + spec.lease_s if spec.lease_s > 0 else math.inf
     stop: _Stop | None = None
+    log = LogCap(files.log)
     while True:
         received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, _TICK_S)
-        if _reap_until(pid):
+        ended = _reap_until(pid)
+        log.tick()
+        if ended:
             return "exited" if stop is None else stop.cause
         now = clock.boottime()
         if sampler is not None:

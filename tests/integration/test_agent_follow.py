@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent_client import AgentClient, Session, script
+from worker_agent import kept_log
 from worker_agent.attempts import AttemptFiles
 from worker_agent.protocol import AttemptSpec, AttemptState, AttemptStatus, FrameHeader
 
@@ -76,6 +77,28 @@ def test_every_byte_once_across_broken_streams(agent: AgentClient, tmp_path: Pat
     assert over.exit is not None
     assert over.exit.events_bytes == len(gathered.data["events"])
     assert over.exit.log_bytes == len(gathered.data["log"])
+
+
+def test_a_stage_that_prints_without_end_fills_neither_disk_nor_stream(
+    agent: AgentClient, tmp_path: Path
+) -> None:
+    lines = 3 * kept_log.HEAD_BYTES // 64
+    spec = agent.spec(script(tmp_path / "prints", f"#!/bin/sh\nseq -f %063.0f {lines}\n"))
+    gathered = Gathered()
+    agent.call("start", spec)
+    with agent.session() as session:
+        gathered.attach(session, spec)
+        for header, body in session.frames():
+            gathered.take(header, body)
+            if gathered.exits:
+                break
+    text = bytes(gathered.data["log"])
+    left_out = lines * 64 - kept_log.HEAD_BYTES - kept_log.TAIL_BYTES
+    assert text.startswith(b"%063d\n" % 1) and text.endswith(b"%063d\n" % lines)
+    assert b"\n[cosma: %d bytes of this log are left out here]\n" % left_out in text
+    facts = AttemptFiles(Path(spec.run_dir), 1).log.stat()
+    assert facts.st_size == lines * 64
+    assert facts.st_blocks * 512 < facts.st_size - left_out // 2
 
 
 def test_one_stream_for_many_attempts_and_later_watches(agent: AgentClient, tmp_path: Path) -> None:
