@@ -137,6 +137,12 @@ def test_utc_becomes_the_clips_own_time_with_the_offset_of_the_clocks() -> None:
     assert on_timeline(read, start_s=None, duration_s=10.0, offset_s=0.0, margin_s=2.0) == []
 
 
+def test_altitudes_become_those_of_the_camera() -> None:
+    read = log("t_s,altitude_m", "0,2.0", "1,")
+    found = on_timeline(read, start_s=None, duration_s=1.0, offset_s=0.0, margin_s=1.0, lift_m=0.4)
+    assert [sample.altitude_m for sample in found] == [2.4, None]
+
+
 def records(samples: list[dict[str, object]], *times: float) -> list[dict[str, object]]:
     blank = {"position": None, "sigma_m": None, "depth_m": None, "altitude_m": None}
     clip = {

@@ -172,6 +172,7 @@ class _Logs:
             duration_s=clip.start_s + clip.duration_s,
             offset_s=self._settings.offset_s,
             margin_s=self._settings.max_gap_s,
+            lift_m=self._settings.camera_above_altimeter_m,
         )
         if not samples:
             self._report.warning(

@@ -122,9 +122,16 @@ def clip_starts(
 
 
 def on_timeline(
-    log: NavLog, *, start_s: float | None, duration_s: float, offset_s: float, margin_s: float
+    log: NavLog,
+    *,
+    start_s: float | None,
+    duration_s: float,
+    offset_s: float,
+    margin_s: float,
+    lift_m: float = 0.0,
 ) -> list[NavSample]:
-    """The samples of one clip, in seconds on its timeline; `offset_s` is added to the log's times.
+    """The samples of one clip, in seconds on its timeline; `offset_s` is added to the log's times,
+    `lift_m` to its altitudes.
 
     `start_s` is the clip's start (Unix time) for a log in UTC. Samples further than `margin_s`
     beyond the clip's ends are left out. Empty when the clip's start is not known.
@@ -134,7 +141,11 @@ def on_timeline(
             return []
         offset_s -= start_s
     return [
-        replace(sample, time_s=sample.time_s + offset_s)
+        replace(
+            sample,
+            time_s=sample.time_s + offset_s,
+            altitude_m=None if sample.altitude_m is None else sample.altitude_m + lift_m,
+        )
         for sample in log.samples
         if -margin_s <= sample.time_s + offset_s <= duration_s + margin_s
     ]
