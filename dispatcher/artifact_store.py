@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -110,6 +111,23 @@ class ArtifactStore:
             local.replace(target)
             sync(target.parent)
             _name(target, local)
+
+    def take(self, file: Path, local: Path, sha256: str) -> bool:
+        """A copy of `file`, from anywhere, under the name `local`; False, and nothing is there,
+        when it is not of this content (any more). Raises OSError."""
+        if self.holds(sha256):
+            return self.offer(local, sha256, file.stat().st_size)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        fresh = _fresh(local)
+        try:
+            shutil.copyfile(file, fresh)
+            if file_sha256(fresh) != sha256:
+                return False
+            put_in_place(fresh, local)
+        finally:
+            fresh.unlink(missing_ok=True)
+        self.keep(local, sha256)
+        return True
 
 
 def write_whole(local: Path, content: bytes) -> None:

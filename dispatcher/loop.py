@@ -217,7 +217,8 @@ class Dispatcher:
             self._jobs[job.id] = job
             self._deciding.job(None, job)
             self._undecided = True
-            for effect in recover(job) if restart else ():
+            at_rest = job.step is Step.REST  # a cloud that was added, a segment that cannot be used
+            for effect in recover(job) if restart or at_rest else ():
                 self._performing.perform(job, effect, stimulus=RESTART)
 
     async def _abandon(self, job: Job) -> None:

@@ -72,7 +72,7 @@ def _is_here(row: ArtifactRow) -> bool:
     return Path(row.local_path or "").is_file()
 
 
-def ask_library(verb: str, members: Sequence[MemberFiles], ratio: float, **more: Any) -> Any:
+def ask_library(verb: str, members: Sequence[MemberFiles], ratio: float = 1.0, **more: Any) -> Any:
     """What `python -m stitch VERB` answers. Raises CosmaError with its own line."""
     request: Mapping[str, Any] = {
         "ratio": ratio,

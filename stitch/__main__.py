@@ -1,4 +1,4 @@
-"""`python -m stitch plan|pictures|lift REQUEST`: what `cosma stitch` asks where the results lie.
+"""`python -m stitch plan|pictures|lift|check REQUEST`: what `cosma stitch` asks where results lie.
 
 The request is a JSON file: {"ratio", "members": [{"name", "ply", "registration" or null}],
 "edges": [files of known pairs]}, and
@@ -9,6 +9,7 @@ The request is a JSON file: {"ratio", "members": [{"name", "ply", "registration"
               -> [{"source", "target", "inliers", "matches", "residual_depths", "picture"}]
     lift      "pairs": [[source, target]], "clicks": [[column, row, column, row]]
               -> [[[x, y, z], [x, y, z]]], each in its member's own frame
+    check     -> [{"name", "kind": "gaussians" or "points", "count"}], when a stitch can take them
 
 The answer goes to stdout as JSON; a failure is one line on stderr and exit code 1.
 """
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from stitch.cloud_file import open_member
+from stitch.clouds import solid_points
 from stitch.evidence import Party, pairs_of
 from stitch.known_edges import KnownEdges, contents
 from stitch.look import draw_pair, lift, panel
 from stitch.pairs import Known, register_pair
+from stitch.ply import PlyFile
 from stitch.register import Edge
 from stitch.sidecar import Sidecar
 
@@ -35,6 +38,9 @@ from stitch.sidecar import Sidecar
 _CPU_S_PER_POINT_PAIR = 1.2e-8
 _CPU_S_CLOUDS = 4.0
 _CPU_S_PER_GAUSSIAN = 1.2e-6
+
+_SOME = 100_000  # points of a cloud that are looked at
+_LEAST = 100  # that say anything about the ground
 
 
 class _Request:
@@ -131,10 +137,23 @@ def _lift(request: _Request) -> list[Any]:
     return found
 
 
+def _check(request: _Request) -> list[dict[str, Any]]:
+    rows = []
+    for name, party in zip(request.names, request.parties, strict=True):
+        file = open_member(party.known.ply)
+        seen, _ = solid_points(party.known.ply, _SOME)  # reads all of it
+        if len(seen) < _LEAST:
+            raise ValueError(f"{party.known.ply}: only {len(seen)} of its points can be seen")
+        kind = "gaussians" if isinstance(file, PlyFile) else "points"
+        rows.append({"name": name, "kind": kind, "count": file.count})
+    return rows
+
+
 _VERBS: dict[str, Callable[[_Request], Any]] = {
     "plan": _plan,
     "pictures": _pictures,
     "lift": _lift,
+    "check": _check,
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from stitch.gaussians import REST_OF_DEGREE, Gaussians
@@ -80,6 +83,37 @@ class Seabed:
             gps=np.full((frames, 3), np.nan),
             quality={"median_depth": DEPTH_M / frame.scale},
         )
+
+
+def ground_tones(rng: np.random.Generator) -> Array:
+    """Shades of 9 x 3 m of ground, a hundred to the metre."""
+    noise = sum(gaussian_filter(rng.normal(size=(300, 900)), s) * s for s in (1.5, 4, 12))
+    tones: Array = np.clip(0.5 + 0.15 * noise / np.std(noise), 0, 1)
+    return tones
+
+
+def seen_ground(
+    rng: np.random.Generator, tones: Array, start: float, count: int = 50_000
+) -> tuple[Array, Array]:
+    """Points of 6 m of it from `start` on, in metres, and their shades."""
+    x, y = rng.uniform(start, start + 6, count), rng.uniform(0, 3, count)
+    shades: Array = map_coordinates(tones, [100.0 * y, 100.0 * x], order=1, mode="nearest")
+    return np.stack([x, y, 0.03 * np.sin(x)], axis=1), shades
+
+
+def write_points(path: Path, points: Array, shades: Array) -> Path:
+    """A plain PLY of coloured points."""
+    columns = [(n, "<f4") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")]
+    table = np.zeros(len(points), columns)
+    for axis, name in enumerate("xyz"):
+        table[name] = points[:, axis]
+    for name in ("red", "green", "blue"):
+        table[name] = np.round(255 * shades)
+    head = [f"element vertex {len(points)}", *(f"property float {n}" for n in "xyz")]
+    head += [f"property uchar {n}" for n in ("red", "green", "blue")]
+    lines = ["ply", "format binary_little_endian 1.0", *head, "end_header", ""]
+    path.write_bytes("\n".join(lines).encode() + table.tobytes())
+    return path
 
 
 def edge(source: int, target: int, sim3: Sim3, inliers: int = 100) -> Edge:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dispatcher.artifact_store import ArtifactStore
 from dispatcher.cli import options
 from dispatcher.cli.job import retry as retry_job
 from dispatcher.cli.render import print_json, print_rows
@@ -24,7 +26,9 @@ from dispatcher.cli.stitch_pairs import (
 from dispatcher.cli.stored import known_acquisition, with_store
 from dispatcher.core.decisions import Verdict
 from dispatcher.errors import UsageError
+from dispatcher.foreign_cloud import Added, add_cloud
 from dispatcher.pair_looking import ask_library, known_edges, member_files
+from dispatcher.settings import DispatcherSettings, PipelineConfig
 from dispatcher.store.base import Store
 
 app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
@@ -158,6 +162,42 @@ def plan(
         )
     if not answers:
         print("no AUV has two segments that are done")
+
+
+@app.command()
+def add(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLY", help="Gaussians, or points with colours, in any frame and scale."
+        ),
+    ],
+    acquisition: Annotated[str, typer.Option("--acquisition", "-a", help="Name of the survey.")],
+    auv: Annotated[str, typer.Option(help="Vehicle that it is a segment of.")],
+    name: Annotated[str, typer.Option(help="Of the segment (default: the file's).")] = "",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Pipeline settings (YAML).")
+    ] = None,
+    artifacts: options.Artifacts = None,
+    db: options.Database = None,
+    json: options.Json = False,
+) -> None:
+    """Make a cloud from elsewhere a member of the survey's stitches: it is copied, verified, into
+    the artifact store. Safe to repeat."""
+    settings = DispatcherSettings.load(database=db, artifacts=artifacts)
+    pipeline = PipelineConfig.load(config)
+
+    async def work(store: Store) -> Added:
+        return await add_cloud(
+            store, ArtifactStore(settings.artifacts), file.absolute(),
+            acquisition=acquisition, auv=auv, name=name or file.stem, config=pipeline,
+        )  # fmt: skip
+
+    row = dataclasses.asdict(with_store(db, work, create=True))
+    if json:
+        print_json(row)
+    else:
+        print_rows(("job", "auv", "segment", "kind", "count", "bytes", "new"), [row])
 
 
 @app.command()

@@ -27,7 +27,14 @@ from dispatcher.store.sqlite import SqliteStore
 from stitch.gaussians import Gaussians
 from stitch.ply import write_ply
 from stitch.sim3 import Sim3
-from tests.stitch_world import Seabed, random_gaussians, random_sim3
+from tests.stitch_world import (
+    Seabed,
+    ground_tones,
+    random_gaussians,
+    random_sim3,
+    seen_ground,
+    write_points,
+)
 
 T = TypeVar("T")
 FIRST, SECOND = "dive-stitch-a-v1", "dive-stitch-a-v2"
@@ -222,6 +229,54 @@ def test_a_decision_that_makes_no_sense_is_refused_in_one_line(
         survey.run(*words)
     assert says in caught.value.line and "\n" not in caught.value.line
     assert survey.answered() == []
+
+
+def test_a_cloud_from_elsewhere_becomes_a_member(survey: Survey) -> None:
+    points, shades = seen_ground(survey.world.rng, ground_tones(survey.world.rng), 0.0, 2000)
+    file = write_points(survey.root / "wreck.ply", points, shades)
+    words = ("add", str(file), "-a", "Dive", "--auv", "a")
+    store = ("--artifacts", str(survey.root / "kept"))
+    added = survey.run(*words, *store, "--json")
+    assert (added["job"], added["count"], added["new"]) == ("dive-a-wreck", 2000, True)
+    again = survey.run(*words, *store, "--json")
+    assert again == added | {"new": False}
+
+    async def planned(store: Store) -> list[Any]:
+        await Stitching(store, ManualClock()).plan("dive")
+        job = await store.job(SECOND)
+        assert job is not None
+        return await JobSpecs(store, lambda _: None).inputs(job)
+
+    copy = {item.path: item for item in survey.with_store(planned)}["input/dive-a-wreck.ply"]
+    assert Path(copy.local).read_bytes() == file.read_bytes()
+    assert copy.sha256 == file_sha256(file)
+    (answer,) = survey.run("plan", SECOND, "--json")
+    pairs = {(row["source"], row["target"]) for row in answer["pairs"]}
+    assert {("dive-a-wreck", "a1"), ("dive-a-wreck", "a2")} <= pairs
+    write_points(file, points[:1000], shades[:1000])
+    with pytest.raises(CosmaError, match="another segment has this name") as caught:
+        survey.run(*words, *store)
+    assert "--name" in caught.value.line
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"solid cube", "not a PLY file"),
+        (b"ply\nformat ascii 1.0\nelement vertex 1\nend_header\n", "little endian"),
+        (b"ply\nformat binary_little_endian 1.0\nelement vertex 9\nproperty float x\n"
+         b"property float y\nproperty float z\nend_header\n" + bytes(108), "coloured points"),
+    ],
+)  # fmt: skip
+def test_what_is_no_cloud_is_not_added(survey: Survey, content: bytes | None, says: str) -> None:
+    file = survey.root / "other.ply"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CosmaError) as caught:
+        survey.run("add", str(file), "-a", "Dive", "--auv", "a")
+    assert says in caught.value.line and str(file) in caught.value.line
+    assert "\n" not in caught.value.line and caught.value.exit_code == 2
 
 
 def test_a_member_whose_files_are_gone_is_named(survey: Survey) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
 
 from stitch.gaussians import SH_C0, Gaussians
 from stitch.known_edges import contents
@@ -21,7 +20,14 @@ from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3
 from stitch.splat import ROW
 from tests.integration.test_stitch_stage import CONFIG, Farm, placed
-from tests.stitch_world import Seabed, random_gaussians, random_sim3
+from tests.stitch_world import (
+    Seabed,
+    ground_tones,
+    random_gaussians,
+    random_sim3,
+    seen_ground,
+    write_points,
+)
 from worker_agent.stages.api import StageFailure
 from worker_agent.stages.sfm_georeference import to_enu
 
@@ -124,24 +130,18 @@ def test_what_an_operator_says_of_a_pair_counts(farm: Farm) -> None:
     assert any("does not count" in line for line in warnings)
 
 
-def textured(world: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return map_coordinates(world, [100.0 * y, 100.0 * x], order=1, mode="nearest")
-
-
 def test_clouds_without_a_sidecar_are_members_too(farm: Farm) -> None:
     """One of gaussians, one of plain coloured points; both of 6 m with 3 m in common."""
     rng = np.random.default_rng(33)
-    noise = sum(gaussian_filter(rng.normal(size=(300, 900)), s) * s for s in (1.5, 4, 12))
-    tones = np.clip(0.5 + 0.15 * noise / noise.std(), 0, 1)
+    tones = ground_tones(rng)
     folder = farm.root / "j" / "input"
     folder.mkdir(parents=True)
     frames, members = [], []
     for number, start in enumerate((0.0, 3.0)):
         frame = random_sim3(rng)
         frames.append(frame)
-        x, y = rng.uniform(start, start + 6, 50_000), rng.uniform(0, 3, 50_000)
-        points = np.stack([x, y, 0.03 * np.sin(x)], axis=1)
-        own, tone = frame.inverse().apply(points), textured(tones, x, y)
+        points, tone = seen_ground(rng, tones, start)
+        own = frame.inverse().apply(points)
         path = folder / f"C{number}.ply"
         if number == 0:
             any_ = random_gaussians(rng, len(own), 0)
@@ -149,16 +149,7 @@ def test_clouds_without_a_sidecar_are_members_too(farm: Farm) -> None:
             solid = np.full(len(own), 3.0)
             write_ply(path, Gaussians(own, any_.scales, any_.quats, solid, shade, any_.shN))
         else:
-            table = np.zeros(len(own), [(n, "<f4") for n in "xyz"]
-                             + [(n, "u1") for n in ("red", "green", "blue")])  # fmt: skip
-            for axis, name in enumerate("xyz"):
-                table[name] = own[:, axis]
-            for name in ("red", "green", "blue"):
-                table[name] = np.round(255 * tone)
-            head = [f"element vertex {len(own)}", *(f"property float {n}" for n in "xyz")]
-            head += [f"property uchar {n}" for n in ("red", "green", "blue")]
-            lines = ["ply", "format binary_little_endian 1.0", *head, "end_header", ""]
-            path.write_bytes("\n".join(lines).encode() + table.tobytes())
+            write_points(path, own, tone)
         members.append({"name": f"C{number}", "auv": "A", "ply": f"input/C{number}.ply"})
     artifacts = farm.run("j", "per_auv", members)
     assert "registration" not in [item.kind for item in artifacts.files]
