@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dispatcher.agent_bundle import build
 from dispatcher.artifact_store import ArtifactStore
+from dispatcher.attempt_retention import AttemptRetention
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.collecting import Collecting
 from dispatcher.core.model import Job, Reason
@@ -155,7 +156,16 @@ async def _run(
         inventory_watch=InventoryWatch(inventory_file),
         connect=connect,
         quarantines=Quarantines(store, fleet, clock),
-        services=(pools.run, *_schedule(settings, collecting, clock)),
+        services=(
+            pools.run,
+            partial(
+                AttemptRetention(
+                    fleet=fleet, store=store, epoch=epoch, keep_s=settings.retention_days * DAY_S
+                ).run,
+                6 * HOUR_S,
+            ),
+            *_schedule(settings, collecting, clock),
+        ),
     )
     interrupted = False
 

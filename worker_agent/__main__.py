@@ -181,6 +181,13 @@ def _reclaim(line: bytes) -> int:
     return _reply([reclaim(ReclaimRequest.from_json(line))])
 
 
+def _prune(line: bytes) -> int:
+    from worker_agent.protocol import PruneRequest
+    from worker_agent.prune import prune
+
+    return _reply([prune(PruneRequest.from_json(line))])
+
+
 def _trim(line: bytes) -> int:
     from worker_agent.protocol import TrimRequest
     from worker_agent.trim import trim
@@ -225,6 +232,7 @@ VERBS: dict[str, Callable[[bytes], int]] = {
     "pack": _pack,
     "unpack": _unpack,
     "reclaim": _reclaim,
+    "prune": _prune,
     "trim": _trim,
     "list": _list,
     "selftest": _selftest,

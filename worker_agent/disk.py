@@ -50,7 +50,7 @@ def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
         found = [path for path in (target, *_unfinished(target)) if path.exists()]
         length = blocks = 0
         for path in found:
-            size = _tree_bytes(path)
+            size = tree_bytes(path)
             length, blocks = length + size[0], blocks + size[1]
             if path.is_dir():
                 shutil.rmtree(path)
@@ -70,7 +70,7 @@ def _reclaim(run_dir: Path, request: ReclaimRequest) -> ReclaimReport:
         freed_bytes=sum(one.freed_bytes for one in removed),
         free_before=before,
         free_after=after,
-        remaining_input_bytes=_tree_bytes(run_dir / "input")[0],
+        remaining_input_bytes=tree_bytes(run_dir / "input")[0],
         each=tuple(removed),
     )
 
@@ -116,7 +116,7 @@ def free_bytes(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
-def _tree_bytes(path: Path) -> tuple[int, int]:
+def tree_bytes(path: Path) -> tuple[int, int]:
     """(length, blocks in bytes) of the files at or below `path`; symbolic links count and lead
     nowhere."""
     try:
@@ -126,5 +126,5 @@ def _tree_bytes(path: Path) -> tuple[int, int]:
     blocks = facts.st_blocks * _BLOCK
     if not stat.S_ISDIR(facts.st_mode):
         return facts.st_size, blocks
-    below = [_tree_bytes(Path(entry)) for entry in os.scandir(path)]
+    below = [tree_bytes(Path(entry)) for entry in os.scandir(path)]
     return sum(length for length, _ in below), blocks + sum(size for _, size in below)

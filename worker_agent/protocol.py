@@ -170,6 +170,25 @@ class ListRequest(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PruneRequest(Message):
+    """`prune`: records of attempts that ended more than `keep_s` ago. The newest one of a job only
+    where the job is `over`: <acquisition>/<job>."""
+
+    epoch: int
+    work_dir: str
+    keep_s: float
+    over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneReport(Message):
+    attempts: int  # that were removed
+    removed_bytes: int
+    freed_bytes: int  # blocks
+    waiting: tuple[str, ...] = ()  # jobs whose newest attempt would go if they were over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelftestRequest(Message):
     work_dir: str
     stage_python: str | None = None

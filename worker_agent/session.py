@@ -38,7 +38,7 @@ _BUSY_HEARTBEAT_S = 5.0  # while something is followed, or a call is not answere
 _IDLE_HEARTBEAT_S = 20.0
 _BLOCK = 256 * 1024
 # Neither what a finished job left nor a hash for the record takes a core from a stage that runs.
-_UNHURRIED = frozenset({"reclaim", "digest"})
+_UNHURRIED = frozenset({"reclaim", "digest", "prune"})
 _NICE = 10
 
 

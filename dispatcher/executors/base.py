@@ -17,6 +17,7 @@ from worker_agent.protocol import (
     HostFacts,
     PackRequest,
     Peer,
+    PruneReport,
     ReclaimReport,
     SelftestReport,
     StartReply,
@@ -173,6 +174,11 @@ class Executor(Protocol):
         verified_by: str | None = None,
         expected_sha256: dict[str, str] | None = None,
     ) -> ReclaimReport: ...
+
+    async def prune(self, over: Sequence[str], keep_s: float, *, epoch: int) -> PruneReport:
+        """Records of attempts that ended more than `keep_s` ago; of the newest ones only those of
+        the jobs (<acquisition>/<job>) that are `over`."""
+        ...
 
     async def trim(self, mode: str) -> TrimReport:
         """Give the free blocks of the work directory's file system back to the storage below it;

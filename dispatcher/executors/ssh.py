@@ -34,6 +34,8 @@ from worker_agent.protocol import (
     PackRequest,
     Peer,
     ProbeRequest,
+    PruneReport,
+    PruneRequest,
     ReclaimReport,
     ReclaimRequest,
     RenewRequest,
@@ -251,6 +253,14 @@ class SshExecutor:
         )
         return await self._agent.call_one(
             "reclaim", request, ReclaimReport, timeout_s=RECLAIM_TIMEOUT_S, slow=True
+        )
+
+    async def prune(self, over: Sequence[str], keep_s: float, *, epoch: int) -> PruneReport:
+        request = PruneRequest(
+            epoch=epoch, work_dir=await self.work_dir(), keep_s=keep_s, over=tuple(over)
+        )
+        return await self._agent.call_one(
+            "prune", request, PruneReport, timeout_s=RECLAIM_TIMEOUT_S, slow=True
         )
 
     async def trim(self, mode: str) -> TrimReport:

@@ -25,8 +25,8 @@ from dispatcher.artifact_store import ArtifactStore
 from dispatcher.clock import ManualClock
 from dispatcher.core.model import Job, JobKind, JobState, Step
 from dispatcher.core.retention import Sort
-from dispatcher.input_delivery import DELIVERED
 from dispatcher.object_store import ObjectStore
+from dispatcher.provenance import DELIVERED
 from dispatcher.retention import DAY_S, NOT_REMOVED, REMOVED, Retention
 from dispatcher.store.rows import Acquisition, ArtifactRow, Run
 from dispatcher.store.sqlite import SqliteStore
