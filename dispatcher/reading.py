@@ -15,6 +15,7 @@ from dispatcher.errors import TransferError
 _AT_ONCE = 1 << 20
 _OPTIONS = (
     "-aTx",
+    "-oCiphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com",  # as in a push
     "-oBatchMode=yes",
     "-oStrictHostKeyChecking=yes",
     "-oClearAllForwardings=yes",

@@ -98,7 +98,7 @@ def _find_remote(host: str, path: str) -> list[SourceFile]:
     command = ["find", "-L", path, "-type", "f", *names, "-printf", r"%s\t%p\0"]
     try:
         done = subprocess.run(
-            ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "--", host,
+            ["ssh", "-aTx", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "--", host,
              shlex.join(command)],
             capture_output=True, stdin=subprocess.DEVNULL, timeout=_LIST_TIMEOUT_S, check=False,
         )  # fmt: skip

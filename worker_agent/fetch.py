@@ -21,6 +21,10 @@ from worker_agent.refusal import RefusedError, failed, is_disk_full
 from worker_agent.transfer import is_complete
 
 _SSH_OPTIONS = (
+    "-oForwardAgent=no",
+    "-oClearAllForwardings=yes",
+    # Before OpenSSH's own first choice, which costs a third more CPU.
+    "-oCiphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     "-oBatchMode=yes",
     "-oStrictHostKeyChecking=yes",
     "-oConnectTimeout=15",

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.agent_client import AgentClient, Answer, script
 from tests.conftest import REPOSITORY
 from tests.sshd import Farm, Sshd, farm, make_key
+from worker_agent.fetch import _SSH_OPTIONS
 from worker_agent.partial import part_path
 from worker_agent.protocol import FetchRequest
 
@@ -97,6 +99,16 @@ def test_stale_beginning_is_not_built_upon(
     answer = fetch(agent, nas, sha256=None)
     assert answer.code == 0, answer.lines
     assert target(agent).read_bytes() == DATA
+
+
+def test_whatever_the_hosts_own_ssh_would_do_no_agent_is_forwarded(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host *\n ForwardAgent yes\n LocalForward 1 x:1\n Ciphers aes128-ctr\n")
+    ssh = ["ssh", "-F", str(config), "-G", *_SSH_OPTIONS, "nas"]
+    said = subprocess.run(ssh, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "forwardagent no" in said and "clearallforwardings yes" in said
+    (ciphers,) = (line for line in said if line.startswith("ciphers "))
+    assert ciphers.startswith("ciphers aes128-gcm@openssh.com,")
 
 
 @pytest.mark.parametrize("tools", [("rsync", "ssh"), ("sftp", "ssh")], ids=lambda t: t[0])
