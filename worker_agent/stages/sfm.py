@@ -85,12 +85,15 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         return _left_out(Path(spec.run_dir), report)
     depth_model = model_of(spec)  # what is wrong with it is told before the work, not after it
     ladder = _Ladder(spec, report)
-    for strong, pairs in RUNGS:
-        candidate = ladder.climb(strong, pairs)
-        if candidate is not None:
-            made = ladder.publish(candidate)
-            return made if depth_model is None else with_depths(made, depth_model, spec, report)
-    raise ladder.failure()
+    candidate = ladder.climb_all()
+    if candidate is None and ladder.fallback is not None:
+        report.warning(f"no model with the lens of {ladder.lens}: once more with a guess")
+        ladder = _Ladder(spec, report, lens_guessed=True)
+        candidate = ladder.climb_all()
+    if candidate is None:
+        raise ladder.failure()
+    made = ladder.publish(candidate)
+    return made if depth_model is None else with_depths(made, depth_model, spec, report)
 
 
 def _left_out(root: Path, report: Reporter) -> Artifacts:
@@ -110,7 +113,8 @@ def sequential_pairs(frames: int, overlap: int) -> int:
 class _Ladder:
     """The rungs tried so far, and what came of them."""
 
-    def __init__(self, spec: AttemptSpec, report: Reporter) -> None:
+    def __init__(self, spec: AttemptSpec, report: Reporter, *, lens_guessed: bool = False) -> None:
+        """`lens_guessed`: with the manifest's guess in the place of a profile."""
         self._report = report
         self._run_dir = Path(spec.run_dir)
         manifest_path = self._run_dir / "output" / "manifest.json"
@@ -122,6 +126,11 @@ class _Ladder:
             )
         manifest = json.loads(manifest_path.read_text())
         camera, config = manifest["camera"], spec.config["sfm"]
+        self._begins = _SHARES["sequential map_incremental"][1] if lens_guessed else 0.0
+        self.lens: str = camera["source"]
+        self.fallback: dict[str, Any] | None = None if lens_guessed else camera.get("fallback")
+        if lens_guessed:
+            camera = camera | camera["fallback"]
         # Given by the dispatcher after a host's memory did not do for all frames.
         rows = manifest["frames"][:: int(config.get("frame_stride", 1))]
         sfm = self._run_dir / "sfm"
@@ -164,6 +173,15 @@ class _Ladder:
         )
         if masks is not None:
             self._request = replace(self._request, masks=str(masks))
+
+    def climb_all(self) -> Candidate | None:
+        """The first accepted model. With a lens to fall back on only the first rung is tried: a
+        wrong lens fails on all of them."""
+        for strong, pairs in RUNGS[:1] if self.fallback is not None else RUNGS:
+            candidate = self.climb(strong, pairs)
+            if candidate is not None:
+                return candidate
+        return None
 
     def climb(self, strong: bool, pairs: Pairs) -> Candidate | None:
         """The first accepted model of this rung; None when there is none, or when this rung
@@ -333,7 +351,8 @@ class _Ladder:
             elif registered:
                 message = f"{label}: {registered} of {frames} frames placed"
                 share = registered / frames
-            self._report.progress(low + (high - low) * min(1.0, share), message)
+            along = low + (high - low) * min(1.0, share)
+            self._report.progress(self._begins + (1 - self._begins) * along, message)
 
         tick(0)
         return run_step(step, request, tick)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker_agent.stages.sfm_scale import by_altitude, by_depth, heights
+from worker_agent.stages.sfm_turning import turning_error_deg
 
 __all__ = ["Frame", "WorldFrame", "georeference", "place", "to_enu"]
 
@@ -122,6 +123,9 @@ def place(pc: Any, model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
         "scale_from": "positions" if world is not None and world.metric else None,
         "scale_uncertainty": None if world is None else world.uncertainty,
         "altimeter_ratio": None,
+        "turning_error_deg": turning_error_deg(
+            {image.name: image.cam_from_world().rotation.matrix().T for image in posed}, rows
+        ),
     }
     if world is None:
         return placed
