@@ -82,9 +82,12 @@ TRAINED = "reef"
 def stages_up_to_sfm(run_dir: Path, clip: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Everything before SfM, in this process."""
     from worker_agent.stages import frames, manifest, metadata, validate
+    from worker_agent.stages.inputs import OWN
 
     (run_dir / "input").mkdir(parents=True)
     shutil.copyfile(clip, run_dir / "input" / clip.name)
+    if (log := clip.with_suffix(".gps.csv")).is_file():
+        shutil.copyfile(log, run_dir / "input" / (clip.name + OWN))
     for stage in (validate, frames, metadata, manifest):
         made = run_stage(stage.main, run_dir, clip.name, config)
     return made
@@ -95,7 +98,9 @@ def run_stage(
 ) -> dict[str, Any]:
     from worker_agent.protocol import AttemptSpec
     from worker_agent.stages.api import Reporter
+    from worker_agent.stages.inputs import OWN
 
+    log = {"nav": clip + OWN} if (run_dir / "input" / (clip + OWN)).is_file() else {}
     spec = AttemptSpec(
         protocol=1,
         epoch=1,
@@ -105,7 +110,7 @@ def run_stage(
         stage="",
         run_dir=str(run_dir),
         config=config,
-        inputs={"clips": [{"name": clip, "order": 0}], "segment": "bench"},
+        inputs={"clips": [{"name": clip, "order": 0, **log}], "segment": "bench"},
     )
     events = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

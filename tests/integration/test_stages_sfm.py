@@ -175,7 +175,7 @@ def test_a_lens_without_distortion_gets_none(distortion: float, kept: str) -> No
     for image in model.images.values():
         for point in image.points2D:
             point.xy = point.xy + rng.normal(0, 0.3, 2)
-    found = sfm_lens.fitted(pycolmap, model, guessed=True, threads=1)
+    found = sfm_lens.fitted(pycolmap, model, given=None, threads=1).model
     assert [camera.model.name for camera in found.cameras.values()] == [kept]
 
 
@@ -362,6 +362,7 @@ def request(done: Done, tmp_path: Path, **changes: Any) -> Request:
         "seed": 0,
         "threads": 1,
         "memory_limit_mib": None,
+        "focal_uncertainty": 0.02,
     }
     return Request(**(values | changes))
 

@@ -41,6 +41,7 @@ from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
 
 __all__ = ["main", "sequential_pairs"]
 
+GIVEN_FOCAL = 0.02  # uncertainty of a given focal length, for jobs older than the setting
 MAX_EXHAUSTIVE_FRAMES = 200  # 20k pairs: minutes; 1000 frames would be hours
 
 Pairs = Literal["sequential", "exhaustive"]
@@ -156,6 +157,7 @@ class _Ladder:
             seed=int(config["seed"]),
             threads=int(config["threads"]),
             memory_limit_mib=config["memory_limit_mib"],
+            focal_uncertainty=float(config.get("focal_uncertainty", GIVEN_FOCAL)),
             manifest=str(manifest_path),
             model=str(sfm / "model"),
             registration=str(self._run_dir / "output" / "registration.npz"),
@@ -205,6 +207,20 @@ class _Ladder:
         if not self._match(pairs):
             return None
         return self._map(pairs)
+
+    def give_up_profile(self) -> bool:
+        """Whether the lens was one of a profile, and another may help; from now on it is a guess.
+        A database belongs to one lens, so features are extracted again."""
+        camera = self._request.camera
+        if not camera.get("fallback") or self._too_few_features or self._no_parallax():
+            return False
+        self._report.warning(f"no model with the lens of {camera['source']}: it is guessed now")
+        sizes = {key: camera[key] for key in ("source_width", "source_height")}
+        database = Path(self._request.database).with_name("guessed.db")
+        self._request = replace(
+            self._request, camera=camera["fallback"] | sizes, database=str(database)
+        )
+        return True
 
     def _match(self, pairs: Pairs) -> bool:
         """Whether mapping may be tried."""
@@ -293,9 +309,11 @@ class _Ladder:
         published = self._required("finish", request)
         facts["points"] = published["points"]
         facts["reprojection_px"] = round(published["reprojection_px"], 4)
-        facts |= {key: published[key] for key in ("refined", "focal_uncertainty")}
+        told = ("refined", "focal_uncertainty", "given_lens", "positions")
+        facts |= {key: published[key] for key in told}
         facts |= published["world"]
         lens = published["camera"]
+        facts["focal_px"] = round(published["focal_px"], 3)
         facts["camera"] = {
             "model": lens["model"],
             "params": at_source_size(lens["model"], lens["params"], self._request.camera),

@@ -19,7 +19,17 @@ import numpy.typing as npt
 from worker_agent.stages.sfm_scale import by_altitude, by_depth, heights
 from worker_agent.stages.sfm_turning import turning_error_deg
 
-__all__ = ["Frame", "WorldFrame", "georeference", "place", "to_enu"]
+__all__ = [
+    "MAX_RESIDUALS",
+    "MIN_SIDE",
+    "Frame",
+    "WorldFrame",
+    "frames_of",
+    "georeference",
+    "place",
+    "side",
+    "to_enu",
+]
 
 F64 = npt.NDArray[np.float64]
 
@@ -102,18 +112,7 @@ def place(pc: Any, model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     that. `rows`: the manifest's frames (`frame_records`)."""
     by_name = {row["name"]: row for row in rows}
     posed = [image for image in model.images.values() if image.has_pose and image.name in by_name]
-    positions, origin = _positions([by_name[image.name] for image in posed])
-    frames = []
-    for image in posed:
-        gravity = by_name[image.name]["gravity"]
-        turned = image.cam_from_world().rotation.matrix().T
-        frames.append(
-            Frame(
-                centre=np.asarray(image.projection_center()),
-                down=turned @ np.asarray(gravity, float) if gravity else None,
-                position=positions.get(image.name),
-            )
-        )
+    frames, origin = frames_of(posed, rows)
     world = georeference(frames)
     placed: dict[str, Any] = {
         "upright": world is not None and world.upright,
@@ -131,6 +130,27 @@ def place(pc: Any, model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
         return placed
     model.transform(pc.Sim3d(world.scale, pc.Rotation3d(world.rotation), world.translation))
     return placed | _measured(pc, model, [by_name[image.name] for image in posed], world.metric)
+
+
+def frames_of(
+    posed: Sequence[Any], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[Frame], tuple[float, ...] | None]:
+    """(one frame for each of these pycolmap images with a pose and a record, geodetic origin of the
+    positions; None where they have none)."""
+    by_name = {row["name"]: row for row in rows}
+    positions, origin = _positions([by_name[image.name] for image in posed])
+    frames = []
+    for image in posed:
+        gravity = by_name[image.name]["gravity"]
+        turned = image.cam_from_world().rotation.matrix().T
+        frames.append(
+            Frame(
+                centre=np.asarray(image.projection_center()),
+                down=turned @ np.asarray(gravity, float) if gravity else None,
+                position=positions.get(image.name),
+            )
+        )
+    return frames, origin
 
 
 def _positions(
@@ -209,7 +229,7 @@ def _fitted(centres: F64, positions: F64, up: F64 | None) -> WorldFrame | None:
     residuals = np.zeros(len(centres))
     for _ in range(ROUNDS):
         a, b = centres[kept], positions[kept]
-        if up is None and _side(b) < MIN_SIDE:
+        if up is None and side(b) < MIN_SIDE:
             return None
         solved = _similarity(a, b) if up is None else _about_up(a, b, up)
         if solved is None:
@@ -232,7 +252,8 @@ def _fitted(centres: F64, positions: F64, up: F64 | None) -> WorldFrame | None:
     )
 
 
-def _side(positions: F64) -> float:
+def side(positions: F64) -> float:
+    """Second over first extent."""
     singular = np.linalg.svd(positions - positions.mean(0), compute_uv=False)
     return float(singular[1] / max(singular[0], 1e-12))
 

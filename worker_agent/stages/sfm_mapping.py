@@ -50,6 +50,7 @@ class Request:
     seed: int
     threads: int
     memory_limit_mib: int | None
+    focal_uncertainty: float  # of a focal length that was given, over itself
     strong: bool = False  # more and weaker features, for frames that did not register without
     masks: str = ""  # directory of <image name>.png, black where features do not count
     pairs: str = "sequential"  # | exhaustive: what the matches were made from
@@ -230,7 +231,8 @@ def finish(request: Request) -> dict[str, Any]:
     pc = _pycolmap(request)
     from stitch.from_model import from_reconstruction
     from worker_agent.stages.sfm_georeference import place
-    from worker_agent.stages.sfm_lens import fitted, focal_uncertainty
+    from worker_agent.stages.sfm_lens import fitted
+    from worker_agent.stages.sfm_positions import located
     from worker_agent.stages.sfm_refine import refine
 
     model = pc.Reconstruction(request.accepted)
@@ -240,9 +242,16 @@ def finish(request: Request) -> dict[str, Any]:
             model.deregister_frame(image.frame_id)
     model.tear_down()  # of what has no pose
     refined = refine(model, Path(request.images))
-    model = fitted(pc, model, guessed=not request.camera["prior_focal"], threads=request.threads)
-    model.extract_colors_for_all_images(request.images, num_threads=request.threads)
     rows = json.loads(Path(request.manifest).read_text())["frames"]
+    fit = fitted(
+        pc,
+        model,
+        given=_given_lens(request),
+        threads=request.threads,
+        locate=lambda model: located(pc, model, rows),
+    )
+    model = fit.model
+    model.extract_colors_for_all_images(request.images, num_threads=request.threads)
     world = place(pc, model, rows)
     staging = _empty(Path(request.work) / "published")
     model.write_binary(str(staging))
@@ -262,16 +271,31 @@ def finish(request: Request) -> dict[str, Any]:
         shutil.rmtree(target)
     staging.replace(target)
     camera = next(iter(model.cameras.values()))
-    uncertain = focal_uncertainty(pc, model)
     return {
         "camera": {"model": camera.model.name, "params": [float(v) for v in camera.params]},
+        "focal_px": float(camera.mean_focal_length()),
         "points": model.num_points3D(),
         "registered": model.num_reg_images(),
         "reprojection_px": model.compute_mean_reprojection_error(),
         "refined": refined,
-        "focal_uncertainty": uncertain if math.isfinite(uncertain) else None,
+        "focal_uncertainty": fit.focal_uncertainty
+        if math.isfinite(fit.focal_uncertainty)
+        else None,
+        "given_lens": fit.given,
+        "positions": fit.positions,
         "world": world,
     }
+
+
+def _given_lens(request: Request) -> Any:
+    from worker_agent.stages.manifest import MODELS
+    from worker_agent.stages.sfm_lens import FocalPrior
+
+    if not request.camera["prior_focal"]:
+        return None
+    focals, _ = MODELS[request.camera["model"]]
+    focal = statistics.fmean(request.camera["params"][:focals])
+    return FocalPrior(focal, request.focal_uncertainty)
 
 
 def _largest(request: Request, models: Any, mapper: str, out: Path) -> dict[str, Any]:
