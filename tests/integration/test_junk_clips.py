@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,23 @@ def test_two_frames_that_match_are_no_model(
     assert failure.advice
     assert not (tmp_path / "sfm" / "model").exists()
     assert not (tmp_path / "output" / "sfm.json").exists()
+
+
+# What turbid water leaves of a reef: light scattered forward, a veil, the sensor's noise.
+VEIL = "gblur=sigma=3,eq=contrast=0.05:brightness=0.05,noise=alls=4:allf=t"
+
+
+def test_a_reef_in_turbid_water_is_held_before_any_registration(
+    tmp_path: Path, real_data: Path
+) -> None:
+    reef = real_data / "gopro_reef_hero10" / "reef_clip.mp4"
+    (tmp_path / "input").mkdir()
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-t", "2", "-i", str(reef), "-an", "-vf"]
+    command += [f"fps=10,scale=640:-2,{VEIL}", "-preset", "veryfast", "-crf", "18"]
+    subprocess.run([*command, "-threads", "1", str(tmp_path / "input" / "a.mp4")], check=True)
+    with pytest.raises(StageFailure) as caught:
+        reconstruct(tmp_path)
+    failure = caught.value
+    assert failure.reason is FailureCode.FRAMES_UNUSABLE
+    assert "murk" in failure.message and "Leave it out" in failure.advice
+    assert not (tmp_path / "sfm").exists()
