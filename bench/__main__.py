@@ -26,6 +26,7 @@ BENCHMARKS = (
     "hung_host",
     "idle_hosts",
     "reconstruct",
+    "turbid",
     "push",
     "disk",
     "merge",
