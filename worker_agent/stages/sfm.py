@@ -208,20 +208,6 @@ class _Ladder:
             return None
         return self._map(pairs)
 
-    def give_up_profile(self) -> bool:
-        """Whether the lens was one of a profile, and another may help; from now on it is a guess.
-        A database belongs to one lens, so features are extracted again."""
-        camera = self._request.camera
-        if not camera.get("fallback") or self._too_few_features or self._no_parallax():
-            return False
-        self._report.warning(f"no model with the lens of {camera['source']}: it is guessed now")
-        sizes = {key: camera[key] for key in ("source_width", "source_height")}
-        database = Path(self._request.database).with_name("guessed.db")
-        self._request = replace(
-            self._request, camera=camera["fallback"] | sizes, database=str(database)
-        )
-        return True
-
     def _match(self, pairs: Pairs) -> bool:
         """Whether mapping may be tried."""
         self._request = replace(self._request, pairs=pairs)
@@ -309,7 +295,7 @@ class _Ladder:
         published = self._required("finish", request)
         facts["points"] = published["points"]
         facts["reprojection_px"] = round(published["reprojection_px"], 4)
-        told = ("refined", "focal_uncertainty", "given_lens", "positions")
+        told = ("refined", "focal_uncertainty", "given_lens", "positions_used")
         facts |= {key: published[key] for key in told}
         facts |= published["world"]
         lens = published["camera"]

@@ -282,7 +282,7 @@ def finish(request: Request) -> dict[str, Any]:
         if math.isfinite(fit.focal_uncertainty)
         else None,
         "given_lens": fit.given,
-        "positions": fit.positions,
+        "positions_used": fit.positions,
         "world": world,
     }
 
