@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from tests.integration.test_training_stage import Events
+from tests.training_world import Events
 from worker_agent.protocol import AttemptSpec, FailureCode
 from worker_agent.stages.api import Artifacts, StageFailure
 from worker_agent.stages.depth_maps import DEPTHS, model_of, with_depths

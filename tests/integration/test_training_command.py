@@ -16,7 +16,7 @@ import pytest
 from stitch.errors import FileUnreadable
 from stitch.gaussians import Gaussians
 from stitch.ply import write_ply
-from tests.integration.test_training_stage import Events, linked, make_run, report_of, spec_for
+from tests.training_world import Events, linked, make_run, report_of, spec_for
 from worker_agent.protocol import FailureCode
 from worker_agent.stages import train
 from worker_agent.stages.api import Artifacts, StageFailure

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.test_training_stage import Events, linked, make_run, report_of, spec_for
+from tests.training_world import Events, linked, make_run, report_of, spec_for
 from tests.unit.test_lpips import alex
 from worker_agent.messages import FailureCode
 from worker_agent.stages import train

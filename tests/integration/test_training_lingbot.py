@@ -14,7 +14,7 @@ from PIL import Image
 
 from stitch.ply import PlyFile
 from tests.integration.test_training_command import is_there
-from tests.integration.test_training_stage import Events
+from tests.training_world import Events
 from worker_agent.checkpoint import Checkpoint
 from worker_agent.protocol import AttemptSpec, FailureCode
 from worker_agent.stages.__main__ import run

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +16,85 @@ import pytest
 from PIL import Image
 
 from stitch.gaussians import Gaussians
-from tests.integration.test_training_stage import Events, linked, make_run, report_of, spec_for
+from tests.training_world import Events, linked, report_of, source, spec_for
 from worker_agent.protocol import AttemptSpec
 from worker_agent.stages import train
 from worker_agent.stages.api import Reporter
 
+__all__ = ["source"]
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("source")
-    make_run(run_dir)
-    return run_dir
+RUN = """
+import json, sys
+from worker_agent.protocol import AttemptSpec
+from worker_agent.stages import train
+from worker_agent.stages.api import Reporter
+train.main(AttemptSpec.from_json(sys.argv[1]), Reporter(1, 1, interval_s=0.0))
+"""
+
+
+def test_a_killed_training_resumes_to_bit_identical_gaussians(source: Path, tmp_path: Path) -> None:
+    whole, killed = (linked(source, tmp_path / name) for name in ("whole", "killed"))
+    train.main(spec_for(whole, steps=120), Events(tmp_path / "events").reporter)
+
+    spec = spec_for(killed, steps=120, checkpoint_every_s=0.0)  # a checkpoint at every step
+    command = [sys.executable, "-c", RUN, spec.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        # Past the first refinements, and with the state of one under way.
+        reached = next(
+            event["step"]
+            for event in map(json.loads, process.stdout)
+            if event["kind"] == "progress" and event["step"] >= 60
+        )
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL and reached < 120
+    assert not (killed / "train" / "gaussians.npz").exists()
+
+    train.main(spec_for(killed, steps=120), Events(tmp_path / "resumed").reporter)
+    report = json.loads((killed / "output" / "training.json").read_text())
+    assert 50 <= report["resumed_from_step"] < 120
+    one, two = (Gaussians.load_npz(run / "train" / "gaussians.npz") for run in (whole, killed))
+    for name in ("means", "scales", "quats", "opacities", "sh0", "shN"):
+        assert np.array_equal(getattr(one, name), getattr(two, name)), name
+
+
+def test_the_process_that_meets_no_compiled_kernels_trains_as_all_later_ones(
+    source: Path, tmp_path: Path
+) -> None:
+    made = []
+    for name in ("first", "later"):
+        run_dir = linked(source, tmp_path / name)
+        subprocess.run(
+            [sys.executable, "-c", RUN, spec_for(run_dir, steps=3).to_json()],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        made.append(Gaussians.load_npz(run_dir / "train" / "gaussians.npz"))
+    assert any((tmp_path / "kernels").rglob("*.nbi"))
+    first, later = made
+    assert np.array_equal(first.means, later.means)
+    assert np.array_equal(first.quats, later.quats)
+
+
+def test_another_configuration_does_not_resume(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = linked(source, tmp_path / "run")
+    with monkeypatch.context() as patched:
+
+        def full(*arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched.setattr(train, "write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            train.main(spec_for(run_dir, steps=20), Events(tmp_path / "first").reporter)
+    events = Events(tmp_path / "second")
+    train.main(spec_for(run_dir, steps=30), events.reporter)
+    assert "starts anew" in events.of_kind("warning")[0]["message"]
+    report = json.loads((run_dir / "output" / "training.json").read_text())
+    assert (report["steps"], report["resumed_from_step"]) == (30, 0)
+    assert [path.name for path in (run_dir / "train").iterdir()] == ["gaussians.npz"]
 
 
 class Enough(Exception):

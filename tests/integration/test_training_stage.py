@@ -1,23 +1,13 @@
-"""Training, PlyExport and SplatExport on a small scene with known geometry, as the agent runs them.
-
-The scene is a bumpy textured ground seen by a row of cameras with lens distortion; frames and the
-COLMAP model are written as FrameExtraction and ColmapReconstruction leave them.
-"""
+"""Training, PlyExport and SplatExport on a small scene, as the agent runs them."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pycolmap
 import pytest
 import torch
@@ -25,125 +15,27 @@ from PIL import Image
 
 from stitch.gaussians import Gaussians
 from stitch.ply import read_ply
-from worker_agent.protocol import AttemptSpec, FailureCode
+from tests.training_world import (
+    HEIGHT,
+    VIEWS,
+    WIDTH,
+    WORLD_SCALE,
+    WORLD_SHIFT,
+    Events,
+    distorted_camera,
+    linked,
+    make_run,
+    report_of,
+    source,
+    spec_for,
+    surface,
+)
+from worker_agent.protocol import FailureCode
 from worker_agent.stages import export_ply, export_splat, train
-from worker_agent.stages.api import Artifacts, Reporter, StageFailure
+from worker_agent.stages.api import Artifacts, StageFailure
 from worker_agent.training.dataset import load_dataset
 
-VIEWS, WIDTH, HEIGHT = 12, 96, 64
-WORLD_SCALE, WORLD_SHIFT = 7.0, np.array([100.0, -40.0, 15.0])  # the model is far from the origin
-F64 = npt.NDArray[np.float64]
-
-
-def surface(x: F64, y: F64) -> tuple[F64, F64]:
-    """(height, colour (..., 3)) of the ground."""
-    height = 0.1 * np.sin(2.1 * x) * np.cos(1.7 * y)
-    tone = [np.sin(5 * x + k) * np.cos(4 * y - k) + 0.5 * np.sin(11 * x * y + k) for k in range(3)]
-    return height, np.clip(0.5 + 0.25 * np.stack(tone, -1), 0, 1)
-
-
-def distorted_camera() -> pycolmap.Camera:
-    return pycolmap.Camera(
-        model="SIMPLE_RADIAL",
-        width=WIDTH,
-        height=HEIGHT,
-        params=[70.0, WIDTH / 2, HEIGHT / 2, 0.08],
-        camera_id=1,
-    )
-
-
-def photograph(camera: pycolmap.Camera, centre: F64) -> npt.NDArray[np.uint8]:
-    """Ray cast straight down (x right, y down in the image = -y of the world, z down)."""
-    columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
-    rays = camera.cam_from_img(np.stack([columns.ravel(), rows.ravel()], -1))
-    depth = np.full(len(rays), centre[2])
-    for _ in range(8):
-        x, y = centre[0] + rays[:, 0] * depth, centre[1] - rays[:, 1] * depth
-        height, color = surface(x, y)
-        depth = centre[2] - height
-    return (color.reshape(HEIGHT, WIDTH, 3) * 255 + 0.5).astype(np.uint8)
-
-
-def make_run(run_dir: Path) -> None:
-    """frames/ and sfm/model/ of a run directory."""
-    frames, model = run_dir / "frames", run_dir / "sfm" / "model"
-    frames.mkdir(parents=True)
-    model.mkdir(parents=True)
-    camera = distorted_camera()
-    reconstruction = pycolmap.Reconstruction()
-    reconstruction.add_camera_with_trivial_rig(camera)
-    down = np.diag([1.0, -1.0, -1.0])
-    for view in range(VIEWS):
-        centre = np.array([-0.9 + 1.8 * view / (VIEWS - 1), 0.12 * np.sin(view), 1.5])
-        name = f"f{view + 1:06d}.jpg"
-        Image.fromarray(photograph(camera, centre)).save(frames / name, quality=98)
-        world = WORLD_SCALE * centre + WORLD_SHIFT
-        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(down), -down @ world)
-        image = pycolmap.Image(name=name, camera_id=1, image_id=view + 1)
-        reconstruction.add_image_with_trivial_frame(image, pose)
-    generator = np.random.default_rng(0)
-    x, y = generator.uniform(-2.0, 2.0, 900), generator.uniform(-1.0, 1.0, 900)
-    height, color = surface(x, y)
-    for xyz, rgb in zip(np.stack([x, y, height], -1), color, strict=True):
-        reconstruction.add_point3D(
-            WORLD_SCALE * xyz + WORLD_SHIFT,
-            pycolmap.Track(),
-            (rgb * 255).astype(np.uint8),
-        )
-    reconstruction.write(str(model))
-
-
-def spec_for(
-    run_dir: Path, *, steps: int, checkpoint_every_s: float = 60.0, **train: Any
-) -> AttemptSpec:
-    config: dict[str, Any] = {
-        "train": {
-            "seed": 1,
-            "test_every": 6,
-            "checkpoint_every_s": checkpoint_every_s,
-            "ssim_weight": 0.2,
-            "cpu": {"width": 96, "steps": steps, "cap": 1500, "sh_degree": 1, "threads": 2},
-            **train,
-        }
-    }
-    return AttemptSpec(
-        protocol=1,
-        epoch=1,
-        acquisition="survey",
-        job="job1",
-        attempt=1,
-        stage="Training",
-        run_dir=str(run_dir),
-        gpu="CPU-test",
-        config=config,
-    )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("source")
-    make_run(run_dir)
-    return run_dir
-
-
-def linked(source: Path, run_dir: Path) -> Path:
-    """A run directory of its own with the frames and model of `source`."""
-    run_dir.mkdir()
-    (run_dir / "frames").symlink_to(source / "frames")
-    (run_dir / "sfm").symlink_to(source / "sfm")
-    return run_dir
-
-
-class Events:
-    """A Reporter and what it has written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.reporter = Reporter(os.open(path, os.O_WRONLY | os.O_CREAT), 1, interval_s=0.0)
-
-    def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        events = [json.loads(line) for line in self._path.read_text().splitlines()]
-        return [event for event in events if event["kind"] == kind]
+__all__ = ["source"]
 
 
 def test_a_scene_is_trained_measured_and_exported(source: Path, tmp_path: Path) -> None:
@@ -177,80 +69,6 @@ def test_a_scene_is_trained_measured_and_exported(source: Path, tmp_path: Path) 
     assert splat.metrics["verdict"] == "pass"
     assert np.array_equal(read_ply(run_dir / "output" / "job1.ply").means, trained.means)
     assert (run_dir / "output" / "job1.splat").stat().st_size == 32 * len(trained)
-
-
-RUN = """
-import json, sys
-from worker_agent.protocol import AttemptSpec
-from worker_agent.stages import train
-from worker_agent.stages.api import Reporter
-train.main(AttemptSpec.from_json(sys.argv[1]), Reporter(1, 1, interval_s=0.0))
-"""
-
-
-def test_a_killed_training_resumes_to_bit_identical_gaussians(source: Path, tmp_path: Path) -> None:
-    whole, killed = (linked(source, tmp_path / name) for name in ("whole", "killed"))
-    train.main(spec_for(whole, steps=120), Events(tmp_path / "events").reporter)
-
-    spec = spec_for(killed, steps=120, checkpoint_every_s=0.0)  # a checkpoint at every step
-    command = [sys.executable, "-c", RUN, spec.to_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        # Past the first refinements, and with the state of one under way.
-        reached = next(
-            event["step"]
-            for event in map(json.loads, process.stdout)
-            if event["kind"] == "progress" and event["step"] >= 60
-        )
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and reached < 120
-    assert not (killed / "train" / "gaussians.npz").exists()
-
-    train.main(spec_for(killed, steps=120), Events(tmp_path / "resumed").reporter)
-    report = json.loads((killed / "output" / "training.json").read_text())
-    assert 50 <= report["resumed_from_step"] < 120
-    one, two = (Gaussians.load_npz(run / "train" / "gaussians.npz") for run in (whole, killed))
-    for name in ("means", "scales", "quats", "opacities", "sh0", "shN"):
-        assert np.array_equal(getattr(one, name), getattr(two, name)), name
-
-
-def test_the_process_that_meets_no_compiled_kernels_trains_as_all_later_ones(
-    source: Path, tmp_path: Path
-) -> None:
-    made = []
-    for name in ("first", "later"):
-        run_dir = linked(source, tmp_path / name)
-        subprocess.run(
-            [sys.executable, "-c", RUN, spec_for(run_dir, steps=3).to_json()],
-            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        made.append(Gaussians.load_npz(run_dir / "train" / "gaussians.npz"))
-    assert any((tmp_path / "kernels").rglob("*.nbi"))
-    first, later = made
-    assert np.array_equal(first.means, later.means)
-    assert np.array_equal(first.quats, later.quats)
-
-
-def test_another_configuration_does_not_resume(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_dir = linked(source, tmp_path / "run")
-    with monkeypatch.context() as patched:
-
-        def full(*arguments: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        patched.setattr(train, "write_json", full)
-        with pytest.raises(OSError, match="No space"):
-            train.main(spec_for(run_dir, steps=20), Events(tmp_path / "first").reporter)
-    events = Events(tmp_path / "second")
-    train.main(spec_for(run_dir, steps=30), events.reporter)
-    assert "starts anew" in events.of_kind("warning")[0]["message"]
-    report = json.loads((run_dir / "output" / "training.json").read_text())
-    assert (report["steps"], report["resumed_from_step"]) == (30, 0)
-    assert [path.name for path in (run_dir / "train").iterdir()] == ["gaussians.npz"]
 
 
 def test_frames_are_undistorted_onto_the_pinhole_camera(tmp_path: Path) -> None:
@@ -344,11 +162,6 @@ def test_a_segment_below_its_thresholds_is_not_done(source: Path, tmp_path: Path
     assert "below 98" in caught.value.message and caught.value.advice
     told = json.loads((run_dir / "output" / "verdict.json").read_text())
     assert told["verdict"] == "fail" and told["figures"]["gaussians"] > 0
-
-
-def report_of(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "output" / "training.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize(
