@@ -18,7 +18,7 @@ _I64 = npt.NDArray[np.int64]
 
 
 class Cover:
-    """Filled by `add`, then asked by `holds`; positions are in the scene's frame.
+    """Filled by `add`, then asked by `grade`; positions are in the scene's frame.
 
     `axes` (3,3): rows across, along and up the ground. `depth` is the member's median depth.
     """
@@ -29,6 +29,7 @@ class Cover:
         self._cells: list[_I64] = []
         self._counts: list[_I64] = []
         self._keys = np.empty(0, np.int64)
+        self._inner = np.empty(0, np.int64)
 
     def add(self, means: F64) -> None:
         """Gaussians at `means` (N,3); those not finite or absurdly far are left out."""
@@ -52,20 +53,34 @@ class Cover:
             self._cell *= 2.0
         enough = max(2.0, _OCCUPIED * float(np.median(counts))) if len(counts) else 0.0
         self._keys = cells[counts >= enough]
+        self._inner = _surrounded(self._keys)
         self._cells, self._counts = [], []
 
-    def holds(self, places: F64) -> npt.NDArray[np.bool_]:
-        """Mask (N,): the ground there is covered, a little above or below the place or at it."""
-        held = np.zeros(len(places), np.bool_)
-        if len(self._keys) == 0:
-            return held
+    def grade(self, places: F64) -> npt.NDArray[np.int8]:
+        """(N,) how well the ground at each is covered, or a little above or below it: 2 inside, 1
+        on the rim, where the last gaussians lie here and there, 0 not."""
         at = self._at(places)
-        for up in _HEIGHTS:
-            keys = pack(at + np.array([0, 0, up]))
-            found = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-            held |= self._keys[found] == keys
-        return held
+        return _among(self._keys, at).astype(np.int8) + _among(self._inner, at)
 
     def _at(self, places: F64) -> _I64:
-        cells: _I64 = np.floor(places @ self._axes.T / self._cell).astype(np.int64)
-        return cells
+        cells = np.floor(places @ self._axes.T / self._cell)
+        near: _I64 = np.clip(cells, 8 - _HALF, _HALF - 8).astype(np.int64)
+        return near
+
+
+def _among(keys: _I64, at: _I64) -> npt.NDArray[np.bool_]:
+    """Mask (N,) of the cells `at` (N,3) that are among `keys`, or a little above or below one."""
+    held = np.zeros(len(at), np.bool_)
+    for up in _HEIGHTS if len(keys) else ():
+        wanted = pack(at + np.array([0, 0, up]))
+        held |= keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
+    return held
+
+
+def _surrounded(keys: _I64) -> _I64:
+    """Those with ground on all four sides."""
+    at = unpack(keys)
+    kept = np.ones(len(keys), np.bool_)
+    for side in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0)):
+        kept &= _among(keys, at + np.array(side))
+    return keys[kept]

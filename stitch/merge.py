@@ -73,7 +73,7 @@ def merge_gaussians(
         _look(member, file, axes, CELL_DEPTHS * scene, finish)
         for member, file in zip(members, files, strict=True)
     ]
-    land = Territory(members, [look.cover for look in looked])
+    land = Territory(members, [look.cover for look in looked], axes[2])
     shades = tints([look.tally for look in looked]) if finish.harmonise else []
     tallies = [Tally(CELL_DEPTHS * scene) for _ in members]
     masks, kept, floating = [], [], []

@@ -13,7 +13,9 @@ from stitch.cover import Cover
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3
 
-_FAVOUR = 1.02  # distances this near count as equal: reconstructions of one track differ by 1 %
+_FAVOUR = 1.02  # sizes this near count as equal: reconstructions of one track differ by 1 %
+_NEAREST = 6  # cameras of a member, of which the one that sees a place best counts
+_FLATTEST = 0.3  # cosine of the angle at which the ground is seen; less is not told apart
 _CELL_DEPTHS = 0.01
 _MAX_CELLS = 1 << 24  # a byte each
 
@@ -28,17 +30,23 @@ class Member:
 
 
 class Territory:
-    """Which member keeps a place that several have seen: the one whose camera came nearest.
+    """Which member keeps a place that several have seen: the one whose camera saw it best.
 
-    Measured against the density of single captures, this keeps 0.98 of it; concatenation keeps
-    1.75 of it. When two came equally near (one track in two clips) the first member keeps the
-    place whole. A gaussian reaches over the border it is centred beside, so no seam opens. Only
-    members whose gaussians cover the place compete, so that no hole is cut where a camera passed
-    close by and looked elsewhere.
+    That is the camera of whose pixels the ground there takes the least: distance squared over the
+    cosine of the angle to the ground's normal. By distance alone a vehicle that flew low keeps
+    what it saw far to its side, flat and smeared, of ground that another flew right over.
+    Measured against the density of single captures, this keeps 0.99 to 1.01 of it; concatenation
+    keeps 1.75 of it. When two saw it equally well (one track in two clips) the first member keeps
+    the place whole. A gaussian reaches over the border it is centred beside, so no seam opens.
+    Only members whose gaussians cover the place compete, and on the rim of what one covers those
+    go first that cover it all around, so that no hole is cut where a camera passed close by and
+    looked elsewhere.
     """
 
-    def __init__(self, members: Sequence[Member], covers: Sequence[Cover]) -> None:
-        """`covers` (closed) are those of the members' gaussians."""
+    def __init__(self, members: Sequence[Member], covers: Sequence[Cover], up: F64) -> None:
+        """`covers` (closed) are those of the members' gaussians; `up` (3,): unit normal of the
+        ground."""
+        self._up = up
         points = [m.pose.apply(m.sidecar.points) for m in members]
         depths = [m.pose.scale * m.sidecar.median_depth for m in members]
         self._cameras = [cKDTree(m.pose.apply(m.sidecar.centres())) for m in members]
@@ -54,18 +62,30 @@ class Territory:
         kept = np.asarray(np.isfinite(means).all(axis=1))
         places = means[kept]
         stays = np.ones(len(places), np.bool_)
+        grade = self._covers[own].grade(places)
         for other in range(len(self._cameras)):
             if other == own:
                 continue
             inside = (places >= self._low[other]) & (places <= self._high[other])
             near = np.flatnonzero(stays & inside.all(axis=1))
-            mine, _ = self._cameras[own].query(places[near])
-            theirs, _ = self._cameras[other].query(places[near])
+            rival = self._covers[other].grade(places[near])
+            stays[near[rival > grade[near]]] = False
+            near = near[(rival == grade[near]) & (rival > 0)]
+            mine, theirs = (self._coarseness(i, places[near]) for i in (own, other))
             loses = theirs <= _FAVOUR * mine if other < own else _FAVOUR * theirs < mine
-            rivals = near[loses]
-            stays[rivals[self._covers[other].holds(places[rivals])]] = False
+            stays[near[loses]] = False
         kept[kept] = stays
         return kept
+
+    def _coarseness(self, member: int, places: F64) -> F64:
+        """(N,) side of a pixel's piece of the ground there, of the camera for which it is least."""
+        cameras = self._cameras[member]
+        count = min(_NEAREST, cameras.n)
+        away, row = cameras.query(places, k=range(1, count + 1))
+        height = np.abs((cameras.data[row] - places[:, None]) @ self._up)
+        cosine = height / np.maximum(away, 1e-12)
+        side: F64 = np.sqrt((away**2 / np.maximum(cosine, _FLATTEST)).min(axis=1))
+        return side
 
     def parcel(self, own: int) -> Parcel:
         """The same for many gaussians of one member, in pieces."""

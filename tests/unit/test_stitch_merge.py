@@ -39,7 +39,7 @@ def land_of(made: list[Member], spans: list[tuple[float, float]]) -> Territory:
         covers.append(Cover(np.eye(3), 2.0))
         covers[-1].add(ground(start, end))
         covers[-1].close()
-    return Territory(made, covers)
+    return Territory(made, covers, np.array([0.0, 0.0, 1.0]))
 
 
 def ground(start: float, end: float) -> np.ndarray:
@@ -74,6 +74,43 @@ def test_nobody_gives_way_at_the_rim_of_another() -> None:
     assert land.keeps(1, ground(7.1, 7.6)).all()  # within a cell of it
 
 
+def test_the_rim_of_what_one_covers_goes_to_who_covers_it_all_around() -> None:
+    """There the last gaussians of the first member lie here and there: cut by distance alone, the
+    ground between them was a hole."""
+    spans = [(0.0, 7.0), (4.0, 12.0)]
+    made = members(8, spans)
+    made[1] = flown(made[1], y=0.0, height=3.0)  # the first one's cameras see all of it better
+    land = land_of(made, spans)
+    rim = ground(6.97, 7.0)
+    rim = rim[np.abs(rim[:, 1]) < 1.2]
+    assert land.keeps(1, rim).all()
+    assert not land.keeps(0, rim).any()
+    assert not land.keeps(1, ground(5.0, 6.5)).any()
+
+
+def test_who_flew_right_over_a_place_keeps_it() -> None:
+    """One vehicle came nearer, 1.9 m instead of 2.0, and saw it from the side."""
+    spans = [(0.0, 7.0), (0.0, 7.0)]
+    made = members(9, spans)
+    made[0] = flown(made[0], y=1.6, height=1.0)
+    land = land_of(made, spans)
+    inside = ground(1.0, 6.0)
+    under = inside[np.abs(inside[:, 1]) < 0.1]
+    assert land.keeps(1, under).all() and not land.keeps(0, under).any()
+    beside = inside[np.abs(inside[:, 1] - 1.2) < 0.1]
+    assert land.keeps(0, beside).all() and not land.keeps(1, beside).any()
+
+
+def flown(member: Member, y: float, height: float) -> Member:
+    """The same, seen from another track."""
+    centres = member.pose.apply(member.sidecar.centres()) * [1, 0, 0] + [0, y, height]
+    turn = rotation(member.sidecar)
+    moved = -turn.apply(member.pose.inverse().apply(centres))
+    return dataclasses.replace(
+        member, sidecar=dataclasses.replace(member.sidecar, translations=moved)
+    )
+
+
 def test_gaussians_without_a_place_are_dropped() -> None:
     places = np.array([[1.0, 0, 0], [np.nan, 0, 0], [np.inf, 0, 0]])
     for spans in ([(0.0, 7.0)], [(0.0, 7.0), (4.0, 12.0)]):
@@ -87,7 +124,7 @@ def test_no_gaussians_at_all() -> None:
     nothing = Cover(np.eye(3), 2.0)
     nothing.add(np.empty((0, 3)))
     nothing.close()
-    assert not nothing.holds(np.zeros((3, 3))).any()
+    assert not nothing.grade(np.zeros((3, 3))).any()
 
 
 def rotation(sidecar: Sidecar) -> Rotation:
