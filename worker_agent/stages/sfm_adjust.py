@@ -28,6 +28,7 @@ __all__ = [
 TOLERANCE = 1e-7  # of the cost, where an adjustment ends
 ITERATIONS = 100
 LEAST_SCALE_PX = 0.02
+ALIGNED = 3.0  # deviations within which a position belongs to those that the model is put among
 
 F64 = npt.NDArray[np.float64]
 
@@ -143,6 +144,8 @@ def _adjuster(pc: Any, model: Any, how: Adjustment) -> Any:
             priors.append(prior)
     options = pc.PosePriorBundleAdjustmentOptions()
     options.alignment_ransac.random_seed = 0
+    # By default from the covariances, which are in other units here.
+    options.alignment_ransac.max_error = ALIGNED * float(np.linalg.norm(how.positions.deviation))
     return pc.create_pose_prior_ceres_bundle_adjuster(
         _options(pc, how), options, config, priors, model
     )
