@@ -25,7 +25,7 @@ SHORT = {
         "cpu": {"width": 160, "steps": 400, "cap": 6000, "threads": 1},
     },
 }
-EVENT_WAIT_S = 180.0
+EVENT_WAIT_S = 600.0  # it takes seconds; a machine with much else to do, minutes
 
 
 @dataclass(frozen=True, slots=True)

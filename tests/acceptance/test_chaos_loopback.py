@@ -182,8 +182,10 @@ SPOILT: dict[str, tuple[str, Callable[[Drilled], None]]] = {
     ),
     "inputs removed before the frames were verified": (
         "inputs_kept_until_verified",
+        # Where the first answer was lost, the second says that nothing was left to remove.
         sql(
-            "UPDATE events SET id = 0 WHERE id = (SELECT min(id) FROM events WHERE"
+            "UPDATE events SET id = 0, payload = json_set(payload, '$.removed_bytes', 1)"
+            " WHERE id = (SELECT min(id) FROM events WHERE"
             " kind = 'inputs_reclaimed' AND job = :job)"
         ),
     ),
@@ -192,7 +194,8 @@ SPOILT: dict[str, tuple[str, Callable[[Drilled], None]]] = {
         "finished_work_is_harvested",
         sql(
             "UPDATE attempts SET state = 'failed', reason = 'attempt_vanished'"
-            " WHERE attempt = 3 AND job = :job"
+            " WHERE job = :job AND attempt = (SELECT min(attempt) FROM attempts"
+            " WHERE job = :job AND state = 'succeeded')"
         ),
     ),
     "a job that does not end": (

@@ -35,7 +35,7 @@ GPUS = {
     "host-3": ["gpu GPU-4 24576 300 ok"],
 }
 # A probe is written down just after decisions may use it.
-LAG_S = 0.5
+LAG_S = 2.0
 
 # What was known and promised, in the order in which it was committed.
 DIARY = """
