@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dispatcher.embedded import EmbeddedHosts
 from tests.acceptance.cosma import Cosma
 
@@ -17,6 +19,9 @@ def test_a_survey_becomes_one_scene_and_a_bad_clip_harms_nobody(
         target = survey / clip.relative_to(footage)
         target.parent.mkdir(parents=True)
         target.symlink_to(clip)
+    logged = next((survey / "auv-a").rglob("a1/*.MP4"))
+    rows = "".join(f"{t},{7 + t / 10}\n" for t in range(61))
+    logged.with_suffix(".nav.csv").write_text(f"t_s,depth_m\n{rows}")
     bad = survey / "auv-a" / "C3441325000001" / "a3" / "GX010103.MP4"
     bad.parent.mkdir()
     bad.touch()
@@ -42,8 +47,12 @@ def test_a_survey_becomes_one_scene_and_a_bad_clip_harms_nobody(
     assert levels == ["cross_auv", "per_auv", "per_auv"]
     assert {row["state"] for row in summary["stitches"]} == {"done"}
 
-    left = [path for host in farm.hosts for path in host.work_dir.rglob("*.MP4")]
+    left = [path for host in farm.hosts for path in host.work_dir.rglob("input/*")]
     assert left == []
+    kept = Path(cosma.directory, "cosma-artifacts")
+    (manifest,) = kept.glob("*/reef-north-auv-a-a1/manifest.json")
+    for row in json.loads(manifest.read_text())["frames"]:  # the vehicle's log went along
+        assert row["depth_m"] == pytest.approx(7 + row["time_s"] / 10)
     cross = cosma.json("stitch", "show", "reef-north-stitch-cross-v1")
     assert len(cross["report"]["members"]) == 2
     checkpoint = next(Path(cosma.directory, "cosma-artifacts").rglob(".checkpoint.json"))
