@@ -58,9 +58,9 @@ class Provenance:
                 try:
                     found = await executor.digest(await self.specs.run_dir(job, executor), path)
                 except AgentRefusal as refusal:
-                    if refusal.refusal.error != "input_missing":
-                        raise
-                    continue  # somebody removed it
+                    # Somebody removed it, or the disk cannot read it: that must not keep it there.
+                    log.warning("%s: %s goes without a SHA-256: %s", job.id, path, refusal.line)
+                    continue
             payload = {"path": path, "bytes": found.bytes, "sha256": found.sha256}
             await self.specs.store.record_event(HASHED, job=job.id, host=host, payload=payload)
 

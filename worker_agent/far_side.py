@@ -65,10 +65,12 @@ connection.settimeout(None)
 connection.setsockopt(s.IPPROTO_TCP, s.TCP_NODELAY, 1)
 handed = connection.fileno().to_bytes(4, sys.byteorder)
 s.socket(fileno=1).sendmsg([b"0"], [(s.SOL_SOCKET, s.SCM_RIGHTS, handed)])
-if not os.fork():
-    for _ in range(100):
-        connection.setsockopt(s.IPPROTO_TCP, s.TCP_QUICKACK, 1)
-        time.sleep(0.002)
+if os.fork():
+    os._exit(0)  # ssh waits for it
+for _ in range(100):
+    connection.setsockopt(s.IPPROTO_TCP, s.TCP_QUICKACK, 1)
+    time.sleep(0.002)
+os._exit(0)
 """
 _NOT_DIALLED = "proxy dialer did not pass back a connection"
 
@@ -139,6 +141,7 @@ def _ssh(arguments: Sequence[str], request: Message, pass_fds: Sequence[int]) ->
                 ["ssh", *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
                 pass_fds=tuple(pass_fds),
+                env={**os.environ, "SHELL": "/bin/sh"},  # whatever the user's is: _DIAL is for it
             )  # fmt: skip
         except FileNotFoundError:
             raise failed(FailureCode.TOOL_MISSING, "ssh is not installed on this host") from None

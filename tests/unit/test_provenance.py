@@ -128,7 +128,7 @@ async def test_a_host_that_is_away_is_asked_again_before_anything_is_removed(wor
     assert len(world.hashed) == 1
 
 
-async def test_what_somebody_removed_keeps_nobody_from_going_on(world: World) -> None:
+async def test_what_cannot_be_read_keeps_nobody_from_going_on(world: World) -> None:
     await world.delivered("input/a.MP4")
     await world.delivered("input/b.MP4")
     missing = Refusal(error="input_missing", message="not there")
