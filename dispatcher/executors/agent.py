@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 from dispatcher.agent_bundle import AgentBundle
 from dispatcher.core.model import Reason
@@ -67,6 +67,15 @@ _INSTALL = "install"
 BEGIN_S = 120.0
 
 M = TypeVar("M", bound=Message)
+
+
+class CallOptions(TypedDict, total=False):
+    """What `AgentLink.call` takes by name."""
+
+    body: bytes
+    timeout_s: float
+    slow: bool
+    answers: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,20 +317,10 @@ class AgentLink:
         return [self.decode(verb, text, reply) for text in lines]
 
     async def call_one(
-        self,
-        verb: str,
-        request: Message,
-        reply: type[M],
-        *,
-        body: bytes = b"",
-        timeout_s: float = 60.0,
-        slow: bool = False,
-        answers: Sequence[int] = (EXIT_OK,),
+        self, verb: str, request: Message, reply: type[M], **options: Unpack[CallOptions]
     ) -> M:
         """As `call`, where exactly one line is the answer."""
-        replies = await self.call(
-            verb, request, reply, body=body, timeout_s=timeout_s, slow=slow, answers=answers
-        )
+        replies = await self.call(verb, request, reply, **options)
         if len(replies) != 1:
             raise self._broken(verb, f"{len(replies)} replies, expected one")
         return replies[0]
