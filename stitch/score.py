@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from stitch.register import Edge
+from stitch.register import Edge, Method
 
 _SOUND = 0.9
 """Of matches that lie near each other, a Sim3 explains 95 to 100 % between sound reconstructions;
@@ -17,10 +19,15 @@ _RASTER_FAR = 0.01  # of the extent, one sigma; at 0.012 a pair's scale was 2.5 
 _CHECK_SHARE = 0.9  # of identical keypoints; bent reconstructions had 58 and 12 %
 _CHECK_ANGLE_DEG, _CHECK_SCALE, _CHECK_OFFSET = 1.0, 0.02, 0.02
 
+_UNRELATED: dict[Method, int] = {"points": 1107, "raster": 266}
+"""Pairs without common ground that were judged by the rules below (docs/decisions/0010), by how they
+were registered. None was accepted; the most inliers were 7 in both, of 12 needed."""
+_CONFIDENCE = 0.95
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """At 12 inliers and a share of 0.2, none of 120 unrelated pairs was accepted."""
+    """What `_UNRELATED` was judged by: 12 inliers, a share of 0.2, a tenth of the ground."""
 
     min_inliers: int
     min_share: float  # inliers of the matches
@@ -34,6 +41,20 @@ class Verdict:
     doubt: str = ""  # of an accepted pair: what an operator should look at
     bent: bool = False  # of a refused pair: no Sim3 can be right, one of the two is bent
     undecided: bool = False  # of a refused pair: it or what contradicts it is wrong
+
+
+def false_accepts(edges: Iterable[Edge]) -> dict[str, dict[str, Any]]:
+    """By method of the edges, where it was measured: of so many unrelated pairs so many were
+    accepted, and the share that is accepted at most, at 95 %, were each pair drawn by itself."""
+    return {
+        method: {
+            "unrelated_pairs": count,
+            "accepted": 0,
+            "at_most": round(1.0 - (1.0 - _CONFIDENCE) ** (1.0 / count), 5),
+        }
+        for method in sorted({edge.method for edge in edges})
+        if (count := _UNRELATED.get(method))
+    }
 
 
 def judge(edge: Edge, thresholds: Thresholds) -> Verdict:

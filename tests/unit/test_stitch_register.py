@@ -13,13 +13,14 @@ from stitch.bend import curvature
 from stitch.guided import Marks, refine
 from stitch.identical import identical
 from stitch.register import Check, Edge, Method, hull_share, match, register, robust_sim3
-from stitch.score import Thresholds, judge
+from stitch.score import Thresholds, false_accepts, judge
 from stitch.shared_frames import register_frames
 from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3, umeyama
 from stitch.uncertainty import far_error
 from tests.stitch_world import DEPTH_M, Seabed, edge, random_sim3
 
+METHODS: tuple[Method, ...] = ("points", "frames", "raster", "pinned")
 THRESHOLDS = Thresholds(min_inliers=12, min_share=0.2, min_hull_share=0.1)
 RATIO = 0.85
 
@@ -364,3 +365,15 @@ def test_pictures_from_above_must_hold_the_far_end(method: Method, accepted: boo
     assert accepted or "1.2% of the extent uncertain, 1% allowed" in verdict.reason
     firm = dataclasses.replace(loose, far_error=0.009)
     assert judge(firm, THRESHOLDS).accepted
+
+
+def test_the_rate_of_false_accepts_is_told_where_it_was_measured() -> None:
+    """None of n: the rate at which n pairs are all refused once in twenty times."""
+    edges = [Edge(1, 0, 40, 30, 0.5, 0.004, Sim3.identity(), method) for method in METHODS]
+    told = false_accepts(edges + edges)
+    assert list(told) == ["points", "raster"]
+    for measured in told.values():
+        assert measured["accepted"] == 0
+        every_refused = (1.0 - measured["at_most"]) ** measured["unrelated_pairs"]
+        assert every_refused == pytest.approx(0.05, abs=0.002)
+    assert false_accepts([]) == {}
