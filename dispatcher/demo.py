@@ -228,13 +228,7 @@ def summarise(
                 "name": item.segment.label,
                 "auv": item.segment.auv,
                 "state": item.job.state.value,
-                "frames": item.sfm.get("frames"),
-                "registered": item.sfm.get("registered"),
-                "reprojection_px": item.sfm.get("reprojection_px"),
-                "psnr": item.training.get("psnr"),
-                "ssim": item.training.get("ssim"),
-                "gaussians": item.training.get("gaussians"),
-                "seconds": round(item.seconds, 1),
+                **item.figures,
             }
             for item in results.segments
         ],

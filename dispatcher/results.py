@@ -31,6 +31,15 @@ class SegmentResult:
     trimmed_bytes: int | None  # given back by fstrim after its files were removed
     files: Mapping[str, Path]  # artifact kind -> local copy
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As every summary tells them; None where its stage made none."""
+        return {
+            **{key: self.sfm.get(key) for key in ("frames", "registered", "reprojection_px")},
+            **{key: self.training.get(key) for key in ("psnr", "ssim", "gaussians")},
+            "seconds": round(self.seconds, 1),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StitchResult:

@@ -50,13 +50,7 @@ def summary(
                     "state": item.job.state.value,
                     "eta": eta_json(etas.get(item.job.id)),
                     "verdict": item.verdict.get("verdict"),
-                    "frames": item.sfm.get("frames"),
-                    "registered": item.sfm.get("registered"),
-                    "reprojection_px": item.sfm.get("reprojection_px"),
-                    "psnr": item.training.get("psnr"),
-                    "ssim": item.training.get("ssim"),
-                    "gaussians": item.training.get("gaussians"),
-                    "seconds": round(item.seconds, 1),
+                    **item.figures,
                     "ply": str(item.files["ply"]) if "ply" in item.files else None,
                 }
                 for item in found.segments
