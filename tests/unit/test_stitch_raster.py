@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,7 @@ class Ground:
         return frame.inverse().apply(points).astype(np.float32), tone.astype(np.float32)
 
 
+@functools.cache
 def pair(seed: int) -> tuple[View, View, Sim3]:
     """Two views with 2 of 6 m in common, and what takes the second to the first."""
     ground = Ground(seed)
@@ -74,6 +77,26 @@ def test_two_clouds_are_placed_whichever_way_they_lie(seed: int) -> None:
     places = second.footprint
     error = np.linalg.norm(found.sim3.apply(places) - truth.apply(places), axis=1)
     assert np.median(error) < 0.01 * first.extent
+
+
+def test_what_looks_alike_elsewhere_is_found_where_the_rest_puts_it() -> None:
+    """Nine of ten keypoints have a double far away, which the ratio test cannot tell from them."""
+    first, second, truth = pair(0)
+    plain = register_views(1, second, 0, first, RATIO)
+    seen = first.features
+    doubled = np.arange(len(seen)) % 10 > 0
+    twice = sift.Features(
+        np.concatenate([seen.place, seen.place[doubled] + 5000.0]),
+        np.concatenate([seen.turn, seen.turn[doubled]]),
+        np.concatenate([seen.descriptors, seen.descriptors[doubled]]),
+    )
+    away = first.places[doubled] + 5.0 * first.extent
+    unsure = dataclasses.replace(first, features=twice, places=np.concatenate([first.places, away]))
+    found = register_views(1, second, 0, unsure, RATIO)
+    assert found.inliers < plain.inliers / 4
+    assert found.far_error < 1.2 * plain.far_error
+    assert found.sim3 is not None
+    assert found.sim3.angle_to(truth) < 0.1
 
 
 def test_clouds_of_other_ground_are_refused() -> None:
