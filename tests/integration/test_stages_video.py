@@ -6,109 +6,25 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from worker_agent.protocol import AttemptSpec, FailureCode
+from tests.video_world import EXTRACTING, Run, clip, encode, refused, run
+from worker_agent.protocol import FailureCode
 from worker_agent.stages import frames, manifest, metadata, validate
-from worker_agent.stages.api import Artifacts, Reporter, StageFailure
-from worker_agent.stages.frames import frame_size
+from worker_agent.stages.api import StageFailure
 from worker_agent.stages.sfm_turning import turning_error_deg
 
-EXTRACTING = (validate, frames, metadata, manifest)
-CONFIG: dict[str, Any] = {
-    "frames": {"fps": 5.0, "width": 320, "height": None, "min_frames": 8},
-    "sfm": {"camera_model": "auto", "camera_params": None},
-}
-TEXTURE = "mandelbrot=size=640x360:rate=30"
-
-
-class Run:
-    """A run directory with clips in it, and the stages run on it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "input").mkdir(parents=True)
-
-    def add(self, name: str, data: bytes) -> Run:
-        (self.path / "input" / name).write_bytes(data)
-        return self
-
-    def do(self, *stages: Any, **frame_settings: Any) -> Artifacts:
-        inputs = sorted(path.name for path in (self.path / "input").iterdir())
-        names = [name for name in inputs if not name.endswith(".csv")]
-        log = next((name for name in inputs if name.endswith(".csv")), None)
-        spec = AttemptSpec(
-            protocol=1,
-            epoch=1,
-            acquisition="survey",
-            job="survey-a1",
-            attempt=1,
-            stage="",
-            run_dir=str(self.path),
-            config=CONFIG | {"frames": CONFIG["frames"] | frame_settings},
-            inputs={
-                "clips": [
-                    {"name": n, "order": i, "recorded_at": None, "nav": log}
-                    for i, n in enumerate(names)
-                ],
-                "segment": "a1",
-                "auv": "auv-a",
-            },
-        )
-        events = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            for stage in stages:
-                made: Artifacts = stage.main(spec, Reporter(events, 1, interval_s=0.0))
-        finally:
-            os.close(events)
-        return made
-
-    def json(self, relative: str) -> Any:
-        return json.loads((self.path / relative).read_text())
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.path / "events.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path / "100% run")  # a % would be a pattern to ffmpeg
-
-
-def encode(target: Path, source: str, seconds: float, *options: str) -> Path:
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "lavfi", "-t", str(seconds)]
-    command += ["-i", source, *options, "-threads", "1", str(target)]
-    subprocess.run(command, check=True)
-    return target
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 s of 640x360 at 30 fps, its index first, as a copy that can be cut short."""
-    out = tmp_path_factory.mktemp("clips") / "whole.mp4"
-    fast = ("-preset", "ultrafast", "-g", "30", "-pix_fmt", "yuv420p", "-movflags", "+faststart")
-    return encode(out, TEXTURE, 4, *fast)
+__all__ = ["clip", "run"]
 
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encode(tmp_path_factory.mktemp("clips") / "audio.mp4", "sine=frequency=440", 1)
-
-
-def refused(run: Run, *stages: Any, **settings: Any) -> StageFailure:
-    with pytest.raises(StageFailure) as caught:
-        run.do(*stages, **settings)
-    failure = caught.value
-    assert "\n" not in failure.message
-    assert failure.advice
-    return failure
 
 
 BAD: dict[str, tuple[FailureCode, str]] = {
@@ -253,93 +169,6 @@ def test_too_few_frames(run: Run, clip: Path) -> None:
     assert few.evidence["frames"] == 4
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of 1280x180 with structure from 2 to 64 pixels."""
-    rng = np.random.default_rng(0)
-    total = np.full((192, 1280), 128.0)
-    for size in (2, 4, 8, 16, 32, 64):
-        cells = rng.standard_normal((192 // size, 1280 // size))
-        total += 22 * np.kron(cells, np.ones((size, size)))
-    path = tmp_path_factory.mktemp("ground") / "ground.png"
-    Image.fromarray(np.clip(total, 0, 255).astype(np.uint8)[:180]).save(path)
-    return path
-
-
-def film(target: Path, ground: Path, seconds: float, filters: str = "", x: str = "20*t") -> bytes:
-    """320x180 of the ground at 20 fps, `x` being how far along at t seconds."""
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-loop", "1", "-framerate", "20"]
-    command += ["-t", str(seconds), "-i", str(ground), "-preset", "ultrafast", "-crf", "16"]
-    command += ["-vf", ",".join(filter(None, [f"crop=320:180:{x}:0", filters, "format=yuv420p"]))]
-    subprocess.run([*command, "-threads", "1", str(target)], check=True)
-    return target.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("filters", "words"),
-    [
-        ("drawbox=color=black:t=fill", "black or nearly so"),
-        ("drawbox=color=white:t=fill", "overexposed"),
-        ("eq=contrast=0.03,noise=alls=8:allf=t", "without texture: murk"),
-        ("gblur=sigma=8", "blurred"),
-    ],
-)
-def test_frames_that_show_nothing_are_refused_with_the_cause(
-    filters: str, words: str, run: Run, ground: Path, tmp_path: Path
-) -> None:
-    run.add("b.mp4", film(tmp_path / "bad.mp4", ground, 2, filters))
-    failure = refused(run, validate, frames)
-    assert failure.reason is FailureCode.FRAMES_UNUSABLE
-    assert words in failure.message and "Leave it out" in failure.advice
-    assert failure.evidence["frames"] == 10
-    assert not (run.path / "frames").exists()
-
-
-def test_turbid_water_that_still_shows_something_is_told(
-    run: Run, ground: Path, tmp_path: Path
-) -> None:
-    run.add("b.mp4", film(tmp_path / "murk.mp4", ground, 2, "eq=contrast=0.05"))
-    run.do(validate, frames)
-    (warning,) = [e for e in run.events() if e["kind"] == "warning"]
-    assert "turbid" in warning["message"]
-
-
-@pytest.mark.parametrize(
-    ("x", "least", "most"),
-    [
-        ("40*t", 27, 40),  # 12.5 % of the width a second: 8.3 steps of 1.5 % in each of 4 s
-        ("6*t", 4, 12),  # 1.9 % a second: what is overdue decides
-    ],
-)
-def test_keyframes_follow_the_motion(
-    x: str, least: int, most: int, run: Run, ground: Path, tmp_path: Path
-) -> None:
-    run.add("a.mp4", film(tmp_path / "m.mp4", ground, 4, x=x))
-    settings = {"select": "motion", "motion": 0.015, "fps": 10.0, "min_frames": 2}
-    made = run.do(validate, frames, **settings)
-    assert made.metrics["candidates"] == 80
-    listed = run.json("frames/frames.json")["frames"]
-    assert least <= len(listed) <= most
-    assert [f["name"] for f in listed] == [f"f{n + 1:06d}.jpg" for n in range(len(listed))]
-    for frame in listed:
-        data = (run.path / "frames" / frame["name"]).read_bytes()
-        assert hashlib.sha256(data).hexdigest() == frame["sha256"]
-    times = [f["time_s"] for f in listed]
-    assert min(b - a for a, b in itertools.pairwise(times)) > 0.09
-    assert sorted(p.name for p in (run.path / "frames").iterdir() if p.suffix == ".jpg") == [
-        f["name"] for f in listed
-    ]
-
-
-def test_a_still_camera_is_told_before_any_registration(
-    run: Run, ground: Path, tmp_path: Path
-) -> None:
-    run.add("a.mp4", film(tmp_path / "s.mp4", ground, 3, x="0"))
-    failure = refused(run, validate, frames, select="motion", motion=0.015)
-    assert failure.reason is FailureCode.NO_PARALLAX
-    assert "does not move" in failure.message
-
-
 def test_a_clip_damaged_inside_is_not_concealed(run: Run, clip: Path) -> None:
     data = bytearray(clip.read_bytes())
     for start in range(len(data) // 3, len(data) - 400, len(data) // 40):
@@ -389,23 +218,6 @@ def test_a_full_disk_is_called_that(tmp_path: Path) -> None:
     ):
         full.write(b"frame")
     assert caught.value.reason is FailureCode.DISK_FULL
-
-
-@pytest.mark.parametrize(
-    ("source", "wanted", "expected"),
-    [
-        ((1920, 1080), (960, None), (960, 540)),
-        ((5312, 2988), (960, None), (960, 540)),
-        ((1920, 1440), (None, 540), (720, 540)),
-        ((1920, 1080), (518, 294), (518, 292)),
-        ((640, 360), (960, None), (640, 360)),
-        ((854, 480), (853, None), (852, 480)),
-    ],
-)
-def test_frame_sizes_keep_the_shape_and_are_even(
-    source: tuple[int, int], wanted: tuple[int | None, int | None], expected: tuple[int, int]
-) -> None:
-    assert frame_size(*source, *wanted) == expected
 
 
 def test_reef_telemetry_is_kept_and_its_dead_gps_is_not(run: Run, real_data: Path) -> None:
