@@ -6,8 +6,9 @@ A closed survey: each member meets its next three; 10 and 30 % of the 60 pairs a
 graphs each. Members have gravity and positions (1 m, those of one member 12 m off). Names, with
 the share of wrong pairs:
 
-wrong_found[10]       of the wrong pairs, those that the graph refuses by itself
-false_rejects[10]     of the right ones, those that it refuses
+wrong_found[10]       of the wrong pairs, those that the graph does not take: it refuses them, or
+                      leaves them undecided
+false_rejects[10]     of the right ones, those that it does not take
 ..._gravity[10]       the same when pairs that gravity contradicts are refused before
 graph_cpu_s[10]       the slowest of the 20, priors included
 graph_worst_m[10]     the worst placed member of all graphs (with gravity), of a ring 32 m wide

@@ -24,7 +24,8 @@ negative_inliers.M   the most that one of these had
 rotation_deg.cosma, translation.cosma, scale.cosma   medians of what was accepted
 cpu_s_median.M       a pair; for clouds with drawing both
 bent_refused.cosma   pairs refused of which one is bent by 0.3 m over half its length, at 2 m depth
-graph_*              20 fragments in loops, 10 % and 30 % wrong edges, 20 graphs each
+graph_*              20 fragments in loops, 10 % and 30 % wrong edges, 20 graphs each; an edge that
+                     the graph leaves undecided counts as found, or as a false reject
 candidates_*         1,000 segments (a part: 200) in tracks side by side, without GPS: CPU-s to
                      choose pairs, how many, and the share found of neighbours on two tracks
 """

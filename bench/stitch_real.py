@@ -141,7 +141,8 @@ class Scene:
             verdict = judge(edge, THRESHOLDS)
             print(f"  {source} to {target}: {verdict.accepted} {verdict.reason}", file=sys.stderr)
             edges += [edge] if verdict.accepted else []
-        solution = solve([sidecar.extent() for sidecar in sidecars], edges)
+        same_frames = [k for k, edge in enumerate(edges) if edge.method == "frames"]
+        solution = solve([sidecar.extent() for sidecar in sidecars], edges, same_frames)
         self.placed = solution.members
         self.poses = {i: solution.poses[i] for i in self.placed}
 
