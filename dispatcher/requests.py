@@ -15,7 +15,7 @@ RETRY = "retry"
 PRIORITY = "priority"
 ABANDON = "abandon"
 DECISIONS = tuple(verdict.value for verdict in Verdict)
-"""About a pair of a stitch's members: no event of its job, but a reason for its next version."""
+"""About a stitch's members: no event of its job, but a reason for its next version."""
 
 
 def event_of_request(request: Request, *, at: float) -> Event:
@@ -67,6 +67,8 @@ def decided(requests: Iterable[Request]) -> tuple[Decision, ...]:
                 str(request.args["registrations"][0]),
                 str(request.args["registrations"][1]),
             ),
+            length_m=float(request.args.get("length_m", 0.0)),
+            give_or_take_m=float(request.args.get("give_or_take_m", 0.0)),
         )
         for request in requests
         if request.kind in DECISIONS and request.state == "done"

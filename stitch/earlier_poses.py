@@ -11,7 +11,7 @@ import numpy as np
 from stitch.certainty import Certainty, certainties, sigmas_of
 from stitch.motions import System, add_edge, small
 from stitch.posegraph import normalised
-from stitch.priors import Placed, World
+from stitch.priors import Placed
 from stitch.register import Edge
 from stitch.sim3 import F64, Sim3
 
@@ -61,7 +61,7 @@ def stand(
             continue
         back = poses[frame].inverse()
         if world is not None and group is solution.components[0]:
-            world = World(world.sim3 @ poses[frame], world.metric)
+            world = replace(world, sim3=world.sim3 @ poses[frame])
         moved = {i: back @ poses[i] for i in group} | {frame: Sim3.identity()}
         ties = {
             i: _tie(sure, i, frame, moved[i].scale * units[i].scale) for i in group if i != frame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,10 +108,13 @@ def merge_gaussians(
     )
 
 
-def merge_sidecars(members: Sequence[Member]) -> Sidecar:
+def merge_sidecars(
+    members: Sequence[Member], quality: Mapping[str, float | str] | None = None
+) -> Sidecar:
     """The scene's sidecar: all keyframes, named "member/keyframe", and at most MAX_SCENE_POINTS
     points. Of a place that several members hold, one point stays, else the ratio test of a later
-    registration would refuse exactly the best confirmed points."""
+    registration would refuse exactly the best confirmed points. `quality`: what more is known of
+    the scene."""
     depth = scene_depth(members)
     # A cloud without descriptors has nothing to be known by.
     members = [m for m in members if STAND_IN not in m.sidecar.quality]
@@ -138,7 +141,7 @@ def merge_sidecars(members: Sequence[Member]) -> Sidecar:
         translations=np.concatenate(translations),
         gravity=np.concatenate([m.sidecar.gravity for m in members]),
         gps=np.concatenate([m.sidecar.gps for m in members]),
-        quality={"median_depth": depth, "members": len(members)},
+        quality={"median_depth": depth, "members": len(members), **(quality or {})},
     )
 
 

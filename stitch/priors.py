@@ -44,10 +44,11 @@ class Readings:
 @dataclass(frozen=True, slots=True)
 class World:
     """`sim3` takes the scene's frame to metres east, north, up, when `metric`; else it only turns
-    it upright."""
+    it upright. `uncertainty`: one sigma of its scale, as a share."""
 
     sim3: Sim3
     metric: bool
+    uncertainty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _component(
         solved = _refined(group, edges, units, located, members, off)
         back = solved[group[0]].inverse()
         moved = {i: back @ solved[i] for i in group[1:]} | {group[0]: Sim3.identity()}
-        world = World(solved[group[0]], world.metric)
+        world = replace(world, sim3=solved[group[0]])
     # The last word on where the scene is has what the images and all readings agree on.
     world = fit([_moved(members[i], moved[i]) for i in group]) or world
     off = _measured(group, {i: world.sim3 @ moved[i] for i in group}, members, world.metric)

@@ -10,8 +10,9 @@ import numpy as np
 from stitch.certainty import Certainty
 from stitch.earlier_poses import Earlier
 from stitch.harmonise import Tint
-from stitch.priors import Placed
+from stitch.priors import Placed, World
 from stitch.register import Edge
+from stitch.scale import Measure, scale_entry
 from stitch.score import Verdict
 from stitch.seams import Seam
 from stitch.sim3 import Sim3
@@ -78,24 +79,29 @@ def earlier_parts(report: Mapping[str, Any]) -> list[Earlier]:
     return found
 
 
-def world_entry(placed: Placed, origin: Sequence[float] | None, positions: int) -> dict[str, Any]:
-    """Where the scene belongs and how large it is. `georeference` takes the scene to metres east,
-    north, up of `origin` (latitude, longitude, altitude)."""
+def world_entry(
+    placed: Placed,
+    sized: World | None,
+    origin: Sequence[float] | None,
+    positions: int,
+    measures: Sequence[Measure],
+) -> dict[str, Any]:
+    """Where the scene belongs and how large it is, by which source. `georeference` takes the scene
+    to metres east, north, up of `origin` (latitude, longitude, altitude), with the scale that is
+    believed (`sized`)."""
     world = placed.world
     metric = world is not None and world.metric
     georeference = None
-    if world is not None and metric:
+    if sized is not None and metric:
         georeference = {
             "origin": list(origin or ()),
-            "scale": world.sim3.scale,
-            "rotation": world.sim3.rotation.tolist(),
-            "translation": world.sim3.translation.tolist(),
+            "scale": sized.sim3.scale,
+            "rotation": sized.sim3.rotation.tolist(),
+            "translation": sized.sim3.translation.tolist(),
         }
     return {
         "scale": {
-            "metric": metric,
-            "from": "positions" if metric else "arbitrary",
-            "metres_per_unit": world.sim3.scale if world is not None and metric else None,
+            **scale_entry(measures),
             "positions": positions if metric else 0,
             "residual_m": _rounded(placed.position_residual_m, 4),
         },

@@ -19,9 +19,12 @@ from dispatcher.cli.stitch_pairs import (
     held_evidence,
     known_stitch,
     numbers,
+    place,
     planned_of_survey,
     ratio_of,
+    reference_of,
     said_about,
+    scale_lines,
 )
 from dispatcher.cli.stored import known_acquisition, with_store
 from dispatcher.core.decisions import Verdict
@@ -116,6 +119,8 @@ def show(
         if view[key]:
             print(f"{key}: {view[key]}")
     print_rows(_EDGE, [{key: edge.get(key) for key in _EDGE} for edge in edges])
+    for line in scale_lines(view["report"].get("scale", {})):
+        print(line)
     for entry in view["report"].get("left_out", []):
         print(f"left out: {entry['name']}: {entry.get('would_fix', '')}")
     for name, what in view["evidence"].get("would_fix", {}).items():
@@ -255,3 +260,38 @@ def pin(
     clicks = [numbers(text, 2) for text in click or ()]
     points = [numbers(text, 3) for text in point or ()]
     decide(db, stitch, Verdict.PIN, source, target, clicks=clicks, points=points)
+
+
+@app.command()
+def scale(
+    stitch: StitchId,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="X,Y,Z", help="One end, in the scene's PLY.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="X,Y,Z", help="The other end.")] = None,
+    length: Annotated[
+        float | None, typer.Option(metavar="METRES", help="How far apart they really are.")
+    ] = None,
+    give_or_take: Annotated[
+        float, typer.Option(metavar="METRES", help="One standard deviation of that.")
+    ] = 0.0,
+    member: Annotated[
+        str | None, typer.Option(help="The places are in the PLY of this member instead.")
+    ] = None,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take such a length back.")] = False,
+    db: options.Database = None,
+) -> None:
+    """Say how long something in it is: a ruler's edge, a frame. Makes a new version, whose report
+    tells the metres of a unit, how sure they are, and what contradicts them."""
+    name = member or with_store(db, lambda store: reference_of(store, stitch))
+    if withdraw:
+        decide(db, stitch, Verdict.WITHDRAW, name, name)
+        return
+    if start is None or end is None or length is None:
+        raise UsageError(
+            "a length has two ends", where=stitch, fix="give --from, --to and --length"
+        )
+    decide(
+        db, stitch, Verdict.SCALE, name, name, points=[[place(start), place(end)]],
+        length_m=length, give_or_take_m=give_or_take,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import getpass
 import itertools
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,23 @@ async def said_about(store: Store, stitch: Stitch) -> list[str]:
     for one in in_force(every, stitch.members):
         day = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.at))
         used = "" if one.id in stitch.decisions else "; not in this version"
-        lines.append(f"{one.source} to {one.target}: {one.verdict} by {one.by}, {day} UTC{used}")
+        what = f"{one.source} to {one.target}: {one.verdict}"
+        if one.verdict is Verdict.SCALE:
+            what = f"{one.source}: a length of {one.length_m:g} m"
+        lines.append(f"{what} by {one.by}, {day} UTC{used}")
     return lines
+
+
+def scale_lines(scale: Mapping[str, Any]) -> list[str]:
+    """How large the scene is, and what contradicts that; of a report that tells it."""
+    if not scale:
+        return []
+    if not scale["metric"]:
+        return ["scale: arbitrary, nothing says what a metre is"]
+    sure = scale.get("uncertainty")
+    known = f", give or take {sure:.2%}" if sure is not None else ""
+    line = f"scale: {scale['metres_per_unit']:.6g} m a unit, by {scale['from']}{known}"
+    return [line, *(f"scale: {one}" for one in scale.get("conflicts", []))]
 
 
 async def ratio_of(store: Store, stitch: Stitch) -> float:
@@ -110,14 +125,38 @@ def draw(
 
 def numbers(text: str, each: int) -> list[list[float]]:
     """ "1,2=3,4" as two lists of `each` numbers. Raises UsageError."""
-    try:
-        halves = [[float(word) for word in half.split(",")] for half in text.split("=")]
-    except ValueError:
-        halves = []
+    halves = [_floats(half) for half in text.split("=")]
     if [len(half) for half in halves] != [each, each]:
         names = ",".join("XYZ"[:each])
         raise UsageError("not a pair of places", where=text, fix=f"write it as {names}={names}")
     return halves
+
+
+def place(text: str) -> list[float]:
+    """ "1,2,3" as a place. Raises UsageError."""
+    found = _floats(text)
+    if len(found) != 3:
+        raise UsageError("not a place", where=text, fix="write it as X,Y,Z")
+    return found
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        return []
+
+
+async def reference_of(store: Store, stitch: str) -> str:
+    """The member in whose frame the scene lies. Raises UsageError."""
+    found = await known_stitch(store, stitch)
+    reference = str(found.report.get("reference", ""))
+    if not reference:
+        raise UsageError(
+            "it has no scene yet", where=stitch,
+            fix="wait until it is done, or name the member whose PLY the places are from: --member",
+        )  # fmt: skip
+    return reference
 
 
 def decide(
@@ -129,6 +168,8 @@ def decide(
     *,
     clicks: Sequence[list[list[float]]] = (),
     points: Sequence[list[list[float]]] = (),
+    length_m: float = 0.0,
+    give_or_take_m: float = 0.0,
 ) -> None:
     """Ask for it; prints what comes of it. Raises UsageError when it makes no sense."""
 
@@ -148,16 +189,19 @@ def decide(
     if clicks:
         flat = [[*here, *there] for here, there in clicks]
         places += ask_library("lift", files, ratio, pairs=[[source, target]], clicks=flat)
-    args = {
+    args: dict[str, Any] = {
         "by": f"{getpass.getuser()}@{socket.gethostname()}",
         "source": source,
         "target": target,
         "points": places,
         "registrations": [one.sha256 for one in files],
+        "length_m": length_m,
+        "give_or_take_m": give_or_take_m,
     }
     asked = Decision(
         id=0, at=0.0, by=str(args["by"]), verdict=verdict, source=source, target=target,
         points=tuple((_point(here), _point(there)) for here, there in places),
+        length_m=length_m, give_or_take_m=give_or_take_m,
     )  # fmt: skip
     if why := why_not(asked, found.members):
         raise UsageError(f"{verdict} is refused", where=stitch, why=why)

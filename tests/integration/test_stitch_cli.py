@@ -212,6 +212,25 @@ def test_what_is_taken_back_makes_a_version_without_it(survey: Survey) -> None:
     assert survey.answered() == []
 
 
+def test_a_known_length_makes_a_version_that_is_metric(survey: Survey) -> None:
+    report = {"reference": "a1", "members": [], "edges": [], "parts": [],
+              "scale": {"metric": False}}  # fmt: skip
+    survey.with_store(lambda store: store.update_stitch(FIRST, report=report))
+    assert "scale: arbitrary" in survey.run("show", FIRST)
+    survey.run("scale", FIRST, "--from", "-1,2.5,3", "--to", "1,2,3", "--length", "1.5",
+               "--give-or-take", "0.01")  # fmt: skip
+    survey.answered()
+    (told,) = survey.told(SECOND)["decisions"]
+    assert (told["verdict"], told["source"], told["target"]) == ("scale", "a1", "a1")
+    assert [list(end) for end in told["points"][0]] == [[-1, 2.5, 3], [1, 2, 3]]
+    assert (told["length_m"], told["give_or_take_m"]) == (1.5, 0.01)
+    assert list(told["registrations"]) == [file_sha256(survey.root / "a1.npz")] * 2
+    assert "decided: a1: a length of 1.5 m by " in survey.run("show", SECOND)
+    survey.run("scale", SECOND, "--withdraw", "--member", "a1")
+    survey.answered()
+    assert survey.told("dive-stitch-a-v3")["decisions"] == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -220,8 +239,16 @@ def test_what_is_taken_back_makes_a_version_without_it(survey: Survey) -> None:
         (("pin", FIRST, "a1", "a2", "--point", "1,2=3,4"), "not a pair of places"),
         (("pin", FIRST, "a1", "a2", "--point", "1,2,3=3,4,5"), "3 are needed"),
         (("approve", FIRST, "a1", "a1"), "itself"),
+        (("scale", FIRST, "--from", "1,2,3", "--to", "1,2,4", "--length", "1"), "no scene yet"),
+        (("scale", FIRST, "--member", "a1", "--from", "1,2", "--to", "1,2,4", "--length", "1"),
+         "not a place"),
+        (("scale", FIRST, "--member", "a1", "--from", "1,2,3", "--length", "1"), "Give --from"),
+        (("scale", FIRST, "--member", "a1", "--from", "1,2,3", "--to", "1,2,3", "--length", "1"),
+         "the same place"),
+        (("scale", FIRST, "--member", "a1", "--from", "1,2,3", "--to", "1,2,4", "--length", "-1"),
+         "a length of -1 m"),
     ],
-)
+)  # fmt: skip
 def test_a_decision_that_makes_no_sense_is_refused_in_one_line(
     survey: Survey, words: tuple[str, ...], says: str
 ) -> None:

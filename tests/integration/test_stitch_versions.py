@@ -197,6 +197,7 @@ def test_positions_make_the_scene_metric_and_its_maps_georeferenced(farm: Farm) 
     assert report["scale"]["metric"] and report["scale"]["from"] == "positions"
     first = Sidecar.load(farm.root / "j" / "input" / "A1.npz")
     assert report["scale"]["metres_per_unit"] == pytest.approx(2.0 / first.median_depth, rel=0.02)
+    assert 0 < report["scale"]["uncertainty"] < 0.02 and report["scale"]["conflicts"] == []
     lat, lon, _ = report["georeference"]["origin"]
     assert (lat, lon) == pytest.approx(origin, abs=2e-4)
     assert report["members"][0]["uncertainty"] is None
@@ -229,6 +230,32 @@ def test_positions_make_the_scene_metric_and_its_maps_georeferenced(farm: Farm) 
         assert np.allclose(inside.min(axis=0), tile["low"])
     assert "segment" in (read_header(farm.output("j", "j.ply"))[0].names or ())
     assert report["members"][0]["tint"]["gain"]
+
+
+def test_an_altimeter_and_a_ruler_make_a_scene_metric(farm: Farm) -> None:
+    """The first one's altimeter is right; the ruler is surer, and says something else."""
+    world = Seabed(36)
+    frames = [Sim3(1.0, random_sim3(world.rng).rotation, np.ones(3)), random_sim3(world.rng)]
+    made = [world.segment(0, 6, frames[0]), world.segment(3, 9, frames[1])]
+    known = {"scale_from": "altitude", "scale_uncertainty": 0.01}
+    made[0] = dataclasses.replace(made[0], quality={**made[0].quality, **known})
+    members = [farm.member("j", f"A{k + 1}", "A", s, 0) for k, s in enumerate(made)]
+    farm.run("j", "per_auv", members)
+    report = farm.report("j")
+    assert (report["scale"]["from"], report["maps"]["unit"]) == ("altimeter", "m")
+    assert report["scale"]["metres_per_unit"] == pytest.approx(1.0, abs=0.01)
+    assert report["georeference"] is None
+    assert Sidecar.load(farm.output("j", "registration.npz")).quality["scale_from"] == "altimeter"
+    ends = [frames[1].inverse().apply(np.array([[x, 0.0, 0.0]]))[0].tolist() for x in (4.0, 8.0)]
+    ruler = decision(farm, "j", "scale", "A2", "A2", points=[ends], length_m=5.0,
+                     give_or_take_m=0.01)  # fmt: skip
+    farm.run("j", "per_auv", members, decisions=[ruler])
+    scale = farm.report("j")["scale"]
+    assert scale["from"] == "ruler" and scale["metres_per_unit"] == pytest.approx(1.25, rel=0.01)
+    assert {one["from"] for one in scale["measures"]} == {"altimeter", "ruler"}
+    (conflict,) = scale["conflicts"]
+    warned = [event["message"] for event in farm.events("j") if event["kind"] == "warning"]
+    assert conflict in warned and "by altimeter" in conflict and "by ruler" in conflict
 
 
 def test_a_pair_that_gravity_contradicts_is_refused(farm: Farm) -> None:

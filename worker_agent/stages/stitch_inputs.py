@@ -10,6 +10,7 @@ from typing import Any
 
 from stitch.evidence import Said
 from stitch.merge import Finish
+from stitch.scale import Ruler
 from stitch.score import Thresholds
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import AttemptSpec, StageFailure
@@ -36,25 +37,38 @@ class Told:
     edges: tuple[Path, ...]  # of versions before
     before: Path | None  # report of the version before
 
-    def said(self, contents: Sequence[str]) -> tuple[list[Said], list[str]]:
+    def said(self, contents: Sequence[str]) -> Heard:
         """What operators decided about the members as they are now, whose sidecars have these
-        SHA-256; and why the rest does not count."""
+        SHA-256."""
         number = {member.name: k for k, member in enumerate(self.members)}
-        found, stale = [], []
+        heard = Heard([], [], [])
         for one in self.decisions:
             source, target = str(one["source"]), str(one["target"])
             day = time.strftime("%Y-%m-%d", time.gmtime(float(one["at"])))
             words = f"{one['by']} on {day}"
             if [contents[number[source]], contents[number[target]]] != list(one["registrations"]):
-                stale.append(
+                heard.stale.append(
                     f"{source} to {target}: what {words} decided ({one['verdict']}) was about "
                     "other reconstructions of them, and does not count"
                 )
                 continue
             points = tuple((tuple(a), tuple(b)) for a, b in one.get("points", ()))
+            if one["verdict"] == "scale":
+                length, sigma = float(one["length_m"]), float(one["give_or_take_m"])
+                heard.rulers.append(Ruler(number[source], points[0], length, sigma, words))
+                continue
             said = Said(str(one["verdict"]), number[source], number[target], words, points)
-            found.append(said)
-        return found, stale
+            heard.pairs.append(said)
+        return heard
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Decisions about pairs, lengths that are known, and why the rest does not count."""
+
+    pairs: list[Said]
+    rulers: list[Ruler]
+    stale: list[str]
 
 
 @dataclass(frozen=True, slots=True)

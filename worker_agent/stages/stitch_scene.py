@@ -35,7 +35,8 @@ from stitch.publish import (
     world_entry,
 )
 from stitch.register import Edge
-from stitch.score import Verdict
+from stitch.scale import conflicts, quality_of
+from stitch.score import Verdict, false_accepts
 from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3
 from stitch.standin import STAND_IN, stand_in
@@ -50,10 +51,17 @@ from worker_agent.stages.api import (
     artifact,
     write_json,
 )
-from worker_agent.stages.stitch_inputs import Input, Settings, Told, told
+from worker_agent.stages.stitch_inputs import Heard, Input, Settings, Told, told
 from worker_agent.stages.stitch_refusal import enough, left_out_entry, too_weak
-from worker_agent.stages.stitch_views import Made, draw_maps, draw_pairs, upright
-from worker_agent.stages.stitch_world import Origin, all_readings, fit
+from worker_agent.stages.stitch_views import Made, draw_maps, draw_pairs
+from worker_agent.stages.stitch_world import (
+    Origin,
+    all_readings,
+    fit,
+    measured,
+    sized,
+    upright,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,7 @@ class _Group:
     readings: list[priors.Readings]
     origin: Origin | None
     known: KnownEdges
+    heard: Heard
 
     @property
     def names(self) -> list[str]:
@@ -178,12 +187,17 @@ def _stitch(
         raise too_weak(inputs.level, group.names, entries, evidence, left_out)
     for entry in left_out:
         report.warning(f"{entry['name']} is left out: {entry['reason']}")
-    scenes, made = _merge_all(settings, group, evidence, files, report)
     members = _members(group, evidence, delivered)
-    world = evidence.placed.world
+    measures = measured(evidence.placed, members, delivered, group.heard.rulers)
+    for line in conflicts(measures):
+        report.warning(line)
+    scenes, made = _merge_all(settings, group, evidence, files, quality_of(measures), report)
+    world = sized(evidence.placed.world, measures, members)
     maps = None
     if settings.orthomosaic:
-        maps, drawn = draw_maps(files.ply, members, world, group.origin)
+        placed = evidence.placed.world
+        known_place = placed is not None and placed.metric
+        maps, drawn = draw_maps(files.ply, members, world, group.origin if known_place else None)
         made += drawn
     draw_pairs(files.graph, members, world, group.names, entries)
     made.append(("stitch_graph", files.graph))
@@ -203,9 +217,10 @@ def _stitch(
         "edges": entries,
         "left_out": left_out,
         "parts": scenes[1:],
-        **world_entry(evidence.placed, group.origin, positions),
+        **world_entry(evidence.placed, world, group.origin, positions, measures),
         "maps": maps,
         "edges_reused": evidence.reused,
+        "false_accepts": false_accepts(evidence.accepted),
     }
     return summary, made
 
@@ -225,6 +240,9 @@ def _load(settings: Settings, inputs: Told, report: Reporter) -> _Group:
         for member in inputs.members
     ]
     readings, origin = all_readings([party.known.sidecar for party in parties])
+    heard = inputs.said([party.contents for party in parties])
+    for line in heard.stale:
+        report.warning(line)
     return _Group(
         told=inputs,
         parties=parties,
@@ -232,14 +250,11 @@ def _load(settings: Settings, inputs: Told, report: Reporter) -> _Group:
         readings=readings,
         origin=origin,
         known=known,
+        heard=heard,
     )
 
 
 def _gather(settings: Settings, group: _Group, report: Reporter) -> Evidence:
-    said, stale = group.told.said([party.contents for party in group.parties])
-    for line in stale:
-        report.warning(line)
-
     def on_pair(done: int, of: int, edge: Edge, verdict: Verdict) -> None:
         pair = f"{group.names[edge.source]} to {group.names[edge.target]}"
         if verdict.doubt:
@@ -253,7 +268,7 @@ def _gather(settings: Settings, group: _Group, report: Reporter) -> Evidence:
         settings.thresholds,
         settings.ratio,
         group.known,
-        said,
+        group.heard.pairs,
         _earlier(group.told, report),
         on_pair,
     )
@@ -275,9 +290,15 @@ def _members(group: _Group, evidence: Evidence, numbers: Sequence[int]) -> list[
 
 
 def _merge_all(
-    settings: Settings, group: _Group, evidence: Evidence, files: _Files, report: Reporter
+    settings: Settings,
+    group: _Group,
+    evidence: Evidence,
+    files: _Files,
+    quality: Mapping[str, float | str],
+    report: Reporter,
 ) -> tuple[list[dict[str, Any]], Made]:
-    """The scene, then what hangs together apart from it; each in the frame of one member."""
+    """The scene, whose sidecar has this `quality`, then what hangs together apart from it; each in
+    the frame of one member."""
     apart = [part for part in evidence.solution.components[1:] if len(part) > 1]
     parts = [evidence.solution.members, *apart]
     sure = certainties(
@@ -318,7 +339,7 @@ def _merge_all(
                 f"{said} hang together, but not with the scene: delivered as {path.name}"
             )
         elif any(STAND_IN not in member.sidecar.quality for member in members):
-            merge.merge_sidecars(members).save(files.registration)
+            merge.merge_sidecars(members, quality).save(files.registration)
             made.append(("registration", files.registration))
     with replacing(files.masks) as stream:
         np.savez(stream, **masks)

@@ -11,28 +11,15 @@ import numpy as np
 from stitch.above import Above, above
 from stitch.durable import replacing
 from stitch.graph_drawing import draw_graph
-from stitch.merge import ground_axes, scene_depth
+from stitch.merge import scene_depth
 from stitch.pictures import NO_DATA, write_geotiff, write_png, write_world_file
 from stitch.priors import World
-from stitch.sim3 import F64, Sim3
+from stitch.sim3 import F64
 from stitch.territory import Member
 from worker_agent.stages.sfm_georeference import to_enu
-from worker_agent.stages.stitch_world import Origin
+from worker_agent.stages.stitch_world import Origin, upright
 
 Made = list[tuple[str, Path]]  # kind of artifact, file
-
-
-def upright(members: Sequence[Member], world: World | None) -> Sim3:
-    """The scene's frame to one with z up: metres east, north, up when it is known where it lies;
-    else the ground level, and the cameras above it."""
-    if world is not None:
-        return world.sim3
-    axes = ground_axes(members)
-    centres = np.concatenate([m.pose.apply(m.sidecar.centres()) for m in members])
-    points = np.concatenate([m.pose.apply(m.sidecar.points) for m in members])
-    if np.median(centres @ axes[2]) < np.median(points @ axes[2]):
-        axes = axes * np.array([[1.0], [-1.0], [-1.0]])
-    return Sim3(1.0, axes * np.sign(np.linalg.det(axes)), np.zeros(3))
 
 
 def draw_maps(
