@@ -11,7 +11,7 @@ import pytest
 from tests.integration.test_stages_video import Run, clip, run
 from tests.unit.test_gpmf import klv, nest
 from worker_agent.stages import frames, manifest, metadata, validate
-from worker_agent.stages.gpmf import read_settings
+from worker_agent.stages.klv import read_settings
 from worker_agent.stages.mp4_boxes import camera_settings_box
 
 __all__ = ["clip", "run"]

@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_agent.stages.gpmf import (
-    GpmfError,
-    TimedPayload,
-    parse,
-    read_settings,
-    read_telemetry,
-)
+from worker_agent.stages.gpmf import TimedPayload, read_telemetry
+from worker_agent.stages.klv import GpmfError, parse, read_settings
 from worker_agent.stages.metadata import split_payloads
 
 

@@ -1,27 +1,25 @@
-"""GoPro telemetry (GPMF): key-length-value parsing, GPS fixes, orientation and exposure.
+"""GoPro telemetry (GPMF): GPS fixes, gravity, orientation and exposure.
 
-Format: https://github.com/gopro/gpmf-parser (README, "GPMF Deeper Dive"). A payload is a DEVC
-container with one STRM a sensor; big-endian; every value is padded to four bytes. One payload
-covers about one second, and a sensor's samples are spread evenly over it.
+A payload of the track (`klv`) is a DEVC container with one STRM a sensor. It covers about one
+second, and a sensor's samples are spread evenly over it.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from worker_agent.stages.klv import GpmfError, Klv, find, samples, scaled, streams
+
 __all__ = [
-    "GpmfError",
     "GpsFix",
     "GravitySample",
     "OrientationSample",
     "Telemetry",
     "TimedPayload",
-    "read_settings",
     "read_telemetry",
 ]
 
@@ -37,38 +35,7 @@ READINGS: dict[str, tuple[tuple[str, ...], Callable[[tuple[float, ...]], float]]
     "acceleration_m_s2": (("ACCL",), lambda row: math.hypot(*row)),
 }
 MAX_STABILISED_DEG = 1.0  # of IORI; without stabilisation it stays below 0.3
-MAX_SETTING_BYTES = 256  # longer ones are tables
 GPS9_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
-MAX_DEPTH = 8  # of nested containers; GoPro's writers use 3
-
-# Type characters of the format -> struct codes; Q numbers (q, Q) and '?' are handled apart.
-_CODES = {
-    "b": "b",
-    "B": "B",
-    "s": "h",
-    "S": "H",
-    "l": "i",
-    "L": "I",
-    "j": "q",
-    "J": "Q",
-    "f": "f",
-    "d": "d",
-}
-
-
-class GpmfError(ValueError):
-    """The bytes are not GPMF; the text says where."""
-
-
-@dataclass(frozen=True, slots=True)
-class Klv:
-    """One entry: four-letter key, type character, bytes of one sample, repeat count, its data."""
-
-    key: str
-    kind: str
-    size: int
-    repeat: int
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,87 +95,6 @@ class Telemetry:
     started_at: float | None = None  # Unix time at 0 s, by the receiver's clock while it had a fix
 
 
-def parse(data: bytes) -> Iterator[Klv]:
-    """Entries of one level, in order. Raises GpmfError for a length that runs past the end."""
-    offset = 0
-    while offset + 8 <= len(data):
-        key, kind, size, repeat = struct.unpack_from(">4sBBH", data, offset)
-        if key == b"\0\0\0\0":  # padding at the end of a payload
-            return
-        if not all(32 <= c < 127 for c in key):
-            raise GpmfError(f"no key at byte {offset}")
-        offset += 8
-        length = size * repeat
-        if offset + length > len(data):
-            raise GpmfError(f"{key.decode()} at byte {offset - 8} runs past the end")
-        yield Klv(key.decode(), chr(kind), size, repeat, data[offset : offset + length])
-        offset += length + -length % 4
-
-
-def streams(data: bytes) -> Iterator[tuple[str, list[Klv]]]:
-    """(device name, entries) of every STRM under every DEVC of a payload."""
-    yield from _streams(data, "", 0)
-
-
-def _streams(data: bytes, device: str, depth: int) -> Iterator[tuple[str, list[Klv]]]:
-    if depth > MAX_DEPTH:
-        raise GpmfError("containers are nested too deep")
-    entries = list(parse(data))
-    for entry in entries:
-        if entry.key == "DVNM":
-            device = text(entry)
-    for entry in entries:
-        if entry.key == "STRM":
-            yield device, list(parse(entry.data))
-        elif entry.kind == "\0":
-            yield from _streams(entry.data, device, depth + 1)
-
-
-def text(entry: Klv) -> str:
-    return entry.data.split(b"\0", 1)[0].decode("latin-1").strip()
-
-
-def samples(entry: Klv, types: str | None = None) -> list[tuple[float, ...]]:
-    """Raw numbers of an entry, one tuple a sample; `types` is the TYPE of a complex ('?') entry."""
-    kinds = types if entry.kind == "?" else None
-    if kinds is None:
-        code = _CODES.get(entry.kind)
-        if code is None:
-            raise GpmfError(f"{entry.key}: numbers of type {entry.kind!r} are not supported")
-        width = struct.calcsize(">" + code)
-        if entry.size % width:
-            raise GpmfError(f"{entry.key}: sample size {entry.size} does not fit its type")
-        layout = ">" + code * (entry.size // width)
-    else:
-        if any(kind not in _CODES for kind in kinds):
-            raise GpmfError(f"{entry.key}: TYPE {kinds!r} is not supported")
-        layout = ">" + "".join(_CODES[kind] for kind in kinds)
-    if struct.calcsize(layout) != entry.size:
-        raise GpmfError(f"{entry.key}: sample size {entry.size} does not fit its type")
-    return [tuple(map(float, row)) for row in struct.iter_unpack(layout, entry.data)]
-
-
-def scaled(entries: Sequence[Klv], key: str) -> list[tuple[float, ...]]:
-    """Samples of `key` divided by the stream's SCAL; empty when the stream has none."""
-    found = _find(entries, key)
-    if found is None or not found.data:
-        return []
-    kind = _find(entries, "TYPE")
-    rows = samples(found, text(kind) if kind is not None else None)
-    scale = _find(entries, "SCAL")
-    if scale is None:
-        return rows
-    divisors = [value for row in samples(scale) for value in row]
-    if any(d == 0 for d in divisors):
-        raise GpmfError(f"{key}: its scale is zero")
-    width = len(rows[0])
-    if len(divisors) == 1:
-        divisors *= width
-    if len(divisors) != width:
-        raise GpmfError(f"{key}: {width} columns but {len(divisors)} scales")
-    return [tuple(v / d for v, d in zip(row, divisors, strict=True)) for row in rows]
-
-
 def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
     """GPS fixes, gravity, orientation and readings of one clip, in time order.
 
@@ -252,36 +138,6 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
     return Telemetry(device, gps, note, gravity, readings, orientation, started_at)
 
 
-def read_settings(data: bytes) -> dict[str, str]:
-    """The camera's settings of a recording (`moov.udta.GPMF`): texts by key, and numbers as text.
-
-    MINF model, VFOV field of view, PRJT projection, EISE stabilisation, DZOM zoom, VRES size, ...
-    The first device that says a key counts. Raises GpmfError.
-    """
-    found: dict[str, str] = {}
-    for _, entries in _containers(data, 0):
-        for entry in entries:
-            if entry.key in found or not entry.data:
-                continue
-            if entry.kind in ("c", "F"):
-                found[entry.key] = text(entry)
-            elif entry.kind in _CODES and entry.size * entry.repeat <= MAX_SETTING_BYTES:
-                values = [value for row in samples(entry) for value in row]
-                found[entry.key] = " ".join(f"{value:g}" for value in values)
-    return found
-
-
-def _containers(data: bytes, depth: int) -> Iterator[tuple[int, list[Klv]]]:
-    """(depth, entries) of every level; newer cameras keep settings right below DEVC."""
-    if depth > MAX_DEPTH:
-        raise GpmfError("containers are nested too deep")
-    entries = list(parse(data))
-    yield depth, entries
-    for entry in entries:
-        if entry.kind == "\0":
-            yield from _containers(entry.data, depth + 1)
-
-
 def _readings(
     payload: TimedPayload, entries: Sequence[Klv]
 ) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -299,7 +155,7 @@ def _gps5(
     payload: TimedPayload, entries: Sequence[Klv], rows: list[tuple[float, ...]]
 ) -> list[GpsFix]:
     """GPS5 rows are lat, lon, alt, 2D and 3D speed; fix and dilution hold for the payload."""
-    fix_entry, dilution_entry = _find(entries, "GPSF"), _find(entries, "GPSP")
+    fix_entry, dilution_entry = find(entries, "GPSF"), find(entries, "GPSP")
     fix = int(samples(fix_entry)[0][0]) if fix_entry is not None and fix_entry.data else 0
     dilution = math.inf
     if dilution_entry is not None and dilution_entry.data:
@@ -339,7 +195,7 @@ def _turn_deg(row: tuple[float, ...]) -> float:
 
 def _utc5(payload: TimedPayload, entries: Sequence[Klv]) -> list[float]:
     """Unix time at the clip's 0 s by GPSU: yymmddhhmmss.sss, of the payload's first sample."""
-    entry = _find(entries, "GPSU")
+    entry = find(entries, "GPSU")
     if entry is None:
         return []
     said = entry.data.split(b"\0", 1)[0].decode("latin-1").strip()
@@ -368,7 +224,3 @@ def _spread(
 def _on_earth(row: tuple[float, ...]) -> bool:
     lat, lon = row[0], row[1]
     return abs(lat) <= 90 and abs(lon) <= 180 and (lat != 0 or lon != 0)
-
-
-def _find(entries: Sequence[Klv], key: str) -> Klv | None:
-    return next((entry for entry in entries if entry.key == key), None)

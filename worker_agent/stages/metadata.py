@@ -23,14 +23,9 @@ from worker_agent.stages.api import (
     write_json,
 )
 from worker_agent.stages.ffprobe import ClipFacts, printable
-from worker_agent.stages.gpmf import (
-    GpmfError,
-    Telemetry,
-    TimedPayload,
-    read_settings,
-    read_telemetry,
-)
+from worker_agent.stages.gpmf import Telemetry, TimedPayload, read_telemetry
 from worker_agent.stages.inputs import NavSettings, logs_of, read_log
+from worker_agent.stages.klv import GpmfError, read_settings
 from worker_agent.stages.navigation import NavLog, clip_starts, on_timeline
 from worker_agent.stages.telemetry import nav_copy
 
