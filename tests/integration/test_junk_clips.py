@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tests.integration.test_stages_sfm import HEIGHT, WIDTH, film, gravel, reconstruct
+from tests.sfm_world import HEIGHT, WIDTH, film, gravel, reconstruct
 from worker_agent.protocol import FailureCode
 from worker_agent.stages import sfm
 from worker_agent.stages.api import StageFailure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,100 +12,16 @@ from typing import Any
 import numpy as np
 import pycolmap
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from stitch.sidecar import Sidecar
-from worker_agent.protocol import AttemptSpec, FailureCode
-from worker_agent.stages import frames, manifest, metadata, sfm, sfm_lens, sfm_mapping, validate
+from tests.sfm_world import HEIGHT, SFM, WIDTH, film, gravel, reconstruct, spec_for
+from worker_agent.protocol import FailureCode
+from worker_agent.stages import sfm, sfm_lens, sfm_mapping
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.stages.masks import prepare
 from worker_agent.stages.sfm_mapping import Request
 from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
-
-WIDTH, HEIGHT, FOCAL = 480, 270, 300.0
-SFM: dict[str, Any] = {
-    "camera_model": "auto",
-    "camera_params": None,
-    "max_features": 800,
-    "max_image_size": 1000,
-    "overlap": 5,
-    "seed": 0,
-    "threads": 1,
-    "min_registered_share": 0.8,
-    "max_reprojection_px": 2.0,
-    "memory_limit_mib": None,
-}
-
-
-def spec_for(run_dir: Path, config: dict[str, Any], clips: list[str]) -> AttemptSpec:
-    return AttemptSpec(
-        protocol=1,
-        epoch=1,
-        acquisition="survey",
-        job="survey-a1",
-        attempt=1,
-        stage="",
-        run_dir=str(run_dir),
-        config=config,
-        inputs={"clips": [{"name": n, "order": i} for i, n in enumerate(clips)], "segment": "a1"},
-    )
-
-
-def reconstruct(run_dir: Path, fps: float = 5.0, **settings: Any) -> Artifacts:
-    """All stages up to SfM on whatever lies in `input/`."""
-    names = sorted(path.name for path in (run_dir / "input").iterdir())
-    config = {
-        "frames": {"fps": fps, "width": 640, "height": None, "min_frames": 8},
-        "sfm": SFM | settings,
-    }
-    spec = spec_for(run_dir, config, names)
-    events = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        for stage in (validate, frames, metadata, manifest, sfm):
-            made = stage.main(spec, Reporter(events, 1, interval_s=0.0))
-    finally:
-        os.close(events)
-    return made
-
-
-def film(target: Path, pictures: list[Image.Image], rate: int = 5) -> None:
-    target.parent.mkdir(parents=True)
-    command = ["ffmpeg", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{WIDTH}x{HEIGHT}", "-r", str(rate), "-i", "pipe:0", "-threads", "1"]
-    data = b"".join(picture.tobytes() for picture in pictures)
-    command += ["-preset", "veryfast", "-crf", "16", "-pix_fmt", "yuv420p", str(target)]
-    subprocess.run(command, input=data, check=True)
-
-
-def gravel(count: int, step: float) -> tuple[list[Image.Image], np.ndarray[Any, Any]]:
-    """`count` views of stones at depths 1.5 to 2.5, the camera moving `step` along x (and a little
-    along y and z) between them; and its centres."""
-    rng = np.random.default_rng(3)
-    number = 2600
-    stones = np.column_stack(
-        [
-            rng.uniform(-2.2, 2.2 + count * 0.12, number),
-            rng.uniform(-1.5, 1.5, number),
-            rng.uniform(1.5, 2.5, number),
-        ]
-    )
-    size = rng.uniform(0.008, 0.05, number)
-    shade = rng.integers(20, 235, (number, 3))
-    order = np.argsort(-stones[:, 2])
-    centres = np.array(
-        [[step * i, 0.6 * step * np.sin(0.9 * i), 0.3 * step * i % 0.1] for i in range(count)]
-    )
-    pictures = []
-    for centre in centres:
-        picture = Image.new("RGB", (WIDTH, HEIGHT), (96, 110, 104))
-        draw = ImageDraw.Draw(picture)
-        for k in order:
-            x, y, z = stones[k] - centre
-            u, v, r = FOCAL * x / z + WIDTH / 2, FOCAL * y / z + HEIGHT / 2, FOCAL * size[k] / z
-            if -9 < u < WIDTH + 9 and -9 < v < HEIGHT + 9:
-                draw.ellipse((u - r, v - r, u + r, v + r), fill=tuple(int(c) for c in shade[k]))
-        pictures.append(picture.filter(ImageFilter.GaussianBlur(0.7)))
-    return pictures, centres
 
 
 @pytest.fixture(scope="module")
@@ -202,62 +117,6 @@ def test_features_of_an_earlier_attempt_are_used_again_unless_made_otherwise(don
     with pycolmap.Database.open(str(database)) as link:
         most = max(len(link.read_keypoints(i.image_id)) for i in link.read_all_images())
     assert most <= 700
-
-
-def refused(run_dir: Path, **settings: Any) -> StageFailure:
-    with pytest.raises(StageFailure) as caught:
-        reconstruct(run_dir, **settings)
-    assert "\n" not in caught.value.message
-    assert caught.value.advice
-    return caught.value
-
-
-def test_a_plan_with_fewer_frames_registers_every_second_one(tmp_path: Path) -> None:
-    pictures, _ = gravel(24, 0.06)
-    film(tmp_path / "input" / "GX010001.MP4", pictures)
-    reconstruct(tmp_path, frame_stride=2)
-    facts = json.loads((tmp_path / "output" / "sfm.json").read_text())
-    assert facts["registered"] == facts["frames"] == 12
-    model = pycolmap.Reconstruction(str(tmp_path / "sfm" / "model"))
-    names = sorted(image.name for image in model.images.values())
-    assert names == [f"f{n:06d}.jpg" for n in range(1, 25, 2)]
-
-
-def test_a_still_camera_has_no_parallax(tmp_path: Path) -> None:
-    film(tmp_path / "input" / "a.mp4", gravel(1, 0.0)[0] * 10)
-    failure = refused(tmp_path)
-    assert failure.reason is FailureCode.NO_PARALLAX
-    assert "does not move" in failure.message
-
-
-def test_a_camera_that_only_turns_has_no_parallax(tmp_path: Path) -> None:
-    picture = gravel(1, 0.0)[0][0]
-    turned = [picture.rotate(4 * i, resample=Image.Resampling.BICUBIC) for i in range(10)]
-    film(tmp_path / "input" / "a.mp4", turned)
-    failure = refused(tmp_path)
-    assert failure.reason is FailureCode.NO_PARALLAX
-    assert "one plane" in failure.message
-
-
-def test_pictures_of_different_places_do_not_register(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    noise = [
-        Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).filter(
-            ImageFilter.GaussianBlur(2)
-        )
-        for _ in range(8)
-    ]
-    film(tmp_path / "input" / "a.mp4", noise)
-    failure = refused(tmp_path)
-    assert failure.reason is FailureCode.REGISTRATION_FAILED
-    assert failure.evidence["verified_pairs"] == 0
-
-
-def test_frames_without_features_are_unusable(tmp_path: Path) -> None:
-    blurred = [p.filter(ImageFilter.GaussianBlur(25)) for p in gravel(8, 0.12)[0]]
-    ramp = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
-    film(tmp_path / "input" / "a.mp4", [Image.blend(p, ramp, 0.7) for p in blurred])
-    assert refused(tmp_path).reason is FailureCode.FRAMES_UNUSABLE
 
 
 def test_what_a_mask_hides_has_no_features(
