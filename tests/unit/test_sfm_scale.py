@@ -19,6 +19,8 @@ def test_the_height_of_a_camera_is_that_above_the_ground_below_it() -> None:
     found = heights(CENTRES, cliff)
     assert found[:20] == pytest.approx(4.0)
     assert found[28:] == pytest.approx(2.0)
+    overhang = GROUND + np.array([0, 0, 9])
+    assert heights(CENTRES, np.concatenate([GROUND, overhang])) == pytest.approx(4.0)
     assert np.isnan(heights(CENTRES + np.array([0, 100, 0]), cliff)).all()  # nothing below
 
 
@@ -56,5 +58,6 @@ def test_a_constant_depth_says_nothing() -> None:
     level = rng.normal(0, 0.02, 40)
     assert by_depth(level, 12.0 + rng.normal(0, 0.02, 40)) is None
     assert by_depth(np.zeros(40), np.full(40, 12.0)) is None
+    assert by_depth(np.linspace(0, 10, 40), np.full(40, 12.0)) is None
     # Upside down: the gravity is not what it seems.
     assert by_depth(np.linspace(0, 10, 40), np.linspace(5, 9, 40)) is None
