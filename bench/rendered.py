@@ -1,17 +1,20 @@
 """What a stitch does to pictures: held-out views of two segments, alone and merged.
 
-`python -m bench.rendered [--json] [--steps N] [--keep DIR]`
+`python -m bench.rendered [--json] [--pair A1 A2] [--steps N] [--keep DIR]`
 
-Data: COSMA_TEST_DATA/synth_seabed (by default ../shared/data). Two neighbouring tracks are
-reconstructed and trained one by one on the CPU, as the farm does it, registered by their sidecars
-and merged; every held-out view of both is then rendered from its own segment, from the other one
+Data: COSMA_TEST_DATA/synth_seabed (by default ../shared/data). Two tracks, neighbours of one
+vehicle or (A2 B1) crossing ones of two, are reconstructed and trained one by one on the CPU, as the
+farm does it, registered by their sidecars and merged; every held-out view of both is then rendered from its own segment, from the other one
 (moved to it) and from the merged scene. Names:
 
 rendered_loss_alone_db      where only the view's own segment holds ground: PSNR lost by the merge
 rendered_gain_overlap_db    where both do: PSNR of the merged scene over that of the better segment,
                              each over the held-out views of both tracks
-rendered_over_own_db        there, over the segment that the view itself is of (on its own track a
-                             segment is at its best; the merged scene is of both)
+rendered_over_own_db        there, view by view, over the segment that the view itself is of (on its
+                             own track a segment is at its best; the merged scene is of both)
+rendered_over_mean_db       there, view by view, over the mean of both segments
+rendered_holes              share of the pixels where the view's own segment is solid (opacity 0.9)
+                             and the merged scene is not (0.5)
 rendered_own_db             PSNR of the segments on their own held-out views, for scale
 rendered_density            gaussians at the seam over those of a single capture
 """
@@ -31,10 +34,10 @@ from bench.reconstruct import DATA, run_stage, stages_up_to_sfm
 from bench.results import Result, parser, show
 from dispatcher.settings import PipelineConfig
 
-PAIR = ("A1", "A2")
 FPS, WIDTH, SFM_WIDTH = 2.0, 240, 480
 CAP = 12_000
 HELD = 0.5  # opacity of a rendered pixel that counts as ground that a segment holds
+SOLID = 0.9
 MOST_PIXELS = 0.02  # of a view: fewer say nothing
 
 
@@ -109,7 +112,7 @@ def rendered(gaussians: Any, dataset: Any, view: int) -> tuple[Any, Any]:
     return image[0].clamp(0, 1), alpha[0].reshape(height, width)
 
 
-def compared(segments: list[Trained], folder: Path) -> dict[str, list[float]]:
+def compared(names: list[str], segments: list[Trained], folder: Path) -> dict[str, list[float]]:
     import numpy as np
     import torch
 
@@ -127,10 +130,12 @@ def compared(segments: list[Trained], folder: Path) -> dict[str, list[float]]:
     if edge.sim3 is None or not verdict.accepted:
         raise SystemExit(f"the pair is refused: {verdict.reason}")
     poses = [Sim3.identity(), edge.sim3]
-    members = [Member(n, p, s.sidecar) for n, p, s in zip(PAIR, poses, segments, strict=True)]
+    members = [Member(n, p, s.sidecar) for n, p, s in zip(names, poses, segments, strict=True)]
     merged = merge_gaussians(members, [one.ply for one in segments], folder / "scene.ply")
     scene = read_ply(folder / "scene.ply")
-    found: dict[str, list[float]] = {name: [] for name in ("loss_alone", "over_own", "own")}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("loss_alone", "over_own", "over_mean", "own", "holes")
+    }
     squares = [0.0, 0.0, 0.0]  # where both hold ground: by each segment, and merged
     found["density"] = [seam.density for seam in merged.seams]
 
@@ -145,7 +150,9 @@ def compared(segments: list[Trained], folder: Path) -> dict[str, list[float]]:
             truth = torch.from_numpy(np.asarray(own.dataset.images[view])).float()
             truth = truth / 255 if truth.max() > 1.5 else truth
             pictures = [rendered(g, own.dataset, view) for g in (own.gaussians, other, whole)]
-            (mine, here), (theirs, there), (both, _) = pictures
+            (mine, here), (theirs, there), (both, merged_there) = pictures
+            bare = (here > SOLID) & (merged_there < HELD)
+            found["holes"].append(float(bare.float().mean()))
             alone = (here > HELD) & (there < 0.1)
             overlap = (here > HELD) & (there > HELD)
             found["own"].append(ratio(mine, truth, here > -1))
@@ -154,6 +161,7 @@ def compared(segments: list[Trained], folder: Path) -> dict[str, list[float]]:
             if overlap.float().mean() > MOST_PIXELS:
                 three, one = ratio(both, truth, overlap), ratio(mine, truth, overlap)
                 found["over_own"].append(three - one)
+                found["over_mean"].append(three - (one + ratio(theirs, truth, overlap)) / 2)
                 for which, picture in ((number, mine), (1 - number, theirs), (2, both)):
                     squares[which] += float(((picture - truth)[overlap] ** 2).sum())
     best = min(squares[:2])
@@ -163,14 +171,17 @@ def compared(segments: list[Trained], folder: Path) -> dict[str, list[float]]:
 
 def main() -> int:
     options = parser(__doc__)
+    options.add_argument("--pair", nargs=2, default=["A1", "A2"], metavar="TRACK")
     options.add_argument("--steps", type=int, default=500, help="of each training")
     options.add_argument("--keep", metavar="DIR", help="leave the runs and the scene there")
     given = options.parse_args()
     clips = Path(os.environ.get("COSMA_TEST_DATA", DATA)) / "synth_seabed"
     with tempfile.TemporaryDirectory(prefix="cosma-bench-") as scratch:
         folder = Path(given.keep or scratch)
-        segments = [trained(name, clips / f"{name}.mp4", folder, given.steps) for name in PAIR]
-        found = compared(segments, folder)
+        segments = [
+            trained(name, clips / f"{name}.mp4", folder, given.steps) for name in given.pair
+        ]
+        found = compared(given.pair, segments, folder)
     results = [
         Result(
             name="rendered_loss_alone_db", value=statistics.mean(found["loss_alone"]), unit="dB",
@@ -183,6 +194,14 @@ def main() -> int:
         Result(
             name="rendered_over_own_db", value=statistics.mean(found["over_own"]), unit="dB",
             better="higher",
+        ),
+        Result(
+            name="rendered_over_mean_db", value=statistics.mean(found["over_mean"]), unit="dB",
+            better="higher",
+        ),
+        Result(
+            name="rendered_holes", value=statistics.mean(found["holes"]), unit="",
+            better="lower", target=0.001,
         ),
         Result(
             name="rendered_own_db", value=statistics.mean(found["own"]), unit="dB", better="higher"
