@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +21,7 @@ import pytest_asyncio
 
 from dispatcher import agent_bundle
 from dispatcher.core.model import Reason
-from dispatcher.errors import AgentRefusal, TransferError
+from dispatcher.errors import AgentRefusal, HostError, TransferError, TransportError
 from dispatcher.executors.ssh import SshExecutor
 from tests.sshd import Farm, Sshd, farm, make_key
 from worker_agent.protocol import FetchRequest, Peer
@@ -188,3 +191,55 @@ async def test_what_cannot_be_granted_says_why(two: Two, farm: Farm) -> None:
         with pytest.raises(AgentRefusal, match="Host key verification failed"):
             await two.takes.fetch(two.request(wrong))
     assert shlex.quote(str(two.source)) not in two.keys.read_text()
+
+
+async def test_a_pull_that_is_cut_comes_through_whole(two: Two) -> None:
+    """The giver's sessions, the dispatcher's to the taker, the pulling process itself."""
+    # The giver rests for ten seconds after each block: so long there is to cut it.
+    slow = two.taker.inventory_host(python=sys.executable, transfer={"limit_mib_s": 0.1})
+    takes = SshExecutor.connect_to(slow, agent_bundle.build())
+    part = two.target.with_name("clip.MP4.part")
+    cuts = (
+        two.giver.kill_sessions,
+        two.taker.kill_sessions,
+        lambda: [os.kill(pid, signal.SIGKILL) for pid in holders(part)],
+    )
+    two.target.parent.mkdir(parents=True)
+    for blocks, cut in enumerate(cuts, start=1):
+        part.write_bytes(DATA[: blocks << 20])
+        kept = part.stat().st_ino
+        async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
+            pulling = asyncio.ensure_future(takes.fetch(two.request(peer)))
+            while part.stat().st_size <= blocks << 20:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.02)
+            cut()
+            with pytest.raises(HostError):
+                await pulling
+        two.giver.kill_sessions()  # what was cut from the dispatcher alone goes on
+        while holders(part):  # noqa: ASYNC110 - it ends by itself, and tells nobody
+            await asyncio.sleep(0.02)
+        assert part.stat().st_size == (blocks + 1) << 20 and not two.target.exists()
+        for executor in (two.gives, two.takes, takes):
+            with contextlib.suppress(TransportError):  # it learns here that its link is gone
+                await executor.arrived(str(two.target.parent.parent), "input/clip.MP4")
+        async with two.gives.granted(str(two.source), EPOCH, "give") as peer:
+            assert (await two.takes.fetch(two.request(peer))).complete
+        assert two.target.read_bytes() == DATA and not part.exists()
+        assert two.target.stat().st_ino == kept, "it went on from what was there"
+        two.target.unlink()
+    await takes.close()
+
+
+def holders(path: Path) -> list[int]:
+    """Processes that have it open, but for ssh."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            opened = entry.name.isdigit() and any(
+                one.readlink() == path for one in (entry / "fd").iterdir()
+            )
+            if opened and (entry / "comm").read_text() != "ssh\n":
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
