@@ -4,8 +4,8 @@
 
 Data: COSMA_TEST_DATA/synth_seabed (by default ../shared/data). Two tracks, neighbours of one
 vehicle or (A2 B1) crossing ones of two, are reconstructed and trained one by one on the CPU, as the
-farm does it, registered by their sidecars and merged; every held-out view of both is then rendered from its own segment, from the other one
-(moved to it) and from the merged scene. Names:
+farm does it, registered by their sidecars and merged; every held-out view of both is then rendered
+from its own segment, from the other one (moved to it) and from the merged scene. Names:
 
 rendered_loss_alone_db      where only the view's own segment holds ground: PSNR lost by the merge
 rendered_gain_overlap_db    where both do: PSNR of the merged scene over that of the better segment,
