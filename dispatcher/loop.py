@@ -39,7 +39,7 @@ from dispatcher.learning import Learning
 from dispatcher.probing import Probing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
-from dispatcher.scheduler import Deciding, in_turns
+from dispatcher.scheduler import PORTION, Deciding, in_turns, keep_unsearched
 from dispatcher.session import RESTART, HostSession
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store
@@ -211,7 +211,10 @@ class Dispatcher:
     async def _load(self, *, restart: bool) -> None:
         """Take up jobs this process has not seen: all of them at the start, then new ones."""
         self._position, made = await self.store.new_jobs(self._position)
-        for job in made:
+        for number, job in enumerate(made):
+            if len(made) > PORTION and number % PORTION == 0:
+                keep_unsearched()
+                await asyncio.sleep(0)
             if job.id in self._jobs:  # two looks at once: the other took it up
                 continue
             self._jobs[job.id] = job
@@ -346,6 +349,8 @@ class Dispatcher:
         decision = self._deciding.decide(self.policy)
         for reservation in decision.stages:  # first, as a GPU waits for the commits before its own
             self.post(reservation.job, ev.StagePlaced(at=self.clock.now(), reservation=reservation))
+        if decision.more:  # what else is due comes in between
+            asyncio.get_running_loop().call_soon(self._look_again)
         for job_id, host in in_turns(decision.assignments):
             self.post(job_id, ev.HostAssigned(at=self.clock.now(), host=host))
         if told := self._deciding.words():  # what was decided does not wait for their writing

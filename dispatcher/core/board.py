@@ -26,6 +26,8 @@ from dispatcher.core.stage_starts import start_all, why_not
 from dispatcher.core.views import HostView, fresh
 from dispatcher.core.yard import Yard
 
+ASKED = 10  # jobs that are asked for anew in about the time in which one is given a host
+
 Told = tuple[Label, Hashable, Stage]
 
 
@@ -35,6 +37,7 @@ class Placement:
 
     assignments: tuple[tuple[str, str], ...]  # (job, host), in the order they were decided
     stages: tuple[Reservation, ...]  # attempt = job.attempt + 1
+    more: bool = False  # not all that could be given a host was: decide again once these are told
 
 
 class Board:
@@ -55,7 +58,8 @@ class Board:
         self._now = float("-inf")
         self._queue = Queue()
         self._yard = Yard(policy)
-        self._fits = self._yard.version  # that jobs stand in the queue by
+        self._fits = self._yard.version  # that jobs stand in the queue by, or will
+        self._unasked: list[Hashable] = []  # works whose jobs do not yet
         self._counted: dict[str, tuple[int, Counter[tuple[str, str]]]] = {}  # host -> jobs it holds
         self._assigner = Assigner(policy, self._yard, self._queue, self._ledgers)
 
@@ -187,39 +191,50 @@ class Board:
         if job.step is not Step.PLACE:
             return
         self._waits[job.id] = None
-        if job.host is None and job.not_before <= self._now:
+        now = max(0.0, self._now)  # 0: before the first decision what has no delay is known
+        if job.host is None and job.not_before <= now:
             self._enqueue(job, None)
         overdue = job.assigned_at + self._policy.patience_s
         for at in (job.not_before, *([overdue] if job.host is not None else [])):
-            if at > self._now:
+            if at > now:
                 heapq.heappush(self._alarms, (at, job.id))
 
     # --- decisions ---
 
-    def decide(self, now: float) -> Placement:
+    def decide(self, now: float, most: int | None = None) -> Placement:
         """`now` is wall clock, as Job.not_before is. Changes nothing on the board: what was
-        decided comes back as jobs with a reservation or a host."""
+        decided comes back as jobs with a reservation or a host. `most`: jobs that are given a host
+        at a time, so that a decision takes no longer however many hosts are idle or jobs came."""
         self._undo()
         due = self._pass_time(now)
         for name in self._dirty:
             self._start_on(self._ledgers[name], now)
         self._dirty.clear()
-        self._ask_again()
+        self._ask_again(most)
         for job in due:
             self._enqueue(job, None)
-        given = self._assigner.assign(self._jobs, now)
+        # By priority and share only when all are asked: else they would not be known of all.
+        given = [] if self._unasked else self._assigner.assign(self._jobs, now, most)
         starts = (self._ledgers[name].starts for name in sorted(self._starting))
         return Placement(
-            assignments=tuple(given), stages=tuple(one for some in starts for one in some)
+            assignments=tuple(given),
+            stages=tuple(one for some in starts for one in some),
+            more=bool(self._unasked) or len(given) == most,
         )
 
-    def _ask_again(self) -> None:
-        """For all that waits, where kinds of host or needs are not what they were."""
-        if self._fits == self._yard.version:
-            return
-        self._fits = self._yard.version
-        for one in self._queue.one_of_each_work():
-            for job, leaves in self._queue.ask(self._yard.asked(self._jobs[one])):
+    def _ask_again(self, most: int | None) -> None:
+        """For all that waits, where kinds of host or needs are not what they were; of many jobs,
+        for some at a time."""
+        if self._fits != self._yard.version:
+            self._fits = self._yard.version
+            self._unasked = self._queue.works
+        asked = 0
+        while self._unasked and (most is None or asked < ASKED * most):
+            some = self._queue.some_of(self._unasked.pop())
+            if some is None:
+                continue
+            asked += some[1]
+            for job, leaves in self._queue.ask(self._yard.asked(self._jobs[some[0]])):
                 self._enqueue(self._jobs[job], leaves)
 
     def _pass_time(self, now: float) -> list[Job]:

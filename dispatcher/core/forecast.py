@@ -136,7 +136,11 @@ class _Farm:
         self._plan_stitches(now)
         if self._undecided:
             self._undecided = False
-            self._carry_out(self._decide(now), now)
+            decided = self._decide(now)
+            self._carry_out(decided, now)
+            while decided.more:
+                decided = self._decide(now)
+                self._carry_out(decided, now)
             self._take_smaller_plans(job for job in self._board.unfit if job not in self._too_large)
 
     def take_smaller_plans(self) -> bool:

@@ -125,8 +125,14 @@ class Queue:
         elif position == 0:
             self._enter(shelf, share)
 
-    def one_of_each_work(self) -> list[str]:
-        return [next(iter(jobs)) for jobs in self._alike.values()]
+    @property
+    def works(self) -> list[Hashable]:
+        return [*self._alike]
+
+    def some_of(self, work: Hashable) -> tuple[str, int] | None:
+        """One job of this work, and how many there are; None: none is left."""
+        jobs = self._alike.get(work)
+        return (next(iter(jobs)), len(jobs)) if jobs else None
 
     def ask(self, asked: Asked) -> list[tuple[str, str | None]]:
         """Jobs of this work ask for something else now. Those that stand wrong by it are dropped,

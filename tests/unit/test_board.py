@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatcher.core import events as ev
 from dispatcher.core.board import Board
 from dispatcher.core.ledger import Ledger
+from dispatcher.core.machine import step
 from dispatcher.core.model import SETTLED, Reason, Stage
 from dispatcher.core.need import Needs
+from dispatcher.core.place import place
 from dispatcher.core.policy import Order, Policy
 from dispatcher.core.queue import Queue
 from dispatcher.core.yard import Yard
@@ -76,6 +79,32 @@ def test_time_alone_starts_what_waited_for_it() -> None:
     assert [one.job for one in late.stages] == ["here"]
     back = board.decide(NOW)  # the clock was set back
     assert (back.assignments, back.stages) == ((), ())
+
+
+def test_many_jobs_are_given_hosts_some_at_a_time_and_in_order() -> None:
+    """They came before the hosts did: all are asked what these can do before any is given one."""
+    board = Board(Policy())
+    jobs = {f"j{n:02d}": job(f"j{n:02d}", frames=100 * (n + 1), priority=n) for n in range(25)}
+    for one in jobs.values():
+        board.put_job(one)
+    for n in range(3):
+        board.put_host(host(f"h{n}", gpu(f"GPU-{n}")))
+    at_once = place(
+        jobs.values(), [host(f"h{n}", gpu(f"GPU-{n}")) for n in range(3)], Policy(), NOW
+    )
+    given: list[str] = []
+    decisions = 0
+    while True:
+        decided = board.decide(NOW, most=2)
+        decisions += 1
+        assert len(decided.assignments) <= 2
+        for name, where in decided.assignments:
+            given.append(name)
+            board.put_job(step(jobs[name], ev.HostAssigned(at=NOW, host=where))[0])
+        if not decided.more:
+            break
+    assert given == [name for name, _ in at_once.assignments]
+    assert decisions > 1 + len(given) // 2, "the first only asked"
 
 
 @pytest.mark.parametrize(("total", "moves"), [(12_200, False), (6_000, True)])
