@@ -2,8 +2,9 @@
 
 Segments of COSMA_TEST_DATA (by default ../shared/data) are reconstructed by the product's own
 stages at its defaults, each into a frame of its own; pairs are registered, judged and solved as in
-a stitch. With --work what SfM made is kept there and taken from there the next time, and only the
-sidecars are made again. Sets whose files are not there are left out, and named on stderr.
+a stitch, with what gravity and positions say. With --work what SfM made is kept there and taken
+from there the next time, and only the sidecars are made again. Sets whose files are not there are
+left out, and named on stderr.
 
 placed.SET             members that hang together, of all
 point_rmse_cm.SET      synth_a (A1 A2 A3), synth_b (B1 B2), synth_axb (all five): all points of the
@@ -39,14 +40,15 @@ from scipy.spatial.transform import Rotation, Slerp
 from bench.reconstruct import DATA, SETS, Set, config_for, run_stage, stages_up_to_sfm
 from bench.results import Result, parser, show, told
 from bench.stitch import RATIO, THRESHOLDS
-from stitch.candidates import candidates
+from stitch.evidence import Party, gather
 from stitch.from_model import from_reconstruction
+from stitch.known_edges import KnownEdges
 from stitch.pairs import Known, register_pair
-from stitch.posegraph import solve
 from stitch.score import judge
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3, umeyama
 from worker_agent.demo.truth import align_cameras, load_truth
+from worker_agent.stages.stitch_world import all_readings, fit
 
 _CHAPTERS = {
     "gx01": ("gopro_reef_hero10/segments/GX010042.MP4", 0.0),
@@ -82,7 +84,9 @@ class Films:
 
     def sidecar(self, name: str) -> Sidecar:
         folder = self.run_dir(name)
-        return remade(pycolmap.Reconstruction(str(folder / "sfm" / "model")), folder)
+        made = remade(pycolmap.Reconstruction(str(folder / "sfm" / "model")), folder)
+        stored = Sidecar.load(folder / "output" / "registration.npz")
+        return dataclasses.replace(made, gps=stored.gps, gravity=stored.gravity)
 
     def has(self, *names: str) -> bool:
         missing = [
@@ -131,20 +135,20 @@ def remade(model: pycolmap.Reconstruction, folder: Path) -> Sidecar:
 
 
 class Scene:
-    """Members as one stitch: `poses` (None: not placed with the first)."""
+    """Members as one stitch, with what their gravity and positions say: `poses` of those in its
+    largest part."""
 
     def __init__(self, sidecars: Sequence[Sidecar]) -> None:
-        known = [Known(Path(), sidecar) for sidecar in sidecars]
-        edges = []
-        for target, source in candidates(sidecars):
-            edge = register_pair(source, known[source], target, known[target], RATIO)
-            verdict = judge(edge, THRESHOLDS)
-            print(f"  {source} to {target}: {verdict.accepted} {verdict.reason}", file=sys.stderr)
-            edges += [edge] if verdict.accepted else []
-        same_frames = [k for k, edge in enumerate(edges) if edge.method == "frames"]
-        solution = solve([sidecar.extent() for sidecar in sidecars], edges, same_frames)
-        self.placed = solution.members
-        self.poses = {i: solution.poses[i] for i in self.placed}
+        parties = [Party(Known(Path(), sidecar), str(k)) for k, sidecar in enumerate(sidecars)]
+        readings, _ = all_readings(sidecars)
+        found = gather(parties, readings, fit, THRESHOLDS, RATIO, KnownEdges(RATIO))
+        for edge, verdict in zip(found.edges, found.verdicts, strict=True):
+            print(
+                f"  {edge.source} to {edge.target}: {verdict.accepted} {verdict.reason}",
+                file=sys.stderr,
+            )
+        self.placed = found.solution.members
+        self.poses = {i: found.solution.poses[i] for i in self.placed}
 
 
 def turned(sidecar: Sidecar) -> Rotation:
