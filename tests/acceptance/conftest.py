@@ -27,7 +27,9 @@ def farm(tmp_path: Path) -> Iterator[EmbeddedHosts]:
 
 
 @pytest.fixture
-def cosma(tmp_path: Path, farm: EmbeddedHosts) -> Cosma:
+def cosma(tmp_path: Path, farm: EmbeddedHosts) -> Iterator[Cosma]:
     directory = tmp_path / "operator"
     directory.mkdir()
-    return Cosma(directory, farm.inventory)
+    made = Cosma(directory, farm.inventory)
+    yield made
+    made.end_all()
