@@ -39,6 +39,7 @@ class Ingested:
     auv: str
     segment: str
     clips: int
+    logs: int  # of the vehicle, that its clips have
     bytes: int
     new: bool
     state: JobState
@@ -151,7 +152,7 @@ async def _ingest_segment(
         job,
         _run(job_id, config, segment, now),
     )
-    return _ingested(job, segment, files, new=True)
+    return _ingested(job, segment, files, logs, new=True)
 
 
 def _logged(
@@ -174,7 +175,7 @@ def _known(
     logs: list[SourceFile | None],
 ) -> Ingested:
     there = [clip.source for row in stored for clip in row.clips]
-    row = _ingested(job, segment, files, new=False)
+    row = _ingested(job, segment, files, logs, new=False)
     if there == [file.location for file in files]:
         known = [clip.log for row in stored for clip in row.clips]
         if known == [log.location if log else None for log in logs]:
@@ -226,12 +227,20 @@ def _run(job: str, config: PipelineConfig, segment: PlannedSegment, now: float) 
     )
 
 
-def _ingested(job: Job, segment: PlannedSegment, files: list[SourceFile], *, new: bool) -> Ingested:
+def _ingested(
+    job: Job,
+    segment: PlannedSegment,
+    files: list[SourceFile],
+    logs: list[SourceFile | None],
+    *,
+    new: bool,
+) -> Ingested:
     return Ingested(
         job=job.id,
         auv=segment.auv,
         segment=segment.label,
         clips=len(files),
+        logs=len({log.location for log in logs if log is not None}),
         bytes=sum(file.bytes for file in files),
         new=new,
         state=job.state,

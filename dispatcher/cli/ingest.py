@@ -25,7 +25,8 @@ def ingest(
         typer.Argument(
             metavar="PATH",
             help="<auv>/<gopro_serial>/<segment>/*.MP4 below it, or GoPro files in it; "
-            "host:/absolute/path is pulled by the hosts themselves.",
+            "host:/absolute/path is pulled by the hosts themselves. Logs of the vehicle (nav.csv, "
+            "see docs/navigation.md) go along.",
         ),
     ],
     acquisition: Annotated[str, typer.Option("--acquisition", "-a", help="Name of the survey.")],
@@ -54,6 +55,8 @@ def ingest(
     if json:
         print_json({"acquisition": acquisition, "segments": rows})
     else:
-        print_rows(("job", "auv", "segment", "clips", "bytes", "state", "reason", "message"), rows)
+        print_rows(
+            ("job", "auv", "segment", "clips", "logs", "bytes", "state", "reason", "message"), rows
+        )
     if any(item.message for item in found if item.new or item.state is not JobState.HELD):
         raise typer.Exit(ExitCode.PARTIAL)

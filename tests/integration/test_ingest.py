@@ -134,6 +134,7 @@ async def test_a_log_goes_with_its_clips_and_one_is_sent_once(
     (survey / "auv-1" / "nav.csv").write_text("unix_s,depth_m\n0,1\n")
     (segment / "GX010002.nav.csv").write_text("t_s,depth_m\n0,1\n")
     (row,) = await ingest(store, str(survey), acquisition="w", config=CONFIG)
+    assert row.logs == 2
     specs = JobSpecs(store, {}.get)
     job = await store.job(row.job)
     assert job is not None
