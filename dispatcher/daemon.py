@@ -91,6 +91,7 @@ async def _run(
     epoch = await store.new_epoch(host=socket.gethostname(), pid=os.getpid(), at=time.time())
     specs = JobSpecs(store, lambda host: _stage_python(fleet, host))
     learning = await Learning.from_store(store)
+    stitching = Stitching(store, clock)
     trims = Trims(fleet, store, clock, settings.trim_window_s)
     await trims.take_up()
     collecting = Collecting(
@@ -142,7 +143,7 @@ async def _run(
             epoch=epoch,
             lease_scale=settings.lease_scale,
         ),
-        stitching=Stitching(store, clock),
+        stitching=stitching,
         clock=clock,
         policy=Policy(),
         learning=learning,
@@ -158,6 +159,7 @@ async def _run(
         quarantines=Quarantines(store, fleet, clock),
         services=(
             pools.run,
+            stitching.keep_deadlines,
             partial(
                 AttemptRetention(
                     fleet=fleet, store=store, epoch=epoch, keep_s=settings.retention_days * DAY_S

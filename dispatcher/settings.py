@@ -35,6 +35,10 @@ class StitchConfig(Frozen):
     segment_ids: bool = False  # a column of the PLY: from which member each gaussian comes
     orthomosaic: bool = True
     tiles: bool = False
+    # A first version of an AUV's stitch before all its segments are terminal: once this share of
+    # them is done, or so long after the last one was ingested. Late ones come into the next.
+    quorum: float | None = Field(default=None, gt=0, le=1)
+    deadline_h: float | None = Field(default=None, ge=0)
 
 
 class ReclaimConfig(ReclaimRules):

@@ -7,12 +7,19 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from dispatcher.clock import Clock
 from dispatcher.core.decisions import Decision, in_force
-from dispatcher.core.model import Job, JobState, Stage
-from dispatcher.core.plan import SegmentView, StitchPlan, StitchView, plan_stitches, stitch_job
+from dispatcher.core.model import SETTLED, Job, JobState, Stage
+from dispatcher.core.plan import (
+    SegmentView,
+    Sooner,
+    StitchPlan,
+    StitchView,
+    plan_stitches,
+    stitch_job,
+)
 from dispatcher.core.work_size import shape_of
 from dispatcher.requests import DECISIONS, decided
 from dispatcher.store.base import Store
@@ -20,10 +27,15 @@ from dispatcher.store.rows import Run, Segment, Stitch
 
 log = logging.getLogger("cosma")
 
+_DEADLINES_S = 60.0  # between two looks
+
 
 def segment_view(segment: Segment, state: JobState) -> SegmentView:
     """As planning sees it; `state` is that of its job."""
-    return SegmentView(job=segment.job, auv=segment.auv, name=segment.label, state=state)
+    return SegmentView(
+        job=segment.job, auv=segment.auv, name=segment.label, state=state,
+        created_at=segment.created_at,
+    )  # fmt: skip
 
 
 def stitch_view(stitch: Stitch, decisions: Iterable[Decision]) -> StitchView:
@@ -65,7 +77,32 @@ class Stitching:
             acquisition,
             segments,
             [stitch_view(stitch, decisions) for stitch in stitches],
+            await self._sooner(segments),
+            self._clock.now(),
         )
+
+    async def keep_deadlines(self, look_again: Callable[[], None]) -> None:
+        """Without end: a deadline passes while nothing else happens."""
+        while True:
+            await asyncio.sleep(_DEADLINES_S)
+            for acquisition in await self._store.acquisitions():
+                segments = await self._store.segment_views(acquisition.id)
+                if any(segment.state not in SETTLED for segment in segments):
+                    sooner = await self._sooner(segments)
+                    if sooner is not None and sooner.deadline_s is not None:
+                        await self.plan(acquisition.id)
+                        look_again()
+
+    async def _sooner(self, segments: Sequence[SegmentView]) -> Sooner | None:
+        """By the config of the acquisition's first segment, as the stitch itself."""
+        if all(segment.state in SETTLED for segment in segments):
+            return None
+        first = await self._store.run(min(segments, key=lambda s: s.created_at).job)
+        config = (first.config if first else {}).get("stitch", {})
+        quorum, hours = config.get("quorum"), config.get("deadline_h")
+        if quorum is None and hours is None:
+            return None
+        return Sooner(quorum=quorum, deadline_s=None if hours is None else 3600.0 * hours)
 
     async def _make(self, acquisition: str, plan: StitchPlan) -> None:
         now = self._clock.now()

@@ -12,6 +12,7 @@ from enum import StrEnum
 from dispatcher.core.model import SETTLED, Job, JobKind, JobState, Stage
 
 _CROSS = "cross"
+_LEAST_EARLY = 2  # segments that are done: one alone would only pass through
 
 
 class StitchLevel(StrEnum):
@@ -25,6 +26,16 @@ class SegmentView:
     auv: str
     name: str
     state: JobState
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sooner:
+    """When an AUV gets a first stitch although some of its segments are still at work: once this
+    share of them is done, or so long after the last one was ingested. None: not before the end."""
+
+    quorum: float | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +91,16 @@ def stitch_job(acquisition: str, plan: StitchPlan, created_at: float) -> Job:
 
 
 def plan_stitches(
-    acquisition: str, segments: Iterable[SegmentView], stitches: Iterable[StitchView]
+    acquisition: str,
+    segments: Iterable[SegmentView],
+    stitches: Iterable[StitchView],
+    sooner: Sooner | None = None,
+    now: float = 0.0,
 ) -> tuple[StitchPlan, ...]:
     """Stitches that can be made and do not exist; a held or failed member is left out.
+
+    An AUV is stitched when all its segments are terminal; by `sooner`, once before that, of those
+    that are done by then. The AUVs are joined when all that is terminal.
 
     A stitch is not planned again while one with the same members and decisions exists, unless that
     one was cancelled: retrying a held stitch is the operator's decision.
@@ -93,7 +111,9 @@ def plan_stitches(
     existing = list(stitches)
     plans: list[StitchPlan] = []
     for auv in sorted(by_auv):
-        members = _done_members(by_auv[auv])
+        first = not any(s.auv == auv for s in existing if s.level is StitchLevel.PER_AUV)
+        early = first and sooner is not None and _soon_enough(by_auv[auv], sooner, now)
+        members = _done_members(by_auv[auv], early=early)
         if members:
             plans += _unless_made(acquisition, StitchLevel.PER_AUV, auv, members, existing)
     if not plans and _all_settled(by_auv, existing):
@@ -104,9 +124,20 @@ def plan_stitches(
     return tuple(plans)
 
 
-def _done_members(segments: Sequence[SegmentView]) -> tuple[str, ...]:
-    """Job ids in the order of the segments' names; none while one is still at work."""
-    if any(segment.state not in SETTLED for segment in segments):
+def _soon_enough(segments: Sequence[SegmentView], sooner: Sooner, now: float) -> bool:
+    done = sum(segment.state is JobState.DONE for segment in segments)
+    if done < _LEAST_EARLY:
+        return False
+    if sooner.quorum is not None and done >= sooner.quorum * len(segments):
+        return True
+    last = max(segment.created_at for segment in segments)
+    return sooner.deadline_s is not None and now >= last + sooner.deadline_s
+
+
+def _done_members(segments: Sequence[SegmentView], *, early: bool) -> tuple[str, ...]:
+    """Job ids in the order of the segments' names; none while one is still at work, unless
+    `early`."""
+    if not early and any(segment.state not in SETTLED for segment in segments):
         return ()
     done = [s for s in segments if s.state is JobState.DONE]
     return tuple(s.job for s in sorted(done, key=lambda s: (s.name, s.job)))

@@ -107,8 +107,9 @@ def segment_of(row: sqlite3.Row) -> Segment:
 
 def segment_view_of(row: sqlite3.Row) -> SegmentView:
     return SegmentView(
-        job=row["job"], auv=row["auv"], name=row["label"], state=JobState(row["state"])
-    )
+        job=row["job"], auv=row["auv"], name=row["label"], state=JobState(row["state"]),
+        created_at=row["created_at"],
+    )  # fmt: skip
 
 
 def run_of(row: sqlite3.Row) -> Run:

@@ -49,7 +49,10 @@ async def test_making_something_twice_makes_it_once(store: Store) -> None:
     assert await store.load_jobs() == [moved]
     assert await store.segments(acquisition="dive") == [SEGMENT]
     assert await store.segments(job="other") == []
-    view = SegmentView(job=JOB.id, auv=SEGMENT.auv, name=SEGMENT.label, state=moved.state)
+    view = SegmentView(
+        job=JOB.id, auv=SEGMENT.auv, name=SEGMENT.label, state=moved.state,
+        created_at=SEGMENT.created_at,
+    )  # fmt: skip
     assert await store.segment_views("dive") == [view]
     assert await store.segment_views("other") == []
     assert await store.run(JOB.id) == RUN

@@ -113,3 +113,29 @@ async def test_a_new_version_is_sent_what_the_one_before_found(tmp_path: Path) -
         "input/edges.json": (str(tmp_path / "edges.json"), f"dive/{STITCH}/output/edges.json"),
         "input/before.json": (str(tmp_path / "stitch.json"), f"dive/{STITCH}/output/stitch.json"),
     }
+
+
+async def test_a_deadline_of_the_survey_makes_a_first_version(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "cosma.db")
+    clock = ManualClock()
+    try:
+        await store.create_acquisition(Acquisition(id="dive", name="dive", created_at=1.0))
+        began = clock.now()
+        for name, state in (("a1", JobState.DONE), ("a2", JobState.DONE), ("a3", JobState.QUEUED)):
+            job = Job(id=name, kind=JobKind.RECONSTRUCT, acquisition="dive", name=name, auv="a",
+                      created_at=began, state=state,
+                      step=Step.REST if state is JobState.DONE else Step.PLACE)  # fmt: skip
+            segment = Segment(id=name, acquisition="dive", auv="a", gopro_serial="C", label=name,
+                              job=name, clips=(), created_at=began)  # fmt: skip
+            config = {"stitch": {"deadline_h": 2.0}}
+            await store.create_segment(
+                segment, job, Run(job=name, config=config, sha256="", created_at=began)
+            )
+        made = []
+        for hours in (1.9, 0.2):
+            clock.advance(3600 * hours)
+            await Stitching(store, clock).plan("dive")
+            made.append([stitch.members for stitch in await store.stitches()])
+    finally:
+        await store.close()
+    assert made == [[], [("a1", "a2")]]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dispatcher.core.model import SETTLED, JobState
 from dispatcher.core.plan import (
     SegmentView,
+    Sooner,
     StitchLevel,
     StitchPlan,
     StitchView,
@@ -44,6 +45,37 @@ def test_bad_segments_are_left_out_and_a_single_good_one_passes_through() -> Non
     (plan,) = plan_stitches("dive", [seg("a1"), seg("a2", HELD), seg("a3", JobState.ERROR)], [])
     assert plan.passthrough and plan.members == ("a1",)
     assert plan_stitches("dive", [seg("a1", HELD)], []) == ()
+
+
+def test_a_quorum_makes_a_first_version_and_the_end_makes_the_next() -> None:
+    half = Sooner(quorum=0.5)
+    few = [seg("a1"), seg("a2", RUNNING), seg("a3", RUNNING), seg("a4", HELD)]
+    assert plan_stitches("dive", few, [], half) == ()  # one alone
+    enough = [seg("a1"), seg("a2"), seg("a3", RUNNING), seg("a4", HELD)]
+    assert plan_stitches("dive", enough, []) == ()
+    (first,) = plan_stitches("dive", enough, [], half)
+    assert (first.version, first.members) == (1, ("a1", "a2"))
+    more = [seg("a1"), seg("a2"), seg("a3"), seg("a4"), seg("a5", RUNNING)]
+    assert plan_stitches("dive", more, [made(first)], half) == ()  # not one for each
+    (last,) = plan_stitches("dive", [*more[:4], seg("a5")], [made(first)], half)
+    assert (last.version, last.members) == (2, ("a1", "a2", "a3", "a4", "a5"))
+
+
+def test_a_deadline_counts_from_the_last_segment_that_came() -> None:
+    rule = Sooner(deadline_s=100.0)
+    three = [
+        dataclasses.replace(seg(job, state), created_at=at)
+        for job, state, at in (("a1", DONE, 10.0), ("a2", DONE, 20.0), ("a3", RUNNING, 50.0))
+    ]
+    assert plan_stitches("dive", three, [], rule, 149.0) == ()
+    (first,) = plan_stitches("dive", three, [], rule, 150.0)
+    assert first.members == ("a1", "a2")
+    assert plan_stitches("dive", three, [made(first)], rule, 999.0) == ()
+    # Vehicles are joined at the end only.
+    both = [*three, seg("b1"), seg("b2")]
+    plans = plan_stitches("dive", both, [], rule, 150.0)
+    assert [plan.auv for plan in plans] == ["a", "b"]
+    assert plan_stitches("dive", both, [made(p) for p in plans], rule, 999.0) == ()
 
 
 def test_the_auvs_are_joined_once_both_are_done() -> None:

@@ -15,7 +15,7 @@ WHERE (:acquisition IS NULL OR acquisition = :acquisition) AND (:job IS NULL OR 
 ORDER BY auv, gopro_serial, label, id;
 
 -- name: select_segment_views
-SELECT segments.job, segments.auv, segments.label, jobs.state
+SELECT segments.job, segments.auv, segments.label, segments.created_at, jobs.state
 FROM segments JOIN jobs ON jobs.id = segments.job
 WHERE segments.acquisition = :acquisition
 ORDER BY segments.auv, segments.gopro_serial, segments.label, segments.id;
