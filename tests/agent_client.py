@@ -70,7 +70,7 @@ class AgentClient:
     def call(self, verb: str, request: Message | bytes, body: bytes = b"") -> Answer:
         line = request if isinstance(request, bytes) else request.to_json().encode() + b"\n"
         with self.spawn(verb) as process:
-            out, err = process.communicate(line + body, timeout=60)
+            out, err = process.communicate(line + body, timeout=300)
         lines = [json.loads(part) for part in out.splitlines()]
         return Answer(process.returncode, lines, err.decode())
 

@@ -23,6 +23,7 @@ def report(tmp_path: Path, python: Path | str, **changes: str) -> tuple[int, Sel
     return answer.code, SelftestReport.from_dict(answer.one)
 
 
+@pytest.mark.usefixtures("kernels")  # compiling them is not what is asked here
 def test_this_host_knows_the_answers(tmp_path: Path) -> None:
     code, found = report(tmp_path, sys.executable, gpu="CPU-abc", gpu_kind="cuda")
     assert [(check.name, check.message) for check in found.checks if not check.ok] == []
