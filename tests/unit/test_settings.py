@@ -78,7 +78,7 @@ DEFAULTS = {
     "stitch": {
         **{"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
         **{"prune_floaters": True, "harmonise": False, "segment_ids": False},
-        **{"orthomosaic": True, "tiles": False},
+        **{"orthomosaic": True, "tiles": False, "quorum": None, "deadline_h": None},
     },
     "reclaim": {
         "source_videos": "when_verified",
