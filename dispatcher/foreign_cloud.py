@@ -50,15 +50,18 @@ async def add_cloud(
     The same file again changes nothing. Raises UsageError for a file that is no cloud which a
     stitch can take, or a name that another segment has; CosmaError when it cannot be copied.
     """
-    look = await asyncio.to_thread(_look, file)
+    if not acquisition.strip() or not auv.strip():
+        raise UsageError("the survey or the vehicle has no name", fix="give --acquisition, --auv")
     survey = slug(acquisition)
     job_id = slug(survey, auv, name)
     size, sha256 = await asyncio.to_thread(_size_and_hash, file)
+    known = await _known(store, job_id, sha256, f"{auv}/{name}")
+    kind, count = known[:2] if known else await asyncio.to_thread(_look, file)
     added = Added(
-        job=job_id, acquisition=survey, auv=auv, segment=name, kind=look[0], count=look[1],
-        bytes=size, sha256=sha256, new=await store.job(job_id) is None,
+        job=job_id, acquisition=survey, auv=auv, segment=name, kind=kind, count=count, bytes=size,
+        sha256=sha256, new=known is None,
     )  # fmt: skip
-    if not added.new and await _complete(store, added):
+    if known is not None and known[2]:
         return added
     local = artifacts.path(survey, job_id, f"output/{job_id}.ply")
     await asyncio.to_thread(_copy, file, local, artifacts, sha256)
@@ -76,7 +79,8 @@ async def add_cloud(
     text = json.dumps(config.as_dict(), sort_keys=True, separators=(",", ":"))
     run = Run(
         job=job_id, config=config.as_dict(), sha256=hashlib.sha256(text.encode()).hexdigest(),
-        provenance={"added_from": str(file), "sha256": sha256}, created_at=now,
+        provenance={"added_from": str(file), "sha256": sha256, "kind": kind, "count": count},
+        created_at=now,
     )  # fmt: skip
     row = ArtifactRow(
         job=job_id, kind="ply", path=f"output/{job_id}.ply", bytes=size, sha256=sha256,
@@ -89,8 +93,6 @@ async def add_cloud(
 
 def _look(file: Path) -> tuple[str, int]:
     """(kind, points). Raises UsageError."""
-    if not file.is_file():
-        raise UsageError("no such file", where=str(file))
     try:
         (found,) = ask_library(
             "check", [MemberFiles(name=file.stem, ply=str(file), registration=None, sha256="")]
@@ -103,25 +105,28 @@ def _look(file: Path) -> tuple[str, int]:
     return str(found["kind"]), int(found["count"])
 
 
-async def _complete(store: Store, added: Added) -> bool:
-    """Whether the segment of this name has this very result; not when adding it was cut off.
-    Raises UsageError for any other."""
-    rows = [row for row in await store.artifacts(job=added.job) if row.kind == "ply"]
-    run = await store.run(added.job)
-    meant = run.provenance.get("sha256") if run else None
-    if added.sha256 != (rows[0].sha256 if rows else meant):
+async def _known(store: Store, job_id: str, sha256: str, name: str) -> tuple[str, int, bool] | None:
+    """Kind and count of the cloud that the segment is, and whether its file lies here: not when
+    adding it was cut off. None: there is no such segment. Raises UsageError when it is another."""
+    job, run = await store.job(job_id), await store.run(job_id)
+    if job is None or run is None:
+        return None
+    rows = [row for row in await store.artifacts(job=job_id) if row.kind == "ply"]
+    if sha256 != (rows[0].sha256 if rows else run.provenance.get("sha256")):
         raise UsageError(
-            "another segment has this name", where=f"{added.auv}/{added.segment}",
-            why=f"job {added.job} has another result", fix="give it one of its own: --name NAME",
+            "another segment has this name", where=name, why=f"job {job_id} has another result",
+            fix="give it one of its own: --name NAME",
         )  # fmt: skip
-    return bool(rows)
+    told = run.provenance
+    return str(told.get("kind", "gaussians")), int(told.get("count", job.cap)), bool(rows)
 
 
 def _size_and_hash(file: Path) -> tuple[int, str]:
     try:
         return file.stat().st_size, file_sha256(file)
     except OSError as error:
-        raise UsageError("cannot be read", where=str(file), why=error.strerror or "") from None
+        why = error.strerror or str(error)
+        raise UsageError("the cloud cannot be read", where=str(file), why=why) from None
 
 
 def _copy(file: Path, local: Path, artifacts: ArtifactStore, sha256: str) -> None:

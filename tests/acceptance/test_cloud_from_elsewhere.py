@@ -12,6 +12,7 @@ from tests.acceptance.cosma import Cosma, is_so, rows
 from tests.real_stages import spare
 from tests.stitch_world import ground_tones, random_sim3, seen_ground, write_points
 
+COUNT = 25_000
 MADE = "FROM stitches WHERE passthrough = 0 AND state = 'done'"
 
 
@@ -21,7 +22,7 @@ def test_a_running_dispatcher_stitches_clouds_that_are_added(tmp_path: Path) -> 
     tones = ground_tones(rng)
     files = []
     for name, start in (("one", 0.0), ("two", 3.0)):
-        points, shades = seen_ground(rng, tones, start)
+        points, shades = seen_ground(rng, tones, start, COUNT)
         own = random_sim3(rng).inverse().apply(points)
         files.append(str(write_points(tmp_path / f"{name}.ply", own, shades)))
     with EmbeddedHosts(1, tmp_path / "hosts") as farm:
@@ -45,4 +46,4 @@ def test_a_running_dispatcher_stitches_clouds_that_are_added(tmp_path: Path) -> 
     assert (edge["accepted"], edge["method"]) == (True, "raster")
     # Of the 3 m in common half of each stays: 9 m of 12.
     scene = PlyFile.open(Path(shown["artifacts"]["ply"]))
-    assert 0.70 < scene.count / (2 * 50_000) < 0.80
+    assert 0.70 < scene.count / (2 * COUNT) < 0.80
