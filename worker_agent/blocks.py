@@ -76,6 +76,9 @@ def take(request: TakeRequest, source: BinaryIO) -> Iterator[TransferReport | Ar
     if adds and is_here(target, request.bytes) and not part_path(target).exists():
         raise RefusedError("bad_request", f"{target} is complete: nothing can be added")
     with opened(target, shared=request.shared) as part:
+        if adds and part.size() == 0 and is_here(target, request.bytes):
+            part.drop_if_empty()  # it was completed since, and this is a new one
+            raise RefusedError("bad_request", f"{target} is complete: nothing can be added")
         part.require_space(request.bytes)
         yield _report(request, 0, began)
         arrival = Arrival(part, request.bytes, algorithm, alone=not request.shared)
