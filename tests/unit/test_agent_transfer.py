@@ -8,9 +8,15 @@ import pytest
 
 from worker_agent.fetch import fetch, parse_source
 from worker_agent.partial import opened, part_path
-from worker_agent.protocol import FetchRequest, ReceiveRequest, SendRequest, TransferReport
+from worker_agent.protocol import (
+    DigestRequest,
+    FetchRequest,
+    ReceiveRequest,
+    SendRequest,
+    TransferReport,
+)
 from worker_agent.refusal import RefusedError
-from worker_agent.transfer import receive, send
+from worker_agent.transfer import digest, receive, send
 
 DATA = bytes(range(256)) * 40
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -131,8 +137,11 @@ def test_fetch_from_this_host_goes_on_where_it_stopped(
     part_path(run_dir / "input" / "a.MP4").write_bytes(beginning)
     extra = {"bytes": len(DATA), "sha256": SHA} if announced else {}
     report = fetch(local_request(run_dir, source, **extra))
-    assert (report.bytes, report.sha256, report.complete) == (len(DATA), SHA, True)
+    known = SHA if announced else None
+    assert (report.bytes, report.sha256, report.complete) == (len(DATA), known, True)
     assert (run_dir / "input" / "a.MP4").read_bytes() == DATA
+    asked = DigestRequest(run_dir=str(run_dir), path="input/a.MP4")
+    assert digest(asked).sha256 == SHA
 
 
 def test_fetch_of_a_changed_source_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
