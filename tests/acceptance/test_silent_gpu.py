@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from dispatcher.errors import ExitCode
+from tests.acceptance.cosma import EVENT_WAIT_S
 from tests.rehearsal import rehearsal
 from tests.simulated_gpu.farm import simulate
 
@@ -43,7 +44,7 @@ def test_cpu_stages_go_on_where_the_driver_is_gone(tmp_path: Path) -> None:
         )  # fmt: skip
         assert (job, "Training") not in farm.runs()
         gpus.write([GOOD])
-        assert dispatcher.wait(120) == ExitCode.OK
+        assert dispatcher.wait(EVENT_WAIT_S) == ExitCode.OK
         assert farm.cosma.jobs()[job]["state"] == "done"
 
 
