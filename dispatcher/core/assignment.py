@@ -9,8 +9,8 @@ than the policy's patience keeps the disk of a host that only lacks disk.
 By earliest finish a job is not given a slow host that has room when a busy fast one would be done
 with it sooner, unless the fast ones have enough to do with the rest of the queue: else the last
 jobs of all end on the slowest hosts, long after the others. Near the end of the queue the longest
-jobs come first, but for those of whoever has less than half of an even share
-(dispatcher.core.queue_end). Only where seconds were learned.
+jobs come first among about equal shares (dispatcher.core.queue_end). Only where seconds were
+learned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from dispatcher.core.queue import Label, Place, Queue
 from dispatcher.core.queue_end import Closing
 from dispatcher.core.yard import HostKind, Rank, Yard
 
-ENOUGH = 0.5  # of an even share: with less, jobs come before longer ones of others
 LOOKED_AT = 8  # hosts of one kind that are compared: their links may differ
 Key = tuple[float, ...]
 
@@ -78,11 +77,10 @@ class Assigner:
             return found
         queue.settle()
         longest_first = self._policy.order == "earliest_finish" and self._closing.near
-        due = max(1.0, ENOUGH * queue.even_share) if longest_first else None
 
         def entry(number: int, label: Label) -> tuple[Key, Place, int, Label]:
             first = queue.first(label)
-            return self._before(label, first, due), first, number, label
+            return self._before(label, first, longest_first), first, number, label
 
         heap = [
             entry(number, label)
@@ -109,12 +107,12 @@ class Assigner:
                 heapq.heappush(heap, entry(number, label))
         return found
 
-    def _before(self, label: Label, first: Place, due: float | None) -> Key:
-        """What goes before share and age. `due`: jobs with a host that everybody gets before length
-        counts; None: it does not. What has no known length, as a stitch, does not stand back."""
-        if due is None:
+    def _before(self, label: Label, first: Place, longest_first: bool) -> Key:
+        """What goes before share and age. Longest first keeps shares fair within a factor of two,
+        and what has no known length, as a stitch, does not stand back."""
+        if not longest_first:
             return (-label.priority,)
-        return -label.priority, float(first[0] >= due), -(label.length or math.inf)
+        return -label.priority, first[0].bit_length(), -(label.length or math.inf)
 
     def _give(self, job: Job, label: Label, ledger: Ledger) -> None:
         name, share = ledger.host.name, share_key(job)

@@ -58,7 +58,6 @@ class Queue:
         self.work_ms: Counter[Device] = Counter()  # of all jobs that it could hold, if it did all
         self.jobs: Counter[Device] = Counter()  # how many these are
         self._held: dict[Share, Counter[int]] = defaultdict(Counter)  # jobs by kind of host
-        self._holding = 0  # the sum of these
         self._standing: dict[Share, set[Shelf]] = defaultdict(set)  # shelves with such a line
         # Since `settle`: by how much shares moved, and which of their lines got an entry.
         self._moved: dict[Share, Counter[int]] = defaultdict(Counter)
@@ -201,7 +200,6 @@ class Queue:
     def hold(self, share: Share, kind: int, change: int) -> None:
         """So many more (or fewer) jobs of the share have a host of this kind. What is taken back
         and told again at once moves no line: see `settle`."""
-        self._holding += change
         held = self._held[share]
         held[kind] += change
         if not held[kind]:
@@ -209,11 +207,6 @@ class Queue:
             if not held:
                 del self._held[share]
         self._moved[share][kind] += change
-
-    @property
-    def even_share(self) -> float:
-        """Jobs that have a host, for each share that has one or waits for one."""
-        return self._holding / max(1, len(self._held.keys() | self._standing.keys()))
 
     def settle(self) -> None:
         """Lines whose share became smaller come forward; those whose share grew, when they are

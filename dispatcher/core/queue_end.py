@@ -2,9 +2,9 @@
 
 While there is much to do, order and hosts follow from shares, age and speed alone. With few jobs
 left it matters that none of them begins last on a slow host, or last of all because it is long,
-or has to be tried again then: the longest come first, as long as nobody has less than half of an
-even share, and hosts take no more than they need to keep busy. Only where seconds were learned. The
-figures: docs/decisions/0009.
+or has to be tried again then: of acquisitions with about the same share the longest come first, and
+hosts take no more than they need to keep busy. Only where seconds were learned. The figures:
+docs/decisions/0009.
 """
 
 from __future__ import annotations

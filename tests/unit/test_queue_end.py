@@ -130,20 +130,6 @@ def test_the_longest_first_does_not_take_from_an_acquisition_its_share() -> None
     assert decided[0][0] == "short", "the other has two jobs under way, this one none"
 
 
-@pytest.mark.parametrize(("has", "first"), [(1, "short"), (2, "long")])
-def test_longest_first_counts_from_half_of_an_even_share_on(has: int, first: str) -> None:
-    """Eight jobs under way, two acquisitions: four are an even share."""
-    hosts = [single(f"h{n}", disk_free_bytes=500 * GIB) for n in range(8)]
-    underway = [
-        at(f"t{n}", Stage.VALIDATION, f"h{n}", acquisition="other" if n < has else "dive")
-        for n in range(8)
-    ]
-    short = dataclasses.replace(small_job("short", 0), acquisition="other")
-    long = dataclasses.replace(small_job("long", 1), cap=4_000_000, train_steps=7000)
-    decided = place([short, long, *underway], hosts, Policy(needs=known(40, 100.0)), NOW)
-    assert decided.assignments[0][0] == first
-
-
 def test_what_has_no_known_length_does_not_stand_back_at_the_end() -> None:
     """A stitch trains nothing: a survey would wait for it behind all longer jobs."""
     segments = [small_job(f"s{n}", n) for n in range(4)]
