@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from stitch import posegraph
 from stitch.earlier_poses import Earlier, Standing, stand
@@ -103,6 +104,21 @@ def test_a_loop_that_closes_moves_what_had_drifted_and_leaves_the_rest() -> None
     assert max(strains(found, survey, good)) < max(strains(anew, survey, good)) + 0.04
     for k in found.members:
         assert same(found.placed.solution.poses[k], before.poses[f"sha-{k}"])
+
+
+def test_a_pair_that_the_old_poses_strain_lets_them_go() -> None:
+    """Both lie within their own sigma, which is wide, but not to each other."""
+    survey = Survey(5, 3)
+    loose, tight = survey.edge(1, 0), survey.edge(2, 1)
+    edges = [replace(loose, far_error=0.05), replace(tight, far_error=0.001)]
+    _, before = survey.solve(range(3), edges)
+    moved = before.poses["sha-1"]
+    off = Sim3(moved.scale, moved.rotation, moved.translation + 0.15 / survey.truth[0].scale)
+    found, _ = survey.solve(range(3), edges, [Earlier("sha-0", {**before.poses, "sha-1": off})])
+    assert found.members == {0}
+    assert strains(found, survey, [tight]) == [pytest.approx(0.0, abs=0.02)]
+    nearly, _ = survey.solve(range(3), edges, [before])
+    assert nearly.members == {0, 1, 2}
 
 
 def test_the_scene_stays_in_its_frame_when_a_member_comes_first() -> None:
