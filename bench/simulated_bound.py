@@ -30,8 +30,9 @@ def lower_bound_s(snapshot: Snapshot, run: Played, seed: int) -> tuple[float, di
     - chain: the longest way of one segment through its transfer, its stages on the fastest device
       that holds it, and the two stitches that must follow.
 
-    Half a training comes to it for each whose first attempt fails: the attempt's number decides
-    that, and it is the same in every plan. Later failures and what is repeated are left out.
+    A training that fails goes on from its checkpoint, where it is tried again on its host, so that
+    it takes no more than one that does not: only half of one comes to it for each that ends
+    there. What is trained anew elsewhere is left out.
     """
     needs = snapshot.policy.needs
     device = {model.name: _device(model) for model in MODELS}
@@ -72,11 +73,14 @@ def lower_bound_s(snapshot: Snapshot, run: Played, seed: int) -> tuple[float, di
         tails.append(after if job.state is JobState.DONE else 0.0)
         if fault is not None and held:
             lost = {model: fault[1] * seconds for model, seconds in held.items()}
-            trainings.append(lost)
             # Its next attempt may be another slot's first, and the failed one a slot's last: then
-            # all of it is still to be done.
+            # the rest of it is still to be done.
             leads.append(before + min(lost.values()))
-            tails.append(min(held.values()) + after if job.state is JobState.DONE else 0.0)
+            if job.state is JobState.DONE:
+                tails.append((1.0 - fault[1]) * min(held.values()) + after)
+            else:
+                tails.append(0.0)
+                trainings.append(lost)
         if job.state is not JobState.DONE:
             continue
         trainings.append(held)

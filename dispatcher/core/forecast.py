@@ -3,6 +3,7 @@
 Board decides, machine.step moves the jobs, retry.decide answers failures, plan_stitches makes the
 stitches: nothing here schedules. Only what hosts and links do is played: a stage takes the seconds
 its Need says, inputs take their bytes over the host's link, a fault comes where a function says.
+A training that failed goes on from its checkpoint where that lies, and anew elsewhere.
 Hosts stay as the snapshot shows them; collecting results takes no time.
 """
 
@@ -22,7 +23,7 @@ from dispatcher.core.board import Board
 from dispatcher.core.events import Event
 from dispatcher.core.forecast_result import Decided, Played, Ran
 from dispatcher.core.machine import StaleEvent, recover, step
-from dispatcher.core.model import SETTLED, Job, JobState, Reason, Reservation, Step, Waiting
+from dispatcher.core.model import SETTLED, Job, JobState, Reason, Reservation, Stage, Step, Waiting
 from dispatcher.core.need import GPU_STAGES, Need
 from dispatcher.core.place import Placement
 from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
@@ -110,6 +111,8 @@ class _Farm:
         self._waiting: tuple[Waiting, ...] = ()
         self._ran: list[Ran] = []
         self._too_large: set[str] = set()  # with no smaller plan either
+        # Of a training that failed: its host, and the share of it that its checkpoint there has.
+        self._checkpoints: dict[str, tuple[str, float]] = {}
         self._undecided = True
         self._rounds = 0
         self._now = snapshot.now
@@ -347,6 +350,11 @@ class _Farm:
         drawn = self._seconds(job, gpu, need)
         underway = self._underway.pop(job.id, None)
         left = drawn if underway is None else underway.left_s(drawn, need.seconds.likely)
+        checkpoint = self._checkpoints.pop(job.id, None)
+        share = 0.0
+        if checkpoint is not None and job.stage is Stage.TRAINING and checkpoint[0] == job.host:
+            share = checkpoint[1]
+            left *= 1.0 - share
         if self._trace is not None:
             self._ran.append(Ran(job, gpu, need, at, at + left))
         failure = self._fault(job)
@@ -355,6 +363,8 @@ class _Farm:
             self._at(end, job.id, ev.AttemptSucceeded(at=end, attempt=job.attempt))
             return
         end = at + left * failure[1]
+        if job.stage is Stage.TRAINING and job.host is not None:
+            self._checkpoints[job.id] = (job.host, share + (1.0 - share) * failure[1])
         failed = ev.AttemptFailed(at=end, attempt=job.attempt, reason=failure[0], message="played")
         self._at(end, job.id, failed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -228,16 +229,29 @@ def test_a_smaller_plan_is_taken_at_once_and_not_when_all_else_is_done() -> None
     assert run.began["large"] < min(run.ended[one.id] for one in jobs)
 
 
-def test_a_crash_is_tried_again_and_costs_what_it_ran() -> None:
-    def once(one: Job) -> tuple[Reason, float] | None:
-        first = one.stage is Stage.TRAINING and not one.retries.get(Layer.CODE)
-        return (Reason.STAGE_CRASHED, 0.25) if first else None
+def crash_of_trainings(times: int) -> Callable[[Job], tuple[Reason, float] | None]:
+    def fault(one: Job) -> tuple[Reason, float] | None:
+        fails = one.stage is Stage.TRAINING and one.retries.get(Layer.CODE, 0) < times
+        return (Reason.STAGE_CRASHED, 0.25) if fails else None
 
+    return fault
+
+
+def test_a_training_that_crashed_goes_on_from_its_checkpoint() -> None:
     farm = snapshot([job("one")], host("h"))
-    run = play(farm, seconds=train_only, fault=once)
+    run = play(farm, seconds=train_only, fault=crash_of_trainings(1))
     delay = 1.0  # of the rule, give or take its jitter
-    assert run.ended["one"] == pytest.approx(NOW + 25.0 + delay + 100.0, abs=0.3)
+    assert run.ended["one"] == pytest.approx(NOW + 100.0 + delay, abs=0.3)
     assert run.jobs["one"].state is JobState.DONE
+
+
+def test_a_training_that_moves_begins_anew() -> None:
+    """Its checkpoint stays on the host that it crashed on twice."""
+    farm = snapshot([job("one")], host("h"), host("other"))
+    run = play(farm, seconds=train_only, fault=crash_of_trainings(2))
+    crashed = 25.0 + 0.25 * 75.0
+    delays = 1.0 + 2.0
+    assert run.ended["one"] == pytest.approx(NOW + crashed + delays + 100.0, abs=0.9)
 
 
 def test_a_held_segment_does_not_hold_the_stitch() -> None:
