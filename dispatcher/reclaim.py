@@ -191,8 +191,9 @@ class Reclaimer:
         return rule if isinstance(rule, str) else f"days: {rule:g}"
 
     async def _inputs(self, job: Job, executor: Executor, host: str) -> tuple[int, int]:
-        await self.provenance.settle(job, host)
         inputs = await self.specs.inputs(job)
+        if any(item.pull is not None for item in inputs):
+            await self.provenance.settle(job, host)
         proven = job.kind is JobKind.RECONSTRUCT and await self.specs.frames_done(job, host)
         remove = partial(
             self._remove, job, executor, host, Kind.SOURCE_VIDEOS, [item.path for item in inputs]

@@ -52,6 +52,14 @@ def stitch_view(stitch: Stitch, decisions: Iterable[Decision]) -> StitchView:
     )
 
 
+def _sooner_of(run: Run | None) -> Sooner | None:
+    config = (run.config if run else {}).get("stitch", {})
+    quorum, hours = config.get("quorum"), config.get("deadline_h")
+    if quorum is None and hours is None:
+        return None
+    return Sooner(quorum=quorum, deadline_s=None if hours is None else 3600.0 * hours)
+
+
 class Stitching:
     """One planning at a time: two would make the same stitch twice."""
 
@@ -59,6 +67,7 @@ class Stitching:
         self._store = store
         self._clock = clock
         self._planning = asyncio.Lock()
+        self._sooner_by: dict[str, Sooner | None] = {}  # job; a job's config never changes
 
     async def plan(self, acquisition: str) -> None:
         async with self._planning:
@@ -97,12 +106,10 @@ class Stitching:
         """By the config of the acquisition's first segment, as the stitch itself."""
         if all(segment.state in SETTLED for segment in segments):
             return None
-        first = await self._store.run(min(segments, key=lambda s: s.created_at).job)
-        config = (first.config if first else {}).get("stitch", {})
-        quorum, hours = config.get("quorum"), config.get("deadline_h")
-        if quorum is None and hours is None:
-            return None
-        return Sooner(quorum=quorum, deadline_s=None if hours is None else 3600.0 * hours)
+        first = min(segments, key=lambda s: s.created_at).job
+        if first not in self._sooner_by:
+            self._sooner_by[first] = _sooner_of(await self._store.run(first))
+        return self._sooner_by[first]
 
     async def _make(self, acquisition: str, plan: StitchPlan) -> None:
         now = self._clock.now()
