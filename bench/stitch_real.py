@@ -15,6 +15,8 @@ gx_offset              GX01 and GX02 of the reef, 1.4 s in common: root mean squ
 camera_error_m.drone   two vehicles over 153 x 183 m: root mean square of the cameras of the worst
                        segment from the joint solution, in metres by GPS; camera_level_error_m:
                        of that, what is not height
+gps_residual_m         drone, drone_joint: the same cameras, and those of the joint solution, from
+                       their GPS after one similarity, not counting height: root mean square
 bent_refused.reef      of two halves of the reef clip, solved as if their lens had no distortion,
                        which bends both: pairs refused (both; each with a sound half; and each of
                        these again by points alone). sound_accepted.reef: the halves as the lens is
@@ -223,22 +225,29 @@ def drone(films: Films) -> list[Result]:
     to_metres = umeyama(np.array([centres[n] for n in names]), np.array([metres[n] for n in names]))
     sidecars = [films.sidecar(name) for name in clips]
     scene = Scene(sidecars)
-    found, wanted = [], []
+    found, wanted, told_by_gps = [], [], []
     for i in scene.placed:
         rows_of = np.round(sidecars[i].keyframe_time_s * SETS["drone_a"].fps).astype(int)
         shown = [photos[list(clips)[i]][row] for row in rows_of]
         found.append(scene.poses[i].apply(sidecars[i].centres()))
         wanted.append(to_metres.apply(np.array([centres[photo] for photo in shown])))
+        told_by_gps.append(np.array([metres[photo] for photo in shown]))
     off = _off(np.concatenate(found), np.concatenate(wanted))
     ends = np.cumsum([len(each) for each in found])[:-1]
     worst, level = (
         max(_rms(np.linalg.norm(each, axis=1)) for each in np.split(part, ends))
         for part in (off, off[:, :2])
     )
+    gps = np.concatenate(told_by_gps)
+    residual = {
+        name: _rms(np.linalg.norm(_off(np.concatenate(each), gps)[:, :2], axis=1))
+        for name, each in (("drone", found), ("drone_joint", wanted))
+    }
     return [
         _placed("drone", scene, 3),
         told("camera_error_m.drone", worst, "m", 2.0),
         told("camera_level_error_m.drone", level, "m", 2.0),
+        *(told(f"gps_residual_m.{name}", value, "m", None) for name, value in residual.items()),
     ]
 
 
