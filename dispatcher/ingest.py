@@ -69,8 +69,6 @@ async def ingest(
     logs = {path: file for path, file in files.items() if is_log(path)}
     survey = slug(acquisition)
     planned = group_clips(files, auv=auv, serial=serial)
-    if not planned:
-        raise UsageError("no video", where=location, why="its name does not end in .MP4")
     await store.create_acquisition(Acquisition(id=survey, name=acquisition, created_at=time.time()))
     ids = job_ids(survey, planned)
     return [

@@ -76,6 +76,8 @@ def find_files(location: str) -> tuple[SourceFile, ...]:
 def _find_local(root: Path) -> list[SourceFile]:
     root = root.expanduser().absolute()
     if root.is_file():
+        if not is_video(root.name):
+            raise UsageError("no video", where=str(root), why="its name does not end in .MP4")
         beside = (path for path in root.parent.iterdir() if is_log(path.name) and path.is_file())
         return [_local(path, root.parent) for path in (root, *beside)]
     if not root.is_dir():
