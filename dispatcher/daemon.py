@@ -28,12 +28,13 @@ from dispatcher.fleet import Fleet
 from dispatcher.handoff import Handoff
 from dispatcher.heartbeat import heartbeat_path
 from dispatcher.input_delivery import Bringing
+from dispatcher.intervals import Intervals
 from dispatcher.inventory import find_inventory
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.jobspec import JobSpecs
 from dispatcher.learning import Learning
-from dispatcher.loop import Dispatcher, Pace, Service
+from dispatcher.loop import Dispatcher, Service
 from dispatcher.object_store import ObjectStore
 from dispatcher.provenance import Provenance
 from dispatcher.quarantine import Quarantines
@@ -149,7 +150,7 @@ async def _run(
         learning=learning,
         heartbeat=heartbeat_path(settings.database),
         once=once,
-        pace=Pace(
+        intervals=Intervals(
             poll_s=settings.poll_s,
             probe_s=settings.probe_s,
             probe_timeout_s=settings.probe_timeout_s,

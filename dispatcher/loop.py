@@ -34,6 +34,7 @@ from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
 from dispatcher.gpu_recheck import blame
 from dispatcher.heartbeat import write_heartbeat
+from dispatcher.intervals import Intervals
 from dispatcher.inventory_watch import InventoryWatch
 from dispatcher.learning import Learning
 from dispatcher.probing import Probing
@@ -56,19 +57,6 @@ FREED = (ev.InputsReclaimed, ev.MadeReclaimed, ev.LeftoversReclaimed)
 RULES = "rules"  # the stimulus of what the rules for files on hosts remove
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """Seconds between the things that are looked at again and again."""
-
-    tick_s: float = 0.5  # at most this long without a look at what time alone changes
-    poll_s: float = 1.0  # new jobs, requests of other processes, the inventory file
-    settle_s: float = 5.0  # at the start: for hosts to answer before the first decision
-    probe_s: float = 10.0
-    probe_timeout_s: float = 30.0
-    heartbeat_s: float = 5.0
-    probes_before_giving_up: int = 2  # with `once`: of every host, before a job is held
-
-
 @dataclass(slots=True)
 class Dispatcher:
     store: Store
@@ -84,7 +72,7 @@ class Dispatcher:
     quarantines: Quarantines
     once: bool = False
     services: Sequence[Service] = ()
-    pace: Pace = field(default_factory=Pace)
+    intervals: Intervals = field(default_factory=Intervals)
     _sessions: dict[str, HostSession] = field(default_factory=dict)
     _reconciler: Reconciler = field(init=False)
     _jobs: dict[str, Job] = field(default_factory=dict)
@@ -113,7 +101,7 @@ class Dispatcher:
             jobs=lambda: self._jobs,
             epoch=self.effects.epoch,
         )
-        self._probing = Probing(self.fleet, self.store, self.clock, self.pace.probe_timeout_s)
+        self._probing = Probing(self.fleet, self.store, self.clock, self.intervals.probe_timeout_s)
         self._tasks = Tasks(self.clock, self.post, self._task_ended)
         self._performing = Performing(self.effects, self._tasks, self._plan)
         self._deciding = Deciding(self.fleet, self.clock, Board(self.policy))
@@ -137,7 +125,7 @@ class Dispatcher:
     async def run(self) -> dict[str, Job]:
         """Until `stop`, or with `once` until nothing is left to do. Returns all jobs it knows."""
         try:
-            self._settled_at = self.clock.monotonic() + self.pace.settle_s
+            self._settled_at = self.clock.monotonic() + self.intervals.settle_s
             self._open_sessions()
             for service in self.services:
                 self._tasks.serve(service(self._look_again))
@@ -166,7 +154,8 @@ class Dispatcher:
             return
         self._wake.clear()
         try:
-            async with asyncio.timeout(self.pace.tick_s):  # wait_for would make a task each time
+            # wait_for would make a task each time
+            async with asyncio.timeout(self.intervals.tick_s):
                 await self._wake.wait()
         except TimeoutError:
             # Backoffs and stale probes run out without anybody saying so.
@@ -175,7 +164,7 @@ class Dispatcher:
     async def _periodic(self) -> None:
         now = self.clock.monotonic()
         if now >= self._poll_at:
-            self._poll_at = now + self.pace.poll_s
+            self._poll_at = now + self.intervals.poll_s
             await self._load(restart=False)
             await self._answering.answer_all()
             await self._reload_inventory()
@@ -185,12 +174,12 @@ class Dispatcher:
         for host in self.effects.reclaimer.trims.due():
             self._tasks.serve(self.effects.reclaimer.trims.trim(host))
         if now >= self._probe_at:
-            self._probe_at = now + self.pace.probe_s
+            self._probe_at = now + self.intervals.probe_s
             for state in self.fleet.states:
                 # A host that hangs keeps its own probe, never the others'.
                 self._tasks.serve(self._probe(state.host.name))
         if now >= self._heartbeat_at:
-            self._heartbeat_at = now + self.pace.heartbeat_s
+            self._heartbeat_at = now + self.intervals.heartbeat_s
             write_heartbeat(
                 self.heartbeat, now=self.clock.now(), pid=os.getpid(), jobs=self._jobs.values()
             )
@@ -372,7 +361,7 @@ class Dispatcher:
         return found.keys()
 
     def _all_probed(self) -> bool:
-        return self._probing.all_hosts(times=self.pace.probes_before_giving_up)
+        return self._probing.all_hosts(times=self.intervals.probes_before_giving_up)
 
     def _give_up_on(self, decision: Placement, *, but: Set[str]) -> None:
         """Draining must end: hold what no host of this farm can take, with the reason."""

@@ -261,17 +261,8 @@ def test_images_that_do_not_count_are_taken_out_of_the_model(done: Done, tmp_pat
     assert "f000003.jpg" not in Sidecar.load(tmp_path / "registration.npz").keyframe_names
 
 
-def test_a_model_with_positions_and_gravity_is_published_in_metres(
-    done: Done, tmp_path: Path
-) -> None:
-    """The camera looks level along +y of the world and moves east, 10 m a unit of the truth."""
-    facts = json.loads((done[0] / "output" / "manifest.json").read_text())
-    east, up = 10.0 * done[2][:, 0], -10.0 * done[2][:, 1]
-    north = 10.0 * done[2][:, 2]
-    for row, e, n, u in zip(facts["frames"], east, north, up, strict=True):
-        row["gravity"] = [0.0, 1.0, 0.0]
-        at = [n / 110574.3, e / 111319.5, u]  # at the equator
-        row["position"] = {"at": at, "frame": "wgs84", "sigma_m": None, "source": "gps"}
+def finished(done: Done, tmp_path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], Sidecar]:
+    """The accepted model published by another manifest: where it was put, and its sidecar."""
     manifest_path = tmp_path / "manifest.json"
     manifest_path.write_text(json.dumps(facts))
     ordered = request(
@@ -284,9 +275,23 @@ def test_a_model_with_positions_and_gravity_is_published_in_metres(
         registration=str(tmp_path / "registration.npz"),
     )
     world = run_step("finish", ordered, no_tick)["world"]
+    return world, Sidecar.load(tmp_path / "registration.npz")
+
+
+def test_a_model_with_positions_and_gravity_is_published_in_metres(
+    done: Done, tmp_path: Path
+) -> None:
+    """The camera looks level along +y of the world and moves east, 10 m a unit of the truth."""
+    facts = json.loads((done[0] / "output" / "manifest.json").read_text())
+    east, up = 10.0 * done[2][:, 0], -10.0 * done[2][:, 1]
+    north = 10.0 * done[2][:, 2]
+    for row, e, n, u in zip(facts["frames"], east, north, up, strict=True):
+        row["gravity"] = [0.0, 1.0, 0.0]
+        at = [n / 110574.3, e / 111319.5, u]  # at the equator
+        row["position"] = {"at": at, "frame": "wgs84", "sigma_m": None, "source": "gps"}
+    world, sidecar = finished(done, tmp_path, facts)
     assert world["upright"] and world["metric"]
     assert world["drift_m"] < 0.3
-    sidecar = Sidecar.load(tmp_path / "registration.npz")
     centres = sidecar.centres()
     truth = np.column_stack([east, north, up])
     assert centres - centres.mean(0) == pytest.approx(truth - truth.mean(0), abs=0.8)
@@ -308,20 +313,8 @@ def test_an_altimeter_gives_a_model_without_positions_its_metre(done: Done, tmp_
     for row in facts["frames"]:
         row["gravity"] = [0.0, 0.0, 1.0]
         row["altitude_m"], row["depth_m"] = 2.5, 30.0
-    manifest_path = tmp_path / "manifest.json"
-    manifest_path.write_text(json.dumps(facts))
-    ordered = request(
-        done,
-        tmp_path,
-        database=str(done[0] / "sfm" / "database.db"),
-        accepted=str(done[0] / "sfm" / "model"),
-        manifest=str(manifest_path),
-        model=str(tmp_path / "model"),
-        registration=str(tmp_path / "registration.npz"),
-    )
-    world = run_step("finish", ordered, no_tick)["world"]
+    world, sidecar = finished(done, tmp_path, facts)
     assert (world["metric"], world["scale_from"]) == (True, "altitude")
-    sidecar = Sidecar.load(tmp_path / "registration.npz")
     assert sidecar.quality["scale_from"] == "altitude"
     found = sidecar.centres()
     before = np.array([i.projection_center() for i in model.images.values() if i.has_pose])
