@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pycolmap
 
 from stitch.errors import FileUnreadable
-from stitch.identical import keys_of
-from stitch.sidecar import MAX_POINTS, Sidecar, spread
+from stitch.identical import MAX_KEYS, keys_of
+from stitch.sidecar import Sidecar, points_that_fit, spread
 from stitch.thumbnails import thumbnails
 
 _MIN_TRACK = 2
@@ -42,15 +42,16 @@ def from_reconstruction(
     points = np.array([model.points3D[i].xyz for i in ids])
     length = np.array([model.points3D[i].track.length() for i in ids])
     error = np.array([model.points3D[i].error for i in ids])
-    kept = spread(points, length, error, MAX_POINTS)
-    chosen = [model.points3D[ids[i]] for i in kept]
     posed = sorted((i for i in model.images.values() if i.has_pose), key=lambda image: image.name)
     names = tuple(image.name for image in posed)
+    pictures = thumbnails(images, names) if images else {}
+    size = 4 * MAX_KEYS + sum(len(each) for each in pictures.values())
+    kept = spread(points, length, error, points_that_fit(names, size))
+    chosen = [model.points3D[ids[i]] for i in kept]
     hashes = [_hash(images, name) for name in names]
     counts, keys = keys_of(
         model, chosen, {image.image_id: value for image, value in zip(posed, hashes, strict=True)}
     )
-    pictures = thumbnails(images, names) if images else {}
     poses = [image.cam_from_world() for image in posed]
     unknown = (float("nan"),) * 3
     return Sidecar(

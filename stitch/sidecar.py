@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 
 MAX_POINTS = 5000
-"""Points kept of one segment: 150 bytes each, 0.75 MB."""
+"""Points kept of one segment: 150 bytes each, 0.75 MB. Fewer when there are many keyframes."""
+
+MAX_BYTES = 1_000_000
+_MIN_POINTS = 1000
+_POINT_BYTES, _HEADER_BYTES = 150, 8_000
+_FRAME_BYTES = 120 + 4  # and its name, quoted
 
 _VERSION = 3
 _CELLS = 24  # per side of the grid that spreads the kept points over the ground
@@ -148,6 +154,14 @@ class Sidecar:
                 return cls(**values, **{name: data[name] for name in names})
         except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise FileUnreadable(f"{path}: not a registration sidecar: {error}") from None
+
+
+def points_that_fit(names: Sequence[str], other_bytes: int) -> int:
+    """How many points a sidecar with these keyframes, and `other_bytes` of keys and pictures, may
+    keep to stay within MAX_BYTES; never so few that it could not be registered."""
+    frames = sum(_FRAME_BYTES + len(name.encode()) for name in names)
+    room = MAX_BYTES - _HEADER_BYTES - frames - other_bytes
+    return min(MAX_POINTS, max(_MIN_POINTS, room // _POINT_BYTES))
 
 
 def spread(

@@ -10,12 +10,13 @@ import pytest
 
 from stitch.errors import FileUnreadable
 from stitch.identical import MAX_KEYS
-from stitch.sidecar import MAX_POINTS, Sidecar, spread
+from stitch.sidecar import MAX_BYTES, MAX_POINTS, Sidecar, points_that_fit, spread
 from stitch.sim3 import Sim3
 from stitch.thumbnails import MAX_PICTURES
 from tests.stitch_world import Seabed, random_sim3
 
 PICTURE_BYTES = 6000  # of 160 x 120 pixels of noise
+PER_POINT = ("points", "descriptors", "track_length", "error_px", "rgb")
 
 
 def test_round_trip_keeps_everything(tmp_path: Path) -> None:
@@ -35,19 +36,30 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["registration.npz"]
 
 
-def test_a_full_sidecar_is_under_a_megabyte(tmp_path: Path) -> None:
-    bare = Seabed(1, length=200.0, count=MAX_POINTS).segment(0, 200, Sim3.identity())
+@pytest.mark.parametrize(("length", "frames"), [(200.0, 500), (1000.0, 2500), (1600.0, 4000)])
+def test_a_full_sidecar_is_under_a_megabyte(tmp_path: Path, length: float, frames: int) -> None:
+    bare = Seabed(1, length=length, count=MAX_POINTS).segment(0, length, Sim3.identity())
+    other = 4 * MAX_KEYS + PICTURE_BYTES * MAX_PICTURES
+    count = points_that_fit(bare.keyframe_names, other)
+    assert count >= (4500 if frames == 500 else 1500)
+    keys = np.full(count, MAX_KEYS // count)
     sidecar = dataclasses.replace(
         bare,
-        key_counts=np.full(MAX_POINTS, MAX_KEYS // MAX_POINTS),
-        keys=np.arange(MAX_KEYS),
+        **{name: getattr(bare, name)[:count] for name in PER_POINT},
+        key_counts=keys,
+        keys=np.arange(keys.sum()),
         picture_rows=np.arange(MAX_PICTURES),
         picture_ends=PICTURE_BYTES * np.arange(1, MAX_PICTURES + 1),
         pictures=np.zeros(PICTURE_BYTES * MAX_PICTURES),
     )
-    assert (len(sidecar.points), len(sidecar.keyframe_names)) == (MAX_POINTS, 500)
+    assert (len(sidecar.points), len(sidecar.keyframe_names)) == (count, frames)
     sidecar.save(tmp_path / "registration.npz")
-    assert (tmp_path / "registration.npz").stat().st_size <= 1_000_000
+    assert 900_000 < (tmp_path / "registration.npz").stat().st_size <= MAX_BYTES
+
+
+def test_a_segment_of_few_frames_keeps_all_the_points_it_may() -> None:
+    assert points_that_fit([f"f{k:06d}.jpg" for k in range(43)], 152_000) == MAX_POINTS
+    assert points_that_fit(["f.jpg"] * 100_000, 0) >= 1000
 
 
 def test_the_picture_nearest_to_a_frame_is_shown(tmp_path: Path) -> None:
