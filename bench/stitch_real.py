@@ -50,6 +50,7 @@ from stitch.score import judge
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3, umeyama
 from worker_agent.demo.truth import align_cameras, load_truth
+from worker_agent.stages.sfm_georeference import to_enu
 from worker_agent.stages.stitch_world import all_readings, fit
 
 _CHAPTERS = {
@@ -58,7 +59,6 @@ _CHAPTERS = {
 }
 _REFERENCE_FPS = 6.0
 _HALVES = {"first": (0.0, 0.65), "second": (0.35, 1.0)}
-_METRES_PER_DEGREE = 111_320.0
 SYNTH = {
     "synth_a": ("A1", "A2", "A3"),
     "synth_b": ("B1", "B2"),
@@ -209,18 +209,16 @@ def drone(films: Films) -> list[Result]:
     joint = json.loads((folder / "reference_poses.json").read_text())["images"]
     centres = {Path(name).name: np.array(image["centre"]) for name, image in joint.items()}
     photos: dict[str, list[str]] = {}
-    metres: dict[str, F64] = {}
+    fixes: dict[str, tuple[float, float, float]] = {}
     clips = {name: Path(SETS[name].clip).stem for name in ("drone_a", "drone_b1", "drone_b2")}
     for name, clip in clips.items():
         with (folder / "segments" / f"{clip}.gps.csv").open() as stream:
             rows = list(csv.DictReader(stream))
         photos[name] = [row["image"] for row in rows]
         for row in rows:
-            latitude, longitude = float(row["lat"]), float(row["lon"])
-            east = longitude * _METRES_PER_DEGREE * np.cos(np.radians(latitude))
-            metres[row["image"]] = np.array(
-                [east, latitude * _METRES_PER_DEGREE, float(row["alt_m"])]
-            )
+            fixes[row["image"]] = (float(row["lat"]), float(row["lon"]), float(row["alt_m"]))
+    # East by one latitude for all: by each one's own, the map would be sheared by 178 m.
+    metres = dict(zip(fixes, to_enu(list(fixes.values()))[0], strict=True))
     names = sorted(centres)
     to_metres = umeyama(np.array([centres[n] for n in names]), np.array([metres[n] for n in names]))
     sidecars = [films.sidecar(name) for name in clips]
