@@ -46,6 +46,14 @@ def test_the_same_seed_gives_the_same_gaussians() -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_training_them_leaves_the_points_as_they_were() -> None:
+    xyz = np.random.default_rng(0).uniform(0, 1, (9, 3)).astype(np.float32)
+    before = xyz.copy()
+    made = initial_gaussians(xyz, xyz, count=9, sh_degree=0, generator=torch.Generator())
+    made["means"].data += 1.0
+    assert (xyz == before).all()
+
+
 def test_coincident_points_still_get_a_size() -> None:
     xyz = np.zeros((10, 3), np.float32)
     made = initial_gaussians(

@@ -42,7 +42,7 @@ def initial_gaussians(
     spread = np.clip(np.sqrt((distances**2).mean(axis=1)), *_SCALE_RANGE).astype(np.float32)
     total = len(points)
     values = {
-        "means": torch.from_numpy(np.ascontiguousarray(points, np.float32)),
+        "means": torch.tensor(points, dtype=torch.float32),  # a copy: training moves them
         "scales": torch.from_numpy(np.log(spread))[:, None].repeat(1, 3),
         "quats": torch.randn(total, 4, generator=generator),
         "opacities": torch.logit(torch.full((total,), _INITIAL_OPACITY)),

@@ -113,8 +113,8 @@ def rasterization(
     means (N, 3); quats (N, 4) wxyz; scales (N, 3) and opacities (N,) activated; colors (N, 3), or
     SH coefficients (N, K, 3) with `sh_degree`; viewmats (1, 4, 4) world to camera; Ks (1, 3, 3);
     backgrounds (1, 3). Returns image (1, H, W, 3), alpha (1, H, W, 1) and meta with `means2d`
-    (1, N, 2), `radii` (1, N, 2), `depths`, `conics`, `width`, `height`, `n_cameras`. After the
-    backward pass meta["means2d"].absgrad (1, N, 2) holds the sums of absolute screen gradients
+    (1, N, 2), `radii` (1, N, 2), `depths`, `conics`, and what else gsplat's strategies read. After
+    the backward pass meta["means2d"].absgrad (1, N, 2) holds the sums of absolute screen gradients
     (AbsGS, Ye et al. 2024), which cost nothing extra here.
 
     Raises ValueError for what only the CUDA rasterizer does: packed, several cameras at once.
@@ -163,5 +163,6 @@ def rasterization(
         "width": width,
         "height": height,
         "n_cameras": 1,
+        "gaussian_ids": None,  # of packed ones
     }
     return image[None], alpha[None, ..., None], meta
