@@ -18,7 +18,8 @@ def key_of(
     """(N,) one number for the cell of each point (N,3), and which points have one: those that are
     finite and not absurdly far. The number of the others is 0."""
     with np.errstate(invalid="ignore"):
-        at = np.floor(points / cell)
+        # Each axis side by side: numpy takes a third of the time then.
+        at = np.floor(np.divide(points.T, cell, order="C")).T
         if len(at) and at.min() > -_HALF and at.max() < _HALF:  # as good as always
             return pack(at.astype(np.int64)), np.ones(len(at), np.bool_)
         usable = (np.abs(at) < _HALF).all(axis=1)
@@ -27,8 +28,10 @@ def key_of(
 
 def pack(at: _I64) -> _I64:
     """(N,) one number for each cell, ascending by axis, from those along the axes (N,3)."""
-    moved = at + _HALF
-    key: _I64 = (moved[:, 0] << 2 * _BITS) | (moved[:, 1] << _BITS) | moved[:, 2]
+    key: _I64 = at[:, 0] + _HALF
+    for axis in (1, 2):
+        key <<= _BITS
+        key += at[:, axis] + _HALF
     return key
 
 

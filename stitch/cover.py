@@ -12,7 +12,7 @@ _FINEST_DEPTHS = 0.02
 _COARSEST_DEPTHS = 0.3
 _PER_CELL = 8.0  # gaussians in an occupied cell, on average: fewer say nothing by their absence
 _OCCUPIED = 0.25  # of the median: with less, a cell lies on the rim and is mostly bare
-_HEIGHTS = range(-2, 3)  # cells up and down in which the same ground may lie
+_HEIGHTS = 2  # cells up and down in which the same ground may lie
 _HALF = 1 << 20  # cells along one axis
 _I64 = npt.NDArray[np.int64]
 
@@ -35,7 +35,9 @@ class Cover:
         """Gaussians at `means` (N,3); those not finite or absurdly far are left out."""
         with np.errstate(invalid="ignore"):
             near = (np.abs(means) < 0.5 * _HALF * self._cell).all(axis=1)
-        cells, counts = np.unique(pack(self._at(means[near])), return_counts=True)
+        if not near.all():
+            means = means[near]
+        cells, counts = np.unique(pack(self._at(means)), return_counts=True)
         self._cells.append(cells)
         self._counts.append(counts)
 
@@ -70,10 +72,11 @@ class Cover:
 
 def _among(keys: _I64, at: _I64) -> npt.NDArray[np.bool_]:
     """Mask (N,) of the cells `at` (N,3) that are among `keys`, or a little above or below one."""
-    held = np.zeros(len(at), np.bool_)
-    for up in _HEIGHTS if len(keys) else ():
-        wanted = pack(at + np.array([0, 0, up]))
-        held |= keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
+    if not len(keys):
+        return np.zeros(len(at), np.bool_)
+    lowest = pack(at) - _HEIGHTS  # cells above each other follow one another
+    found = keys[np.minimum(np.searchsorted(keys, lowest), len(keys) - 1)]
+    held: npt.NDArray[np.bool_] = (found >= lowest) & (found <= lowest + 2 * _HEIGHTS)
     return held
 
 

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from stitch.cloud_file import CloudFile, open_member
 from stitch.cover import Cover
 from stitch.floaters import Floaters
+from stitch.gaussians import Gaussians
 from stitch.harmonise import Tint, tints
 from stitch.ply import BLOCK, PlyFile, writing_ply
 from stitch.register import footprint_axes
@@ -84,7 +85,7 @@ def merge_gaussians(
             mask = np.zeros(file.count, np.bool_)
             afloat = 0
             for start, block in zip(itertools.count(step=BLOCK), file.blocks(), strict=False):
-                places = member.pose.apply(block.means)
+                places = _placed(block, member)
                 stays = parcel.keeps(places)
                 if finish.floaters:
                     floats = looked[own].floaters.among(block.means)
@@ -168,7 +169,7 @@ def _look(
     floaters = Floaters(member.sidecar.centres(), member.sidecar.median_depth)
     tally = Tally(cell)
     for block in file.blocks():
-        places = member.pose.apply(block.means)
+        places = _placed(block, member)
         cover.add(places[block.opacities > _FAINT])
         if finish.floaters:
             floaters.add(block.means)
@@ -177,6 +178,14 @@ def _look(
     cover.close()
     floaters.close()
     return _Look(cover, floaters, tally)
+
+
+def _placed(block: Gaussians, member: Member) -> F64:
+    """(N,3) in the scene's frame. Each axis side by side in memory: what is asked of all places
+    takes a third of the time then."""
+    own = block.means.T.astype(np.float64, order="C")
+    moved = member.pose.scale * member.pose.rotation @ own
+    return np.asarray((moved + member.pose.translation[:, None]).T)
 
 
 def scene_depth(members: Sequence[Member]) -> float:

@@ -8,6 +8,7 @@ member each gaussian comes from.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from stitch.durable import replacing
 from stitch.errors import FileUnreadable
 from stitch.gaussians import REST_OF_DEGREE, Gaussians
 
-BLOCK = 1 << 15
-"""Gaussians read at a time when a file is streamed: 8 MB of degree 3."""
+BLOCK = 1 << 14
+"""Gaussians read at a time when a file is streamed: 4 MB of degree 3."""
 
 _ROWS = 1 << 11  # rows put together at a time: what fits a core's cache
 _MAX_HEADER = 1 << 16
@@ -72,6 +73,10 @@ class PlyWriter:
         given = part.shN.shape[1]
         if given > self._each:
             raise ValueError(f"{given} coefficients above band 0 in a PLY of {self._each}")
+        self.count += len(part)
+        if part.table is not None and part.table.shape[1] == len(self._columns):
+            self._stream.write(np.ascontiguousarray(part.table).data)
+            return
         rest = 3 * self._each
         for start in range(0, len(part), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -86,7 +91,6 @@ class PlyWriter:
             block[:, 13 + rest : 17 + rest] = part.quats[rows]
             block[:, 17 + rest :] = segment
             self._stream.write(block.data)
-        self.count += len(part)
 
     def finish(self) -> None:
         """Puts the number of gaussians into the header."""
@@ -141,13 +145,16 @@ class PlyFile:
                 yield self._gaussians(block)
 
     def read(self) -> Gaussians:
-        """All of them at once."""
-        for block in self.blocks(max(self.count, 1)):
-            return block
-        return self._gaussians(np.empty(0, self._row))
+        """All of them at once, each array for itself: half the time of a table of that size."""
+        whole = Gaussians.empty(self.count, self.sh_degree)
+        for start, block in zip(itertools.count(step=BLOCK), self.blocks(), strict=False):
+            whole.put(start, block)
+        return whole
 
     def _gaussians(self, table: npt.NDArray[np.void]) -> Gaussians:
         each = REST_OF_DEGREE[self.sh_degree]
+        if table.dtype == np.dtype([(name, "<f4") for name in _columns(3 * each)]):
+            return Gaussians.of_table(table.view("<f4").reshape(len(table), 17 + 3 * each))
         rest = _pick(table, [f"f_rest_{i}" for i in range(3 * each)])
         return Gaussians(
             means=_pick(table, ["x", "y", "z"]),

@@ -32,9 +32,10 @@ class Tally:
         """Gaussians at `means` (N,3) with colours `sh0` (N,3); `kept` says which stayed. Those
         not finite or absurdly far are left out."""
         key, usable = key_of(means, self._cell)
-        key = key[usable]
+        if not usable.all():
+            key, kept, means, sh0 = key[usable], kept[usable], means[usable], sh0[usable]
         cells, row = np.unique(key, return_inverse=True)
-        columns = [np.ones(len(key)), kept[usable], *means[usable].T, *sh0[usable].T]
+        columns = [np.ones(len(key)), kept, *means.T, *sh0.T]
         sums = [np.bincount(row, column, len(cells)) for column in columns]
         self._keys.append(cells)
         self._sums.append(np.stack(sums, axis=1))

@@ -13,6 +13,8 @@ from stitch.gaussians import F32, REST_OF_DEGREE, SH_C0, Gaussians
 
 F64 = npt.NDArray[np.float64]
 
+# So few that OpenBLAS multiplies them on one thread: its others wait busily for the next product.
+_ROWS = 1 << 10
 _BAND1 = 0.4886025119029199
 _BAND2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
 _BAND3 = (
@@ -110,20 +112,16 @@ def transform_gaussians(gaussians: Gaussians, sim3: Sim3) -> Gaussians:
     for band in range(1, gaussians.sh_degree + 1):
         rows = slice(REST_OF_DEGREE[band - 1], REST_OF_DEGREE[band])
         turn[rows, rows] = sh_rotation(sim3.rotation, band)
-    by_channel = gaussians.shN.transpose(0, 2, 1)
-    rest = (
-        (by_channel.reshape(3 * len(gaussians), each) @ turn.T)
-        .reshape(by_channel.shape)
-        .transpose(0, 2, 1)
-    )
-    return Gaussians(
-        means=sim3.apply(gaussians.means).astype(np.float32),
-        scales=gaussians.scales + np.float32(np.log(sim3.scale)),
-        quats=_multiply(sim3.quaternion(), gaussians.quats),
-        opacities=gaussians.opacities,
-        sh0=gaussians.sh0,
-        shN=rest,
-    )
+    quaternion = sim3.quaternion()
+    moved = gaussians.copied()
+    for start in range(0, len(gaussians), _ROWS):
+        rows = slice(start, start + _ROWS)
+        moved.means[rows] = sim3.apply(gaussians.means[rows])
+        moved.quats[rows] = _multiply(quaternion, gaussians.quats[rows])
+        for channel in range(3 if each else 0):
+            moved.shN[rows, :, channel] = moved.shN[rows, :, channel] @ turn.T
+    moved.scales[:] += np.float32(np.log(sim3.scale))
+    return moved
 
 
 def sh_basis(directions: F64, degree: int) -> F64:

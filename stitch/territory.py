@@ -62,15 +62,14 @@ class Territory:
         kept = np.asarray(np.isfinite(means).all(axis=1))
         places = means[kept]
         stays = np.ones(len(places), np.bool_)
-        grade = self._covers[own].grade(places)
         for other in range(len(self._cameras)):
             if other == own:
                 continue
             inside = (places >= self._low[other]) & (places <= self._high[other])
             near = np.flatnonzero(stays & inside.all(axis=1))
-            rival = self._covers[other].grade(places[near])
-            stays[near[rival > grade[near]]] = False
-            near = near[(rival == grade[near]) & (rival > 0)]
+            grade, rival = (self._covers[i].grade(places[near]) for i in (own, other))
+            stays[near[rival > grade]] = False
+            near = near[(rival == grade) & (rival > 0)]
             mine, theirs = (self._coarseness(i, places[near]) for i in (own, other))
             loses = theirs <= _FAVOUR * mine if other < own else _FAVOUR * theirs < mine
             stays[near[loses]] = False
@@ -82,7 +81,7 @@ class Territory:
         cameras = self._cameras[member]
         count = min(_NEAREST, cameras.n)
         away, row = cameras.query(places, k=range(1, count + 1))
-        height = np.abs((cameras.data[row] - places[:, None]) @ self._up)
+        height = np.abs((cameras.data @ self._up)[row] - (places @ self._up)[:, None])
         cosine = height / np.maximum(away, 1e-12)
         side: F64 = np.sqrt((away**2 / np.maximum(cosine, _FLATTEST)).min(axis=1))
         return side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from stitch.errors import FileUnreadable
 from stitch.gaussians import Gaussians
 from stitch.ply import PlyFile, read_ply, write_ply, writing_ply
+from stitch.sim3 import transform_gaussians
 from stitch.splat import write_splat
-from tests.stitch_world import random_gaussians
+from tests.stitch_world import random_gaussians, random_sim3
 
 FIELDS = ("means", "scales", "quats", "opacities", "sh0", "shN")
 
@@ -41,6 +43,31 @@ def test_shapes_that_disagree_are_refused() -> None:
         Gaussians(
             good.means, good.scales, good.quats, good.opacities, good.sh0, np.zeros((5, 4, 3))
         )
+
+
+def test_a_changed_copy_of_rows_of_a_file_is_what_is_written(tmp_path: Path) -> None:
+    """Blocks are views of the file's rows, which a writer takes as they are."""
+    gaussians = random_gaussians(np.random.default_rng(5), 40, 2)
+    write_ply(tmp_path / "one.ply", gaussians)
+    (block,) = PlyFile.open(tmp_path / "one.ply").blocks()
+    assert block.table is not None and same(block, gaussians)
+    moved = dataclasses.replace(block, means=block.means + 1)
+    write_ply(tmp_path / "two.ply", moved.select(np.arange(40) > 9))
+    again = read_ply(tmp_path / "two.ply")
+    assert np.array_equal(again.means, gaussians.means[10:] + 1)
+    assert np.array_equal(again.shN, gaussians.shN[10:])
+
+
+def test_rows_of_a_file_turn_as_the_same_arrays_do_and_their_normals_go(tmp_path: Path) -> None:
+    gaussians = random_gaussians(np.random.default_rng(6), 1500, 3)
+    table = gaussians.copied().table
+    assert table is not None
+    table[:, 3:6] = 7.0
+    sim3 = random_sim3(np.random.default_rng(7))
+    turned = transform_gaussians(Gaussians.of_table(table), sim3)
+    assert same(turned, transform_gaussians(gaussians, sim3))
+    assert turned.table is not None and not turned.table[:, 3:6].any()
+    assert (table[:, 3:6] == 7.0).all() and same(Gaussians.of_table(table), gaussians)
 
 
 def test_npz_round_trip_and_a_clear_line_for_other_files(tmp_path: Path) -> None:
