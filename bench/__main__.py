@@ -1,5 +1,6 @@
 """All benchmarks one after another, in processes of their own, written down in one file:
-`python -m bench [NAME ...] [--out FILE]`.
+`python -m bench [NAME ...] [--out FILE]`. With one NAME, what options it has itself may follow:
+`python -m bench reconstruct --sets reef --no-train`.
 
 Exit code 1 when one missed a target or did not end with its results; the others run all the same.
 """
@@ -53,10 +54,10 @@ class Outcome:
         return self.report is not None and all(row["ok"] for row in self.report["results"])
 
 
-def run(name: str) -> Outcome:
+def run(name: str, options: Sequence[str] = ()) -> Outcome:
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", f"bench.{name}", "--json"],
+        [sys.executable, "-m", f"bench.{name}", "--json", *options],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -64,6 +65,7 @@ def run(name: str) -> Outcome:
         check=False,
     )
     seconds = time.monotonic() - began
+    name = " ".join([name, *options])
     try:
         report = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -115,20 +117,22 @@ def _row(row: dict[str, Any]) -> str:
     return f"| {row['name']} | {row['value']:.4g} | {row['unit']} | {target} | {verdict} |"
 
 
-def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     options.add_argument(
         "--out", type=Path, default=OUT, help="file to write (default: %(default)s)"
     )
-    given = options.parse_args()
+    given, its_own = options.parse_known_args(arguments)
+    if its_own and len(given.names) != 1:
+        options.error(f"{its_own[0]} is no option for all benchmarks, only for one that is named")
     if unknown := set(given.names) - set(BENCHMARKS):
         options.error(f"no benchmark {', '.join(sorted(unknown))}")
     outcomes = []
     where, at = machine(), commit()
     for name in given.names or BENCHMARKS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        outcomes.append(run(name))
+        outcomes.append(run(name, its_own))
     date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     given.out.write_text(document(outcomes, date=date, machine=where, commit=at))
     print(f"{given.out}: " + ", ".join(f"{o.name} {'ok' if o.ok else 'MISSED'}" for o in outcomes))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bench import __main__ as benchmarks
 from bench.__main__ import Outcome, document
 from bench.results import Result
 
@@ -41,3 +46,25 @@ def test_a_benchmark_without_results_is_a_failure_and_hides_no_other() -> None:
     assert "exit 1, no results" in written
     assert "## one: ok" in written
     assert "2026-01-02, commit abc1234, a box" in written
+
+
+def test_the_options_of_a_single_benchmark_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(name: str, options: Sequence[str] = ()) -> Outcome:
+        ran.append([name, *options])
+        return outcome(row(1.0, 2.0))
+
+    monkeypatch.setattr(benchmarks, "run", run)
+    out = ["--out", str(tmp_path / "results.md")]
+    for words in (["reconstruct", "--sets", "reef", "karma", "--repeats", "10"], ["merge", "push"]):
+        assert benchmarks.main([*words, *out]) == 0
+        assert benchmarks.main([*out, *words]) == 0
+    its_own = ["reconstruct", "--sets", "reef", "karma", "--repeats", "10"]
+    assert ran == [its_own, its_own, ["merge"], ["push"], ["merge"], ["push"]]
+    for words in (["--sets", "reef"], ["merge", "push", "--full"]):
+        with pytest.raises(SystemExit) as refused:
+            benchmarks.main([*words, *out])
+        assert refused.value.code == 2
