@@ -57,7 +57,7 @@ def play(
     trace: list[Decided] | None = None,
     until: float = math.inf,
 ) -> Played:
-    """Until nothing more happens, or nothing more by `until`.
+    """Until nothing more happens, or nothing more by `until` (-inf: one decision).
 
     What ends within one `tick_s` is decided on together, as a dispatcher decides once on all that
     came while it was busy; 0: every instant on its own.
@@ -109,6 +109,7 @@ class _Farm:
         self._began: dict[str, float] = {}
         self._ended = {job.id: snapshot.now for job in snapshot.jobs if job.state in SETTLED}
         self._waiting: tuple[Waiting, ...] = ()
+        self._first = 0
         self._ran: list[Ran] = []
         self._too_large: set[str] = set()  # with no smaller plan either
         # Of a training that failed: its host, and the share of it that its checkpoint there has.
@@ -119,13 +120,21 @@ class _Farm:
 
     def begin(self) -> None:
         now = self._snapshot.now
+        answered: list[tuple[Job, fx.Effect]] = []
         for job in self._snapshot.jobs:
             for effect in recover(job):
-                self._perform(job, effect, now)
+                if isinstance(effect, fx.ReclaimInputs):
+                    answered.append((job, effect))
+                else:
+                    self._perform(job, effect, now)
             if job.step is Step.PLACE and job.not_before > now:
                 self._at(job.not_before, job.id, None)
-        self.turn(now)
+        # On the snapshot as it is: what hosts are still to do and answer comes after.
+        self._settle(now)
+        for job, effect in answered:
+            self._perform(job, effect, now)
         if self._trace is not None:
+            self._first = len(self._trace)
             self._waiting = self._board.waiting()
 
     def turn(self, now: float) -> None:
@@ -136,6 +145,10 @@ class _Farm:
                 self._undecided = True  # a delay has passed
             else:
                 self._apply(job, event)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Plan what can be stitched and decide, where something calls for it."""
         self._plan_stitches(now)
         if self._undecided:
             self._undecided = False
@@ -165,6 +178,7 @@ class _Farm:
             began=self._began,
             ended=self._ended,
             waiting=self._waiting,
+            first=self._first,
             ran=tuple(self._ran),
             left=() if self.events else self._board.waiting(),
             rounds=self._rounds,

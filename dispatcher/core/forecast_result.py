@@ -41,7 +41,8 @@ class Played:
     jobs: Mapping[str, Job]  # stitches that were planned on the way included
     began: Mapping[str, float]  # job -> when its next stage was placed
     ended: Mapping[str, float]  # job -> when it settled; settled in the snapshot: its `now`
-    waiting: tuple[Waiting, ...]  # after the first decision; as `ran` only where traced
+    waiting: tuple[Waiting, ...]  # after the first decision; as the next two only where traced
+    first: int  # how many of the trace are the first decision's
     ran: tuple[Ran, ...]
     left: tuple[Waiting, ...]
     rounds: int

@@ -52,15 +52,11 @@ class Outlook:
     begins: Mapping[str, float]  # job -> when its next stage starts in the likely run
     stage_ends: Mapping[str, float]  # job -> when its running stage ends in the likely run
     decisions: tuple[Decided, ...]  # of the likely run
-    waiting: tuple[Waiting, ...]  # after the first of them
+    at_once: frozenset[str]  # jobs that the next decision gives a host or starts a stage of
+    waiting: tuple[Waiting, ...]  # after the next decision
     left: tuple[Waiting, ...]
     draws: int
     whole: bool  # else of so many jobs only the next decision is known, and no end
-
-    @property
-    def at_once(self) -> frozenset[str]:
-        """Jobs that the next decision gives a host or starts a stage of."""
-        return frozenset(one.job for one in self.decisions if one.at == self.now)
 
     @property
     def share(self) -> float:
@@ -112,7 +108,7 @@ def look_ahead(snapshot: Snapshot, *, draws: int = DRAWS) -> Outlook:
     whole = sum(job.state not in SETTLED for job in snapshot.jobs) <= MOST_JOBS
     if not whole:
         draws = 0
-    first = play(snapshot, trace=trace, until=math.inf if whole else snapshot.now)
+    first = play(snapshot, trace=trace, until=math.inf if whole else -math.inf)
     settled = {job.id for job in snapshot.jobs if job.state in SETTLED}
     ends = [first.ended]
     for seed in range(draws):
@@ -131,6 +127,7 @@ def look_ahead(snapshot: Snapshot, *, draws: int = DRAWS) -> Outlook:
         begins=first.began,
         stage_ends=_stage_ends(snapshot, first),
         decisions=tuple(trace),
+        at_once=frozenset(one.job for one in trace[: first.first]),
         waiting=first.waiting,
         left=first.left,
         draws=draws,

@@ -52,7 +52,8 @@ class HostKind:
     devices: tuple[Device, ...]
     hosts: set[str] = field(default_factory=set)
     up: set[str] = field(default_factory=set)  # to which jobs could be given, had they room
-    every: list[Rank] = field(default_factory=list)  # of these, whether they have room or not
+    # Of these with a device that may be used, or that have none, whether they have room or not.
+    every: list[Rank] = field(default_factory=list)
     open: list[Rank] = field(default_factory=list)  # to which jobs can be given now
     ahead: dict[Hashable, Ahead] = field(default_factory=dict)  # of jobs here, by work and stage
 
@@ -61,7 +62,8 @@ class HostKind:
 class _Seat:
     kind: HostKind
     view: HostView
-    rank: Rank | None = None  # in `every`
+    rank: Rank | None = None
+    counts: bool = False  # in `every`
     open: bool = False
 
 
@@ -100,17 +102,18 @@ class Yard:
         shut = ledger.shut(assigning=True) is not None
         (kind.up.discard if shut else kind.up.add)(name)
         gpus = ledger.host.gpus
-        idle = shut or (gpus and not any(map(ledger.usable, gpus)))
-        rank = None if idle else self._rank(ledger)
-        is_open = rank is not None and ledger.room() is None
-        if (rank, is_open) != (seat.rank, seat.open):
+        rank = None if shut else self._rank(ledger)
+        # Without a device that may be used it still takes what needs none, as a stitch.
+        counts = not shut and (not gpus or any(map(ledger.usable, gpus)))
+        is_open = not shut and ledger.room() is None
+        if (rank, counts, is_open) != (seat.rank, seat.counts, seat.open):
             self._unrank(seat)
-            if rank is not None:
+            if rank is not None and counts:
                 insort(kind.every, rank)
             if rank is not None and is_open:
                 insort(kind.open, rank)
                 self.open_mask |= 1 << kind.bit
-            seat.rank, seat.open = rank, is_open
+            seat.rank, seat.counts, seat.open = rank, counts, is_open
 
     def drop(self, host: str) -> None:
         seat = self._seats.pop(host, None)
@@ -125,13 +128,13 @@ class Yard:
             self._changed()
 
     def _unrank(self, seat: _Seat) -> None:
-        if seat.rank is not None:
+        if seat.rank is not None and seat.counts:
             del seat.kind.every[bisect_left(seat.kind.every, seat.rank)]
         if seat.rank is not None and seat.open:
             del seat.kind.open[bisect_left(seat.kind.open, seat.rank)]
             if not seat.kind.open:
                 self.open_mask &= ~(1 << seat.kind.bit)
-        seat.rank, seat.open = None, False
+        seat.rank, seat.counts, seat.open = None, False, False
 
     def _kind(self, key: Hashable, ledger: Ledger) -> HostKind:
         kind = self._by_key.get(key)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dispatcher.core.model import Job, JobKind, Reason, Stage
 from dispatcher.core.place import Policy, place
-from dispatcher.core.views import HostView
-from tests.unit.farms import NOW, at, gpu, host, job, running
+from dispatcher.core.views import GpuView, HostView
+from tests.unit.farms import NOW, SUSPECT, at, gpu, host, job, running
 
 POLICY = Policy()
 BARE = HostView(name="bare", reachable=True, disk_free_bytes=1 << 37, cpu_cores=4)
@@ -30,6 +32,14 @@ def test_it_starts_beside_a_training_that_has_the_only_gpu() -> None:
 def test_it_starts_where_the_gpus_cannot_be_read_or_are_suspect() -> None:
     old = host("gpu-a", gpu(probe_age_s=POLICY.probe_stale_s + 1))
     assert place([stitch(where="gpu-a")], [old], POLICY, NOW).stages
+
+
+@pytest.mark.parametrize(
+    "device", [gpu(probe_age_s=POLICY.probe_stale_s + 1), gpu(quarantine=SUSPECT)]
+)
+def test_it_is_given_a_host_whose_gpus_may_not_be_used(device: GpuView) -> None:
+    decided = place([stitch(), job("a")], [host("gpu-a", device)], POLICY, NOW)
+    assert decided.assignments == (("reef-stitch-a-v1", "gpu-a"),)
 
 
 def test_a_host_without_a_gpu_takes_it_from_first_to_last() -> None:
