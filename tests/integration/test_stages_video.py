@@ -163,6 +163,18 @@ def test_a_rotated_clip_gives_upright_frames(run: Run, clip: Path, tmp_path: Pat
     assert (listing["width"], listing["height"]) == (180, 320)
 
 
+def test_a_clip_that_begins_late_keeps_its_own_time(run: Run, clip: Path, tmp_path: Path) -> None:
+    """Its telemetry is told on the same timeline."""
+    late = tmp_path / "late.mp4"
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(clip), "-c", "copy"]
+    subprocess.run([*command, "-output_ts_offset", "7", str(late)], check=True)
+    run.add("late.mp4", late.read_bytes()).do(validate, frames)
+    (facts,) = run.json("output/validation.json")["clips"]
+    assert facts["start_s"] == pytest.approx(7.0, abs=0.01)
+    times = [frame["time_s"] for frame in run.json("frames/frames.json")["frames"]]
+    assert times == pytest.approx([facts["start_s"] + 0.2 * i for i in range(20)], abs=1e-3)
+
+
 def test_too_few_frames(run: Run, clip: Path) -> None:
     few = refused(run.add("a.mp4", clip.read_bytes()), validate, frames, fps=1.0)
     assert few.reason is FailureCode.FRAMES_TOO_FEW

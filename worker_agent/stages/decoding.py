@@ -114,7 +114,8 @@ def _decode(wanted: Wanted, scratch: Path) -> Pictures:
             process.kill()
             process.wait()
         complaints.join()
-    files = sorted((int(p.stem) / TIME_BASE, p) for p in scratch.glob("*.jpg"))
+    origin = wanted.clip.origin_s
+    files = sorted((origin + int(p.stem) / TIME_BASE, p) for p in scratch.glob("*.jpg"))
     _judge(wanted, files, returncode, complaints)
     decoder = wanted.decoder
     if complaints.not_on_gpu:

@@ -50,6 +50,7 @@ class ClipFacts:
     gpmd_stream: int | None
     video_stream: int
     creation_time: str | None
+    origin_s: float = 0.0  # of the file, on that timeline: ffmpeg counts its pictures from here
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -201,6 +202,7 @@ def _facts(report: dict[str, Any], raw_name: str, order: int, size: int) -> Clip
         gpmd_stream=int(gpmd[0]["index"]) if gpmd else None,
         video_stream=int(video["index"]),
         creation_time=tags.get("creation_time"),
+        origin_s=float(container.get("start_time") or 0.0),
     )
 
 
