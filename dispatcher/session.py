@@ -289,17 +289,22 @@ class HostSession:
     async def _keep_events(self, watched: Watched, offset: int, body: bytes) -> None:
         end = offset + len(body)
         while True:
+            events = parse_events(body[offset - end :])
+            said = [str(e.get("message", "")) for e in events if e.get("kind") == "warning"]
+            known = bool(said) and (await self._stored(watched)).events >= end
             try:
                 await self._store.append_stream(
-                    watched.job, watched.attempt, events=parse_events(body[offset - end :]),
-                    events_from=offset, events_to=end,
-                )  # fmt: skip
+                    watched.job, watched.attempt, events=events, events_from=offset, events_to=end
+                )
             except OffsetGap as gap:
                 if not offset < gap.expected < end:
                     raise  # bytes are missing: a new session asks for them
                 offset = gap.expected  # the first part had come already; it ends at a line's end
             else:
-                return
+                break
+        for line in () if known else said:
+            stage = watched.stage.value
+            log.warning("%s: %s on %s warns: %s", watched.job, stage, self._host, line)
 
     async def _ended(self, watched: Watched, body: bytes) -> None:
         try:

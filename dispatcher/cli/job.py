@@ -34,7 +34,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB")]
 
 @app.command()
 def show(job: JobId, db: options.Database = None, json: options.Json = False) -> None:
-    """State, attempts with what they cost, and files."""
+    """State, attempts with what they cost, what their stages warned of, and files."""
 
     async def work(store: Store) -> dict[str, Any]:
         found = await known_job(store, job)
@@ -68,6 +68,10 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
                 }
                 for a in await store.attempts(job)
             ],
+            "warnings": [
+                {"attempt": event.attempt, "warning": event.payload.get("message", "")}
+                for event in await store.events(job=job, kind="warning")
+            ],
             "artifacts": [
                 {"kind": r.kind, "path": r.local_path or f"{r.host}:{r.path}", "bytes": r.bytes,
                  "sha256": r.sha256}
@@ -79,7 +83,7 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
     if json:
         print_json(view)
         return
-    lists = ("attempts", "artifacts", "needs")
+    lists = ("attempts", "warnings", "artifacts", "needs")
     for key, value in view.items():
         if key not in lists and value not in ("", None):
             print(f"{key.replace('_', ' ')}: {value}")
@@ -87,6 +91,8 @@ def show(job: JobId, db: options.Database = None, json: options.Json = False) ->
         ("attempt", "stage", "host", "state", "wall_s", "cpu_s", "peak_rss_mib", "message"),
         view["attempts"],
     )
+    if view["warnings"]:
+        print_rows(("attempt", "warning"), view["warnings"])
     print_rows(("kind", "bytes", "path"), view["artifacts"])
     print_rows(
         ("stage", "device", "vram_mib", "ram_mib", "cores", "seconds", "runs"),
