@@ -85,6 +85,7 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
         unreachable_message=state.message.removeprefix(f"{host.name}: "),
         silent_s=0.0 if state.reachable else max(0.0, now - state.since),
         cordoned=host.cordoned,
+        cordoned_in_inventory=host.cordoned,
         ready=facts is not None and not missing,
         not_ready_message=missing.removeprefix(f"{host.name}: "),
         gpus=tuple(_gpus(state, now, own)),
@@ -95,6 +96,7 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
         ram_total_mib=facts.ram_total_mib if facts else 0,
         ram_free_mib=facts.ram_free_mib if facts else 0,
         ram_own_mib=own,
+        disk_total_bytes=facts.disk_total_bytes if facts else 0,
         disk_free_bytes=facts.disk_free_bytes if facts else 0,
         disk_reserve_bytes=int((host.disk.min_free_gib + host.disk.reserve_gib) * GIB),
         probe_age_s=_age(state.probed_at, now),
@@ -115,10 +117,17 @@ def held_against(
         draining=cordons.get(name, False),
         quarantine=quarantine(breakers.get(name)),
         gpus=tuple(
-            replace(gpu, quarantine=quarantine(breakers.get(gpu.uuid)) or gpu.quarantine)
-            for gpu in view.gpus
+            replace(gpu, quarantine=_suspicion(gpu, breakers.get(gpu.uuid))) for gpu in view.gpus
         ),
     )
+
+
+def _suspicion(gpu: GpuView, breaker: Breaker | None) -> Quarantine | None:
+    """By its breaker, or because it is silent, or both."""
+    held = quarantine(breaker)
+    if held is None or gpu.quarantine is None:
+        return held or gpu.quarantine
+    return replace(held, silent=gpu.quarantine.silent)
 
 
 def pools_of(inventory: Inventory) -> dict[str, Pool]:
@@ -169,7 +178,10 @@ def _gpus(state: HostState, now: float, ram_own: dict[tuple[str, int], int]) -> 
             )
             lost = silent_s > LOST_GPU_S
             yield replace(
-                seen, quarantine=Quarantine(line=f"silent: {facts.gpu_error}", failed_test=lost)
+                seen,
+                quarantine=Quarantine(
+                    line=f"silent: {facts.gpu_error}", failed_test=lost, silent=True
+                ),
             )
 
 

@@ -120,19 +120,11 @@ class _Farm:
 
     def begin(self) -> None:
         now = self._snapshot.now
-        answered: list[tuple[Job, fx.Effect]] = []
         for job in self._snapshot.jobs:
-            for effect in recover(job):
-                if isinstance(effect, fx.ReclaimInputs):
-                    answered.append((job, effect))
-                else:
-                    self._perform(job, effect, now)
             if job.step is Step.PLACE and job.not_before > now:
                 self._at(job.not_before, job.id, None)
-        # On the snapshot as it is: what hosts are still to do and answer comes after.
-        self._settle(now)
-        for job, effect in answered:
-            self._perform(job, effect, now)
+        # Decided on the snapshot as it is; what is under way comes before what that leads to.
+        self._settle(now, [(job, effect) for job in self._jobs.values() for effect in recover(job)])
         if self._trace is not None:
             self._first = len(self._trace)
             self._waiting = self._board.waiting()
@@ -147,12 +139,14 @@ class _Farm:
                 self._apply(job, event)
         self._settle(now)
 
-    def _settle(self, now: float) -> None:
+    def _settle(self, now: float, under_way: Iterable[tuple[Job, fx.Effect]] = ()) -> None:
         """Plan what can be stitched and decide, where something calls for it."""
         self._plan_stitches(now)
         if self._undecided:
             self._undecided = False
             decided = self._decide(now)
+            for job, effect in under_way:
+                self._perform(job, effect, now)
             self._carry_out(decided, now)
             while decided.more:
                 decided = self._decide(now)

@@ -256,7 +256,9 @@ class Ledger:
         if host.draining:
             return Reason.HOST_DRAINING, f"is being drained (cosma worker resume {host.name})"
         if assigning and host.cordoned:
-            return Reason.HOST_CORDONED, f"is cordoned (cosma worker resume {host.name})"
+            command = f"cosma worker resume {host.name}"
+            lifts = "by the inventory" if host.cordoned_in_inventory else command
+            return Reason.HOST_CORDONED, f"is cordoned ({lifts})"
         if host.quarantine is not None:
             # With a failed self-test nothing here gets better by waiting.
             unfit = host.quarantine.failed_test
@@ -344,11 +346,13 @@ class Ledger:
     def low_ram(self, need: int) -> Refusal | None:
         if not self.host.ram_total_mib or not need or self.free_ram_mib() >= need:
             return None
-        promised = sum(one.ram_mib for one in self.promises.values())
+        promised = {key: one.ram_mib for key, one in self.promises.items()}
+        reserved, _, _ = materialised(promised, self.host.ram_own_mib)
+        total, free = self.host.ram_total_mib, self.free_ram_mib()
         return Reason.RAM_LOW, (
-            f"needs {need} MiB of RAM, free {self.free_ram_mib()} MiB "
-            f"({self.host.ram_total_mib} total, {self.host.ram_free_mib} seen free, "
-            f"{promised} promised{promised_to(self.promises.values(), 'ram_mib')})"
+            f"needs {need} MiB of RAM, free {free} MiB ({total} total, "
+            f"{reserved} reserved{promised_to(self.promises.values(), 'ram_mib')}, "
+            f"{total - reserved - free} used by others)"
         )
 
     def busy_cores(self, need: float, *, device: bool) -> Refusal | None:

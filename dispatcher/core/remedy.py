@@ -1,7 +1,8 @@
 """The cheapest change that would start a waiting job now: each is tried on the snapshot. Pure.
 
 Nothing is promised that a decision did not confirm on the changed snapshot. Cheapest first: a
-higher priority, a host let in again, memory that others give back, a smaller plan, one more host.
+higher priority, a host let in again, one more stage at a time on its host, what a host lacks
+installed, memory that others give back, files that go, a smaller plan, one more host.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from dispatcher.core import whatif
 from dispatcher.core.board import Board
 from dispatcher.core.model import Job, JobKind, Stage, Step
+from dispatcher.core.policy import SLOT_OF
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
-from dispatcher.core.work_size import MAX_SHRINK, shape_of
+from dispatcher.core.work_size import MAX_SHRINK, reduced, shape_of
 
 SIZES_GIB = (8, 12, 16, 24, 32, 48, 80, 96, 141)  # GPUs that can be bought
 FREE_STEP_MIB = 64
+MOST_DISK_MIB = 1 << 24  # no job takes more
 TRIED = 16  # hosts or GPUs of one kind of change: a farm of a thousand has many alike
 
 
@@ -72,7 +75,29 @@ class _Trial:
         )
 
     def helps(self, job: Job, what_if: str) -> bool:
-        return self.starts(whatif.apply(self.snapshot, whatif.parse(what_if)), job.id)
+        try:
+            changed = whatif.apply(self.snapshot, whatif.parse(what_if))
+        except whatif.WhatIfError:  # there is not so much of it
+            return False
+        return self.starts(changed, job.id)
+
+    def helps_as(self, job: Job, host: HostView) -> bool:
+        """Whether the job starts once the host of that name is as this one."""
+        hosts = tuple(host if one.name == host.name else one for one in self.snapshot.hosts)
+        return self.starts(dataclasses.replace(self.snapshot, hosts=hosts), job.id)
+
+    def least(self, job: Job, most: int, words: str) -> int | None:
+        """The fewest MiB, FREE_STEP_MIB more at most, with which `words` help; None: not `most`."""
+        if not self.helps(job, words.format(most)):
+            return None
+        least, enough = 0, most
+        while enough - least > FREE_STEP_MIB:
+            middle = (least + enough) // 2
+            if self.helps(job, words.format(middle)):
+                enough = middle
+            else:
+                least = middle
+        return enough
 
 
 def starts_now(snapshot: Snapshot, job: str) -> bool:
@@ -90,7 +115,10 @@ def remedies(snapshot: Snapshot, job: Job) -> list[Remedy]:
     return [
         *_priority(trial, job),
         *_resume(trial, job),
+        *_slots(trial, job),
+        *_bootstrap(trial, job),
         *_free(trial, job),
+        *_free_disk(trial, job),
         *_smaller(trial, job),
         *_add(trial, job),
     ]
@@ -117,11 +145,43 @@ def _resume(trial: _Trial, job: Job) -> Iterator[Remedy]:
         if host.cordoned or host.quarantine or any(gpu.quarantine for gpu in host.gpus)
     ]
     for host in shut[:TRIED]:
-        if trial.helps(job, f"resume {host.name}"):
+        if host.cordoned_in_inventory:
+            let_in = dataclasses.replace(host, cordoned=host.draining, cordoned_in_inventory=False)
+            if trial.helps_as(job, let_in):
+                yield Remedy(
+                    line=f"let {host.name} have work: remove `cordoned: true` from its entry in "
+                    "the inventory"
+                )
+        elif trial.helps(job, f"resume {host.name}"):
             yield Remedy(
                 line=f"let {host.name} have work again",
                 what_if=f"resume {host.name}",
                 command=f"cosma worker resume {host.name}",
+            )
+
+
+def _slots(trial: _Trial, job: Job) -> Iterator[Remedy]:
+    slot = SLOT_OF[job.stage]
+    for host in trial.snapshot.hosts:
+        if host.name != job.host or slot not in host.max_parallel:
+            continue
+        more = host.max_parallel[slot] + 1
+        if trial.helps_as(
+            job, dataclasses.replace(host, max_parallel={**host.max_parallel, slot: more})
+        ):
+            yield Remedy(
+                line=f"let {host.name} run {more} {slot} stages at once (`max_parallel: "
+                f"{{{slot}: {more}}}` in its entry in the inventory)"
+            )
+
+
+def _bootstrap(trial: _Trial, job: Job) -> Iterator[Remedy]:
+    bare = [host for host in trial.snapshot.hosts if host.reachable and not host.ready]
+    for host in bare[:TRIED]:
+        if trial.helps_as(job, dataclasses.replace(host, ready=True)):
+            yield Remedy(
+                line=f"install on {host.name} what its stages lack",
+                command=f"cosma worker bootstrap {host.name}",
             )
 
 
@@ -135,16 +195,9 @@ def _free(trial: _Trial, job: Job) -> Iterator[Remedy]:
     ]
     found: list[tuple[int, HostView, GpuView]] = []
     for host, gpu in used[:TRIED]:
-        if not trial.helps(job, f"free {gpu.foreign_mib} MiB on {gpu.uuid}"):
-            continue
-        least, enough = 0, gpu.foreign_mib
-        while enough - least > FREE_STEP_MIB:
-            middle = (least + enough) // 2
-            if trial.helps(job, f"free {middle} MiB on {gpu.uuid}"):
-                enough = middle
-            else:
-                least = middle
-        found.append((enough, host, gpu))
+        enough = trial.least(job, gpu.foreign_mib, f"free {{}} MiB on {gpu.uuid}")
+        if enough is not None:
+            found.append((enough, host, gpu))
     for mib, host, gpu in sorted(found, key=lambda entry: (entry[0], entry[2].uuid)):
         whose = ", ".join(f"{name}: {used} MiB" for name, used in gpu.holders)
         yield Remedy(
@@ -153,18 +206,32 @@ def _free(trial: _Trial, job: Job) -> Iterator[Remedy]:
         )
 
 
+def _free_disk(trial: _Trial, job: Job) -> Iterator[Remedy]:
+    """Least first."""
+    found: list[tuple[int, str]] = []
+    for host in sorted(trial.snapshot.hosts, key=lambda one: one.name != job.host)[:TRIED]:
+        in_use = (host.disk_total_bytes - host.disk_free_bytes) >> 20
+        most = in_use if host.disk_total_bytes else MOST_DISK_MIB
+        enough = trial.least(job, most, f"free {{}} MiB of disk on {host.name}") if most else None
+        if enough is not None:
+            found.append((enough, host.name))
+    for mib, name in sorted(found):
+        yield Remedy(
+            line=f"free {mib} MiB of disk on {name}", what_if=f"free {mib} MiB of disk on {name}"
+        )
+
+
 def _smaller(trial: _Trial, job: Job) -> Iterator[Remedy]:
     if job.kind is not JobKind.RECONSTRUCT:
         return
     for steps in range(job.shrink + 1, MAX_SHRINK + 1):
-        smaller = dataclasses.replace(job, shrink=steps)
+        smaller = reduced(job, shrink=steps, stride=job.stride)
         jobs = tuple(smaller if one.id == job.id else one for one in trial.snapshot.jobs)
         if trial.starts(dataclasses.replace(trial.snapshot, jobs=jobs), job.id):
             cap = shape_of(smaller, Stage.TRAINING).cap
+            most = f": at most {cap} gaussians" if cap else ""
             yield Remedy(
-                line=f"a smaller plan: at most {cap} gaussians (train.cuda.cap at ingest)"
-                if cap
-                else "a smaller plan (train.cuda.cap at ingest)"
+                line=f"a smaller plan{most} (`cap` under `train:`, which is fixed at ingest)"
             )
             return
 

@@ -14,6 +14,7 @@ class Quarantine:
 
     line: str  # since when, why, until when, what lifts it
     failed_test: bool = False  # proven unfit: what waits there goes elsewhere
+    silent: bool = False  # a GPU that does not answer: no command lifts that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class HostView:
     unreachable_message: str = ""
     silent_s: float = 0.0  # unreachable for so long
     cordoned: bool = False
+    cordoned_in_inventory: bool = False  # no command lifts that
     draining: bool = False  # what waits there goes elsewhere
     quarantine: Quarantine | None = None
     ready: bool = True  # stage dependencies are there
@@ -57,6 +59,7 @@ class HostView:
     ram_free_mib: int = 0
     ram_own_mib: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> used
     link_bytes_s: float = 0.0  # measured towards it; 0: never measured
+    disk_total_bytes: int = 0  # 0: not known
     disk_free_bytes: int = 0
     disk_reserve_bytes: int = 0
     # Why the storage below its disk lets nothing new in; None: it does.

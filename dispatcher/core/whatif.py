@@ -7,6 +7,7 @@ cordon HOST | drain HOST | resume HOST  as the `cosma worker` commands of these 
 priority JOB N                          as `cosma job priority JOB N`
 free N MiB|GiB on GPU                   others give back N of what they use there; GPU is a UUID,
                                         the beginning of one, or the name of a host with one GPU
+free N MiB|GiB of disk on HOST          as much less lies on its disk
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ GRAMMAR = (
     "resume HOST",
     "priority JOB N",
     "free N MiB|GiB on GPU",
+    "free N MiB|GiB of disk on HOST",
 )
 EMPTY_DISK_BYTES = 1 << 40  # of a new host where no host is known that it could be like
 
@@ -72,7 +74,13 @@ class Free:
     gpu: str
 
 
-Change = AddHost | RemoveHost | Cordon | Resume | Priority | Free
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeDisk:
+    mib: int
+    host: str
+
+
+Change = AddHost | RemoveHost | Cordon | Resume | Priority | Free | FreeDisk
 
 _MIB = {"mib": 1, "gib": 1024}
 _NAME = r"(\S+)"
@@ -93,9 +101,17 @@ _FORMS: tuple[tuple[str, Callable[[re.Match[str]], Change]], ...] = (
     ),
     (
         rf"free (\d+(?:\.\d+)?) ?(mib|gib) on {_NAME}",
-        lambda found: Free(mib=round(float(found[1]) * _MIB[found[2].lower()]), gpu=found[3]),
+        lambda found: Free(mib=_mib(found), gpu=found[3]),
+    ),
+    (
+        rf"free (\d+(?:\.\d+)?) ?(mib|gib) of disk on {_NAME}",
+        lambda found: FreeDisk(mib=_mib(found), host=found[3]),
     ),
 )
+
+
+def _mib(found: re.Match[str]) -> int:
+    return round(float(found[1]) * _MIB[found[2].lower()])
 
 
 def parse(text: str) -> Change:
@@ -104,8 +120,8 @@ def parse(text: str) -> Change:
     for form, make in _FORMS:
         if found := re.fullmatch(form, words, re.IGNORECASE):
             change = make(found)
-            if isinstance(change, AddHost | Free) and change.mib <= 0:
-                raise WhatIfError(f"{text!r}: the memory must be more than nothing")
+            if isinstance(change, AddHost | Free | FreeDisk) and change.mib <= 0:
+                raise WhatIfError(f"{text!r}: it must be more than nothing")
             if isinstance(change, AddHost) and not 1 <= change.gpus <= 64:
                 raise WhatIfError(f"{text!r}: a host has 1 to 64 GPUs")
             return change
@@ -129,15 +145,21 @@ def apply(snapshot: Snapshot, change: Change) -> Snapshot:
         case Cordon():
             host = _host(snapshot, change.host)
             return _with_host(
-                snapshot,
-                dataclasses.replace(host, cordoned=True, draining=host.draining or change.draining),
+                snapshot, dataclasses.replace(host, cordoned=True, draining=change.draining)
             )
         case Resume():
-            return _with_host(snapshot, _resumed(_host(snapshot, change.host)))
+            host = _host(snapshot, change.host)
+            if host.cordoned_in_inventory:
+                raise WhatIfError(
+                    f"{host.name} stays cordoned: its entry in the inventory says `cordoned: true`"
+                )
+            return _with_host(snapshot, _resumed(host))
         case Priority():
             return _with_priority(snapshot, change)
         case Free():
             return _with_host(snapshot, _freed(snapshot, change))
+        case FreeDisk():
+            return _with_host(snapshot, _with_disk(_host(snapshot, change.host), change.mib))
 
 
 def _resumed(host: HostView) -> HostView:
@@ -147,7 +169,12 @@ def _resumed(host: HostView) -> HostView:
         cordoned=False,
         draining=False,
         quarantine=None,
-        gpus=tuple(dataclasses.replace(gpu, quarantine=None) for gpu in host.gpus),
+        gpus=tuple(
+            gpu
+            if gpu.quarantine is None or gpu.quarantine.silent
+            else dataclasses.replace(gpu, quarantine=None)
+            for gpu in host.gpus
+        ),
     )
 
 
@@ -171,12 +198,24 @@ def _freed(snapshot: Snapshot, change: Free) -> HostView:
             f"{gpu.uuid} on {host.name}: others use {gpu.foreign_mib} MiB there, "
             f"{change.mib} MiB cannot be given back"
         )
+    most = gpu.total_mib - sum(gpu.own_mib.values())
     freed = dataclasses.replace(
-        gpu, foreign_mib=gpu.foreign_mib - change.mib, free_mib=gpu.free_mib + change.mib
+        gpu,
+        foreign_mib=gpu.foreign_mib - change.mib,
+        free_mib=min(most, gpu.free_mib + change.mib),
     )
     return dataclasses.replace(
         host, gpus=tuple(freed if g.uuid == gpu.uuid else g for g in host.gpus)
     )
+
+
+def _with_disk(host: HostView, mib: int) -> HostView:
+    in_use = host.disk_total_bytes - host.disk_free_bytes
+    if host.disk_total_bytes and in_use < mib << 20:
+        raise WhatIfError(
+            f"{host.name}: {in_use >> 20} MiB of its disk are in use, {mib} MiB cannot be freed"
+        )
+    return dataclasses.replace(host, disk_free_bytes=host.disk_free_bytes + (mib << 20))
 
 
 def _new_host(snapshot: Snapshot, change: AddHost) -> HostView:
@@ -194,6 +233,7 @@ def _new_host(snapshot: Snapshot, change: AddHost) -> HostView:
     return dataclasses.replace(
         _resumed(base),
         name=name,
+        cordoned_in_inventory=False,
         reachable=True,
         unreachable_reason=None,
         unreachable_message="",
@@ -217,6 +257,8 @@ def _new_host(snapshot: Snapshot, change: AddHost) -> HostView:
         },
         ram_free_mib=base.ram_total_mib,
         ram_own_mib={},
+        disk_free_bytes=base.disk_total_bytes or base.disk_free_bytes,
+        storage=None,
         probe_age_s=0.0,
         cached_bytes={},
     )  # fmt: skip

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.core import events as ev
+from dispatcher.core import whatif
 from dispatcher.core.model import Reservation
 from dispatcher.core.outlook import look_ahead
 from dispatcher.core.place import Explained, place
 from dispatcher.core.policy import Policy
+from dispatcher.core.remedy import FREE_STEP_MIB, SIZES_GIB, remedies
 from dispatcher.core.snapshot import Snapshot
 from tests.unit.farms import Choosy, Hungry
 from tests.unit.worlds import World
@@ -45,6 +47,19 @@ def any_farm(seed: int) -> Snapshot:
     )
 
 
+def with_change(farm: Snapshot, what_if: str) -> Snapshot | None:
+    """None: there is not so much of it."""
+    try:
+        return whatif.apply(farm, whatif.parse(what_if))
+    except whatif.WhatIfError:
+        return None
+
+
+def helps(farm: Snapshot, job: str, what_if: str) -> bool:
+    changed = with_change(farm, what_if)
+    return changed is not None and job in started(decision(changed))
+
+
 def decision(farm: Snapshot) -> Explained:
     return place(farm.jobs, farm.hosts, farm.policy, farm.now)
 
@@ -71,3 +86,37 @@ def test_the_plan_begins_with_the_next_decision_whatever_is_under_way(seed: int)
     }
     assert look.at_once == started(decided)
     assert look.waiting == decided.waiting
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS)
+def test_each_remedy_starts_the_job_and_none_that_would_is_left_out(seed: int) -> None:
+    farm = any_farm(seed)
+    gpus = [gpu for host in farm.hosts for gpu in host.gpus if gpu.foreign_mib]
+    every = [
+        *(f"resume {host.name}" for host in farm.hosts),
+        *(f"free {gpu.foreign_mib} MiB on {gpu.uuid}" for gpu in gpus),
+        *(f"free 9999999 MiB of disk on {host.name}" for host in farm.hosts),
+        *(f"add host with {size} GiB" for size in SIZES_GIB),
+    ]
+    jobs = {job.id: job for job in farm.jobs}
+    for waiting in decision(farm).waiting[:4]:
+        job = jobs[waiting.job]
+        offered = [one.what_if for one in remedies(farm, job) if one.what_if]
+        for one in offered:
+            changed = with_change(farm, one)
+            assert changed is not None and job.id in look_ahead(changed, draws=0).at_once
+            if one.startswith("free"):
+                _, mib, rest = one.split(" ", 2)
+                less = int(mib) - FREE_STEP_MIB
+                assert less <= 0 or not helps(farm, job.id, f"free {less} {rest}")
+        for one in (f"priority {job.id} 99", *every):
+            kind = what_it_is(one)
+            if helps(farm, job.id, one):
+                assert kind in map(what_it_is, offered)
+
+
+def what_it_is(what_if: str) -> str:
+    """`free disk`, `free memory`, or the verb."""
+    verb, *words = what_if.split()
+    return verb if verb != "free" else f"free {'disk' if 'disk' in words else 'memory'}"

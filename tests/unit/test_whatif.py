@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from dispatcher.core.forecast import play
-from dispatcher.core.model import Job, JobState, Stage
+from dispatcher.core.model import Job, JobState, Reason, Stage
+from dispatcher.core.policy import Policy
 from dispatcher.core.remedy import remedies, starts_now
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import HostView, Quarantine
@@ -16,6 +17,7 @@ from dispatcher.core.whatif import (
     Change,
     Cordon,
     Free,
+    FreeDisk,
     Priority,
     RemoveHost,
     Resume,
@@ -40,6 +42,7 @@ from tests.unit.test_forecast import GIB, at_work, gpu, host, job, snapshot
         ("priority reef-a-1 -2", Priority(job="reef-a-1", priority=-2)),
         ("free 8 GiB on GPU-1", Free(mib=8192, gpu="GPU-1")),
         ("free 300 MiB on gpu-a", Free(mib=300, gpu="gpu-a")),
+        ("free 1.5 GiB of disk on gpu-a", FreeDisk(mib=1536, host="gpu-a")),
     ],
 )
 def test_the_grammar(text: str, change: Change) -> None:
@@ -97,6 +100,25 @@ def test_changes_change_only_what_they_name() -> None:
         assert after(text).jobs == FARM.jobs
 
 
+def test_a_cordon_ends_a_drain_and_the_inventory_outlasts_a_resume() -> None:
+    drained = after("drain gpu-a")
+    assert not named(after("cordon gpu-a", drained), "gpu-a").draining
+    kept_out = snapshot([], host("h", cordoned=True, cordoned_in_inventory=True))
+    with pytest.raises(WhatIfError, match="h stays cordoned: its entry in the inventory"):
+        after("resume h", kept_out)
+
+
+def test_what_lifts_a_suspicion_makes_no_silent_gpu_answer() -> None:
+    silent = Quarantine(line="silent: NVML does not answer", silent=True)
+    suspect = Quarantine(line="quarantined: 3 failures")
+    devices = (
+        dataclasses.replace(gpu("GPU-1"), quarantine=silent),
+        dataclasses.replace(gpu("GPU-2"), quarantine=suspect),
+    )
+    farm = snapshot([], host("h", *devices))
+    assert [g.quarantine for g in named(after("resume h", farm), "h").gpus] == [silent, None]
+
+
 def test_freed_memory_is_taken_from_others_only() -> None:
     for name in ("GPU-aa", "GPU-aa"[:6], "gpu-a"):
         (device,) = named(after(f"free 1000 MiB on {name}"), "gpu-a").gpus
@@ -112,6 +134,10 @@ def test_a_new_host_is_like_the_nearest_in_size_but_empty() -> None:
     assert new.link_bytes_s == 5.0
     assert not new.cordoned
     assert new.max_parallel["train"] == 2
+    pool = (Reason.POOL_FULL, "its thin pool is full")
+    used = snapshot([], host("h", storage=pool, disk_free_bytes=GIB, disk_total_bytes=200 * GIB))
+    empty = named(after("add host with 24 GiB", used), "new-host")
+    assert (empty.storage, empty.disk_free_bytes) == (None, 200 * GIB)
     twice = after("add host with 24 GiB", after("add host with 24 GiB"))
     assert [h.name for h in twice.hosts] == ["gpu-a", "gpu-b", "new-host", "new-host-2"]
     alone = apply(dataclasses.replace(FARM, hosts=()), parse("add host with 24 GiB"))
@@ -126,6 +152,7 @@ def test_a_new_host_is_like_the_nearest_in_size_but_empty() -> None:
         ("priority over 5", "has ended already"),
         ("free 1 MiB on GPU-", "not one GPU but GPU-aa, GPU-ab, GPU-b"),
         ("free 1 MiB on XYZ", "there is no GPU XYZ; known are GPU-aa"),
+        ("free 9 GiB of disk on gpu-c", "there is no host gpu-c"),
         ("add host with 24 GiB like gpu-z", "there is no host gpu-z"),
     ],
 )
@@ -178,9 +205,29 @@ def test_a_cordoned_host_is_let_in_again_and_a_suspect_one_too() -> None:
     assert lines(snapshot([job("one")], suspect), "one")[0] == "resume h"
 
 
+def test_a_host_that_the_inventory_keeps_out_is_let_in_there() -> None:
+    farm = snapshot([job("one")], host("h", cordoned=True, cordoned_in_inventory=True))
+    first, *_ = remedies(farm, farm.jobs[0])
+    assert first.line.endswith("remove `cordoned: true` from its entry in the inventory")
+    assert (first.what_if, first.command) == ("", "")
+
+
+def test_one_more_stage_at_a_time_and_what_a_host_lacks_are_offered() -> None:
+    running, underway = at_work("busy", 1.0, None)
+    large = gpu("GPU-h", 80_000)
+    one_at_a_time = host("h", large, max_parallel={"train": 1})
+    farm = snapshot([running, waits("two")], one_at_a_time, underway={"busy": underway})
+    assert "2 train stages at once (`max_parallel: {train: 2}`" in lines(farm, "two")[0]
+    bare = snapshot([job("one")], host("h", ready=False, not_ready_message="lacks torch"))
+    (remedy, *_) = remedies(bare, bare.jobs[0])
+    assert remedy.command == "cosma worker bootstrap h"
+
+
 def test_a_job_too_big_for_the_farm_needs_a_bigger_host() -> None:
     farm = snapshot([job("one", need_mib=40_000)], host("h"))
-    assert lines(farm, "one") == ["add host with 48 GiB"]
+    smaller, added = lines(farm, "one")
+    assert smaller.startswith("a smaller plan (`cap` under")
+    assert added == "add host with 48 GiB"
 
 
 def test_nothing_is_offered_where_nothing_helps_or_nothing_is_needed() -> None:
@@ -192,5 +239,12 @@ def test_nothing_is_offered_where_nothing_helps_or_nothing_is_needed() -> None:
 
 
 def test_a_full_disk_is_nothing_that_a_priority_mends() -> None:
-    farm = snapshot([job("one", input_bytes=40 * GIB)], host("h", disk_free_bytes=GIB))
-    assert not any(text.startswith(("priority", "free")) for text in lines(farm, "one"))
+    full = host("h", disk_free_bytes=GIB, disk_total_bytes=200 * GIB)
+    farm = snapshot([job("one", input_bytes=40 * GIB)], full)
+    found = lines(farm, "one")
+    assert not any(text.startswith("priority") for text in found)
+    change = parse(found[0])
+    assert isinstance(change, FreeDisk)
+    missing = Policy().disk_need(farm.jobs[0]) - GIB
+    assert missing <= change.mib << 20 <= missing + (64 << 20)
+    assert not starts_now(after(f"free {change.mib - 64} MiB of disk on h", farm), "one")
