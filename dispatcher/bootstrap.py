@@ -1,8 +1,10 @@
-"""Makes the virtual environment on a host that the stages run in, from the pinned constraints."""
+"""Makes the virtual environment on a host that the stages run in, from the pinned constraints, and
+where the host has NVIDIA GPUs the CUDA kernels that train on them."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -48,6 +50,14 @@ _FIXES = {
     90: "Set `python:` of this host to a Python 3.11 or newer",
     91: "Install the venv module there, on Debian: apt install python3-venv",
     92: "Check that the host reaches a package index (pip config), and its disk; then run it again",
+}
+# Of worker_agent.training.gsplat_kernels.
+_KERNEL_FIXES = {
+    93: "Install a C++ compiler and Python's headers there, on Debian: apt install g++ python3-dev",
+    94: "Install the CUDA toolkit of torch's CUDA version there, or let the host reach an index",
+    95: "Read what the compiler said above; `gsplat` and `torch` of constraints.txt must fit",
+    96: "Update the NVIDIA driver there, or install a torch for its CUDA version; run it again",
+    97: "Let the host's pip find a CUDA build of torch (pip config), remove its venv, run it again",
 }
 
 
@@ -105,11 +115,49 @@ async def bootstrap(
     Returns the path of its Python. Can be run again at any time. Raises TransportError when the
     link is lost, HostError (HOST_NOT_READY) with what to do when it cannot be made.
     """
-    argv = [host.python, "-I", "-c", _MAKE, host.work_dir, *wanted]
+    make = [host.python, "-I", "-c", _MAKE, host.work_dir, *wanted]
+    code, last, error = await _run(transport, make, pinned, say)
+    if code != 0:
+        raise HostError(
+            Reason.HOST_NOT_READY,
+            "the stage environment was not made",
+            where=host.name,
+            why=error or last,
+            fix=_FIXES.get(code, f"Check that {host.python} runs on the host"),
+        )
+    python = last.removeprefix("stage python: ")
+    code, last, error = await _run(transport, [python, "-I", "-c", kernels_code()], "", say)
+    if code != 0:
+        raise HostError(
+            Reason.HOST_NOT_READY,
+            "the stage environment is made, but training cannot use the GPUs",
+            where=host.name,
+            why=last if code in _KERNEL_FIXES else error or last,
+            fix=_KERNEL_FIXES.get(code, "Read what was said above; run it again"),
+        )
+    return PurePosixPath(python)
+
+
+def kernels_code() -> str:
+    """The text of worker_agent.training.gsplat_kernels, which the host runs before it has ours.
+
+    Found, not imported, like all that goes to the hosts. Raises FileNotFoundError.
+    """
+    spec = importlib.util.find_spec("worker_agent")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("package worker_agent is not installed beside the dispatcher")
+    root = Path(spec.submodule_search_locations[0])
+    return (root / "training" / "gsplat_kernels.py").read_text()
+
+
+async def _run(
+    transport: Transport, argv: Sequence[str], told: str, say: Callable[[str], None]
+) -> tuple[int, str, str]:
+    """(exit code, last line, last line of stderr), `told` on stdin; lines are said as they come."""
     stream = await transport.stream(argv, bulk=True)
     last = ""
     try:
-        await stream.write(pinned.encode())
+        await stream.write(told.encode())
         await stream.write_eof()
         while line := await stream.read_line():
             last = line.decode(errors="replace").rstrip() or last
@@ -117,13 +165,5 @@ async def bootstrap(
         done = await stream.finish()
     finally:
         await stream.close()
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise HostError(
-            Reason.HOST_NOT_READY,
-            "the stage environment was not made",
-            where=host.name,
-            why=said[-1] if said else last,
-            fix=_FIXES.get(done.returncode, f"Check that {host.python} runs on the host"),
-        )
-    return PurePosixPath(last.removeprefix("stage python: "))
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return done.returncode, last, said[-1] if said else ""

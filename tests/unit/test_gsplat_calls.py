@@ -3,6 +3,7 @@ rasterizers of one signature, the same pictures, gradients and steps."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests import gsplat_on_cpu
-from worker_agent.training.backend import Backend
+from worker_agent.training.backend import Backend, RasterizerUnavailable, cuda_backend
 from worker_agent.training.dataset import Dataset, Normalisation
 from worker_agent.training.rasterize_cpu import rasterization
 from worker_agent.training.settings import TrainSettings
@@ -83,6 +84,14 @@ def test_both_draw_the_same_with_the_same_gradients(gsplat: Backend, degree: int
     # What gsplat's own strategies read.
     for key in ("width", "height", "n_cameras", "gaussian_ids"):
         assert our_meta[key] == their_meta[key]
+
+
+def test_kernels_are_never_compiled_in_the_midst_of_a_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RasterizerUnavailable, match="not compiled on this host"):
+        cuda_backend()
 
 
 def dataset() -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,17 @@ class Backend:
     device: torch.device
     description: str
     rasterize: Rasterize
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory was full. Where it already is at a library's or the driver's own first
+    wish, the error is a plain RuntimeError that says so in words of theirs."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "CUDA error: out of memory" in text
+        or "_ALLOC_FAILED" in text  # of cuBLAS, cuSOLVER and cuDNN: their workspace
+    )
 
 
 def cuda_usable() -> bool:
@@ -53,11 +65,14 @@ class RasterizerUnavailable(RuntimeError):
 def cuda_backend() -> Backend:
     """gsplat on the first visible GPU, proven by rendering one gaussian.
 
-    gsplat may compile its kernels on import or at first use, and imports even when it could not:
-    only rendering tells. Raises RasterizerUnavailable, and torch.OutOfMemoryError.
+    Never has gsplat compile its kernels: that takes minutes and gigabytes, and two at once disturb
+    one another; `gsplat_kernels` does it before. Raises RasterizerUnavailable, and
+    torch.OutOfMemoryError.
     """
     device = torch.device("cuda", 0)
     try:
+        if importlib.util.find_spec("gsplat.csrc") is None:
+            raise RasterizerUnavailable("gsplat's CUDA kernels are not compiled on this host")
         from gsplat import rasterization
 
         one = torch.ones(1, device=device)
@@ -75,10 +90,10 @@ def cuda_backend() -> Backend:
         )
         if not float(image.max()) > 0.5:
             raise RasterizerUnavailable("gsplat rendered nothing where a gaussian is")
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, RasterizerUnavailable):
         raise
     except Exception as error:  # a failed build shows in many kinds of exception
-        if "out of memory" in str(error).lower():
+        if out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from None
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RasterizerUnavailable(f"gsplat cannot render on this GPU: {text}") from None
