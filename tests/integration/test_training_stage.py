@@ -245,6 +245,7 @@ def test_a_promised_gpu_that_torch_cannot_see_is_said_and_the_cpu_used(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_a_full_gpu_has_its_own_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -32,11 +33,11 @@ def parameters(*, scale: float = 0.001) -> Parameters:
 
 
 def meta(scores: Tensor) -> dict[str, object]:
-    means2d = torch.zeros(1, COUNT, 2)
-    means2d.absgrad = torch.stack([scores, torch.zeros(COUNT)], -1)[None]  # type: ignore[attr-defined]
+    means2d = torch.zeros(1, len(scores), 2)
+    means2d.absgrad = torch.stack([scores, torch.zeros(len(scores))], -1)[None]  # type: ignore[attr-defined]
     return {
         "means2d": means2d,
-        "radii": torch.ones(1, COUNT, 2, dtype=torch.int32),
+        "radii": torch.ones(1, len(scores), 2, dtype=torch.int32),
         "width": 2,
         "height": 2,
     }
@@ -94,6 +95,21 @@ def test_stalled_growth_is_reported_once_and_in_one_line() -> None:
         strategy.refine(LAST, adam)
     assert len(warnings) == 1
     assert "densification stalled" in warnings[0] and "\n" not in warnings[0]
+
+
+def test_growth_that_falls_far_short_is_reported_and_growth_that_does_not_is_not() -> None:
+    for useful, alarms in ((0.05, 1), (0.5, 0)):
+        warnings: list[str] = []
+        plan = dataclasses.replace(PLAN, cap=10 * COUNT)
+        strategy = BudgetStrategy(plan, COUNT, seed=0, warn=warnings.append)
+        adam = Adam(parameters())
+        for _ in range(3):
+            now = len(adam.parameters["means"])
+            scores = torch.zeros(now)
+            scores[: max(1, round(useful * (plan.cap - now)))] = 1.0
+            strategy.observe(meta(scores))
+            strategy.refine(LAST, adam)
+        assert len(warnings) == alarms
 
 
 def test_adam_equals_torch_and_keeps_the_moments_of_survivors() -> None:

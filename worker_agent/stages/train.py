@@ -17,7 +17,7 @@ from worker_agent.stages.api import (
     write_json,
 )
 from worker_agent.stages.depth_maps import DEPTHS
-from worker_agent.stages.masks import MASKS
+from worker_agent.stages.masks import unpacked
 from worker_agent.stages.registry import feed_forward
 from worker_agent.stages.train_limits import perceptual, within_memory
 
@@ -34,7 +34,6 @@ CHECKPOINT = Path("train/checkpoint.pt")
 REPORT = Path("output/training.json")
 PREVIEW = Path("output/preview.jpg")
 _PREVIEW_ROWS = 3
-_DRIVER_FULL = "CUDA error: out of memory"
 
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
@@ -50,6 +49,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     try:
         import torch
 
+        from worker_agent.training.backend import out_of_memory
         from worker_agent.training.dataset import DatasetUnusable, load_dataset
         from worker_agent.training.evaluation import write_preview
         from worker_agent.training.gaussians import to_world
@@ -77,7 +77,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             width=settings.width,
             test_every=settings.test_every,
             stride=settings.frame_stride,
-            masks=root / MASKS,
+            masks=unpacked(root),
             depths=root / DEPTHS if settings.depth_weight else None,
         )
     except DatasetUnusable as error:
@@ -88,7 +88,12 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         ) from None
 
     if spec.config.get("reconstruct", {}).get("backend") == "command":
-        return _by_command(spec, report, dataset, backend, lpips)
+        try:
+            return _by_command(spec, report, dataset, backend, lpips)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise _gpu_full(error, spec.gpu, {"width": settings.width}) from None
 
     def on_progress(now: Progress) -> None:
         report.progress(
@@ -120,8 +125,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
             evidence={"device": backend.description, "seed": settings.seed},
         ) from None
     except RuntimeError as error:
-        # The driver itself answers with a plain RuntimeError when the GPU is already full.
-        if not isinstance(error, torch.OutOfMemoryError) and _DRIVER_FULL not in str(error):
+        if not out_of_memory(error):
             raise
         raise _gpu_full(error, spec.gpu, {"cap": settings.cap, "width": settings.width}) from None
 

@@ -24,6 +24,7 @@ OPACITY_MIN = 0.005
 _SPLIT_SHRINK = 1.6  # 3DGS
 _SPLIT_SCALE = 0.005  # of the median view depth: larger gaussians are split, smaller ones cloned
 _STALLED_REFINEMENTS = 3
+_GROWN_LEAST = 0.1  # of what the budget allows; below it growth stalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class BudgetStrategy:
         self._score = torch.zeros(count)
         self._seen = torch.zeros(count)
         self._stalled = 0
+        self._half_sizes: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
     def observe(self, meta: dict[str, Any]) -> None:
@@ -81,11 +83,13 @@ class BudgetStrategy:
         They are in units of half an image, which makes them independent of the resolution.
         """
         gradient: Tensor = meta["means2d"].absgrad[0]
-        half_size = gradient.new_tensor([meta["width"] / 2.0, meta["height"] / 2.0])
+        size = meta["width"], meta["height"]
+        if size not in self._half_sizes:  # once: a GPU is waited for at each such copy
+            self._half_sizes[size] = gradient.new_tensor([size[0] / 2.0, size[1] / 2.0])
         visible = (meta["radii"][0] > 0).all(dim=-1)
         if self._score.device != gradient.device:
             self._score, self._seen = self._score.to(gradient), self._seen.to(gradient)
-        self._score += (gradient * half_size).norm(dim=-1) * visible
+        self._score += (gradient * self._half_sizes[size]).norm(dim=-1) * visible
         self._seen += visible
 
     def penalty(self, parameters: Parameters) -> Tensor:
@@ -160,13 +164,13 @@ class BudgetStrategy:
         return torch.stack([a * x + b * y + c * z for a, b, c in rotation_rows(quats)], dim=-1)
 
     def _watch(self, step: int, wanted: int, grown: int, median: float) -> None:
-        """Say so when the budget asks for growth and none comes: training would silently stay
+        """Say so when the budget asks for growth and hardly any comes: training would silently stay
         blurred, which is how murky footage fails under fixed thresholds."""
-        self._stalled = self._stalled + 1 if wanted > 0 and grown == 0 else 0
+        self._stalled = self._stalled + 1 if grown < _GROWN_LEAST * wanted else 0
         if self._stalled == _STALLED_REFINEMENTS:
             self._warn(
-                f"densification stalled at step {step}: no gaussian was added in "
-                f"{_STALLED_REFINEMENTS} refinements although {wanted} were allowed "
+                f"densification stalled at step {step}: in {_STALLED_REFINEMENTS} refinements "
+                f"hardly a gaussian was added, now {grown} of {wanted} that were allowed "
                 f"(median screen gradient {median:.2e}); the views may have no usable contrast"
             )
 

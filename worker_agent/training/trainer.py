@@ -251,6 +251,9 @@ class Trainer:
         self._step += 1
         if self._schedule.refines_at(self._step):
             self._strategy.refine(self._step, self._adam)
+            if self._backend.device.type == "cuda":
+                # All tensors have another size now: what the old ones left would stay beside them.
+                torch.cuda.empty_cache()
         return loss.detach()
 
     def _depth_term(self, view: int) -> Tensor | float:

@@ -21,6 +21,7 @@ class Views:
         self._shown = None if dataset.masks is None else _both_sizes(dataset.masks)
         self._viewmats = dataset.viewmats.to(device)
         self._intrinsics = dataset.intrinsics.to(device)
+        self._scaled: dict[tuple[int, int], Tensor] = {}  # the same by size
 
     def camera(self, view: int, factor: int) -> tuple[Tensor, Tensor, int, int]:
         """(world to camera (4, 4), intrinsics (3, 3), width, height)."""
@@ -29,9 +30,11 @@ class Views:
 
     def intrinsics(self, view: int, width: int, height: int) -> Tensor:
         """(3, 3) of the view at another size."""
-        full_width, full_height = self._dataset.size
-        scale = self._intrinsics.new_tensor([width / full_width, height / full_height, 1.0])
-        return self._intrinsics[view] * scale[:, None]
+        if (width, height) not in self._scaled:  # once: a GPU is waited for at each such copy
+            full_width, full_height = self._dataset.size
+            scale = self._intrinsics.new_tensor([width / full_width, height / full_height, 1.0])
+            self._scaled[width, height] = self._intrinsics * scale[:, None]
+        return self._scaled[width, height][view]
 
     def truth(self, view: int, factor: int = 1) -> Tensor:
         """(H, W, 3) in [0, 1]."""
