@@ -59,6 +59,7 @@ class SfmConfig(Frozen):
     memory_limit_mib: int | None = Field(default=None, ge=256)
     # Polygons that never show the scene (a part of the vehicle); corners as shares of the picture.
     mask: tuple[tuple[tuple[float, float], ...], ...] = ()
+    mask_command: tuple[str, ...] = ()  # a program that masks what moves: docs/backends.md
 
 
 class NavigationConfig(Frozen):

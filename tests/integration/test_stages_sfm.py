@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from tests.sfm_world import HEIGHT, SFM, WIDTH, film, gravel, reconstruct, spec_
 from worker_agent.protocol import FailureCode
 from worker_agent.stages import sfm, sfm_lens, sfm_mapping
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
-from worker_agent.stages.masks import prepare
+from worker_agent.stages.masks import pack, prepare, unpacked
 from worker_agent.stages.sfm_mapping import Request
-from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
+from worker_agent.stages.sfm_process import StepCrashed, _verdict, counts, run_step
 
 
 @pytest.fixture(scope="module")
@@ -119,29 +121,91 @@ def test_features_of_an_earlier_attempt_are_used_again_unless_made_otherwise(don
     assert most <= 700
 
 
-def test_what_a_mask_hides_has_no_features(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Enough(Exception):
+    pass
+
+
+def only_extract(step: str, ordered: Request, tick: Any) -> dict[str, Any]:
+    if step != "extract":
+        raise Enough
+    return run_step(step, ordered, tick)
+
+
+LOWER_HALF = [[[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]]
+# Hides the lower half of every frame; says how often it was run.
+PROGRAM = """
+import pathlib, sys
+from PIL import Image
+frames, masks, count = (pathlib.Path(word) for word in sys.argv[1:])
+for frame in frames.glob("*.jpg"):
+    mask = Image.new("L", (2, 2), 255)
+    mask.paste(0, (0, 1, 2, 2))
+    mask.save(masks / f"{frame.name}.png")
+count.write_text(count.read_text() + "x" if count.exists() else "x")
+"""
+
+
+def extract_only(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> None:
-    class Enough(Exception):
-        pass
-
-    def only_extract(step: str, ordered: Request, tick: Any) -> dict[str, Any]:
-        if step != "extract":
-            raise Enough
-        return run_step(step, ordered, tick)
-
     for name in ("frames", "output"):
-        (tmp_path / name).symlink_to(done[0] / name)
+        if not (tmp_path / name).exists():
+            (tmp_path / name).symlink_to(done[0] / name)
     monkeypatch.setattr(sfm, "run_step", only_extract)
-    lower_half = [[[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]]
-    spec = spec_for(tmp_path, {"sfm": SFM | {"mask": lower_half}}, [])
+    spec = spec_for(tmp_path, {"sfm": SFM | settings}, [])
     with (tmp_path / "events.jsonl").open("ab") as events, pytest.raises(Enough):
         sfm.main(spec, Reporter(events.fileno(), 1))
+
+
+@pytest.mark.parametrize("by", ["polygons", "a program"])
+def test_what_a_mask_hides_has_no_features(
+    by: str, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mask.py").write_text(PROGRAM)
+    program = [sys.executable, str(tmp_path / "mask.py"), "{frames}", "{masks}"]
+    program.append(str(tmp_path / "count"))
+    settings = {"mask": LOWER_HALF} if by == "polygons" else {"mask_command": program}
+    for _ in range(2):
+        extract_only(done, tmp_path, monkeypatch, **settings)
+    if by == "a program":  # the masks that it made are taken again
+        assert (tmp_path / "count").read_text() == "x"
     with pycolmap.Database.open(str(tmp_path / "sfm" / "database.db")) as link:
         images = link.read_all_images()
         found = [link.read_keypoints(i.image_id)[:, 1] for i in images]
     assert len(found) == 14
     assert all(len(heights) > 100 and heights.max() < 0.51 * HEIGHT for heights in found)
+
+
+@pytest.mark.parametrize(
+    ("program", "reason", "words"),
+    [
+        (["sh", "-c", "echo no model of a diver; exit 3"], FailureCode.STAGE_CRASHED, "of a diver"),
+        (["/none/segment"], FailureCode.TOOL_MISSING, "/none/segment"),
+        (["sh", "{images}"], FailureCode.CONFIG_INVALID, "sfm.mask_command"),
+    ],
+)
+def test_a_program_for_masks_that_fails_holds_the_job(
+    program: list[str], reason: FailureCode, words: str, done: Done, tmp_path: Path
+) -> None:
+    (tmp_path / "frames").symlink_to(done[0] / "frames")
+    spec = spec_for(tmp_path, {"sfm": SFM | {"mask_command": program}}, [])
+    with (tmp_path / "events.jsonl").open("ab") as events, pytest.raises(StageFailure) as caught:
+        sfm.main(spec, Reporter(events.fileno(), 1))
+    assert caught.value.reason is reason
+    assert words in caught.value.message
+
+
+def test_masks_go_with_the_job_to_another_host(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    made = prepare(tmp_path, ["f000001.jpg", "f000002.jpg"], (40, 20), LOWER_HALF)
+    assert made is not None
+    first = pack(tmp_path).read_bytes()
+    assert pack(tmp_path).read_bytes() == first
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    shutil.rmtree(made)
+    assert unpacked(tmp_path) == made
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+    assert not unpacked(tmp_path / "elsewhere").exists()
 
 
 def test_a_frame_may_have_a_mask_of_its_own(tmp_path: Path) -> None:
@@ -344,11 +408,23 @@ def test_an_exception_of_the_library_is_told_in_its_own_words(done: Done, tmp_pa
     assert "Traceback" not in caught.value.message
 
 
-def test_a_memory_limit_is_kept_and_named(done: Done, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [256, 300])
+def test_a_memory_limit_is_kept_and_named(limit: int, done: Done, tmp_path: Path) -> None:
     with pytest.raises(StageFailure) as caught:
-        run_step("extract", request(done, tmp_path, memory_limit_mib=300), no_tick)
+        run_step("extract", request(done, tmp_path, memory_limit_mib=limit), no_tick)
     assert caught.value.reason is FailureCode.OUT_OF_MEMORY
-    assert "300 MiB" in caught.value.message
+    assert f"{limit} MiB" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("limit", "peak_mib", "memory"), [(500, 480.0, True), (500, 200.0, False), (None, 480.0, False)]
+)
+def test_native_code_that_dies_at_its_limit_had_too_little_memory(
+    limit: int | None, peak_mib: float, memory: bool, done: Done, tmp_path: Path
+) -> None:
+    ordered = request(done, tmp_path, memory_limit_mib=limit)
+    found = _verdict("extract", -signal.SIGSEGV, "", ordered, peak_mib)
+    assert isinstance(found, StageFailure if memory else StepCrashed)
 
 
 def test_counts_follow_the_database(done: Done, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ DEFAULTS = {
         "max_reprojection_px": 2.0,
         "memory_limit_mib": None,
         "mask": [],
+        "mask_command": [],
     },
     "navigation": {"offset_s": 0.0, "max_gap_s": 3.0, "camera_above_altimeter_m": 0.0},
     "depth": {

@@ -2,11 +2,12 @@
 
 `sfm.mask` lists polygons of the picture that never show the scene, as shares of its width and
 height: a frame, a lamp, a skid. A picture `masks/<frame name>.png` in the run directory, made by
-whatever finds what moves, says the same of one frame; black is left out, as in COLMAP.
+`mask_program`, says the same of one frame; black is left out, as in COLMAP.
 """
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
 
-__all__ = ["MASKS", "draw", "mask_name", "prepare"]
+__all__ = ["MASKS", "PACKED", "draw", "mask_name", "pack", "prepare", "unpacked"]
 
 MASKS = Path("sfm/masks")  # under the run directory, where SfM and Training look for them
+PACKED = Path("output/masks.zip")  # the same, for another host
 PER_FRAME = Path("masks")
 MAX_MASKED_SHARE = 0.9  # of a picture: what is left could not be reconstructed
 
@@ -69,6 +71,26 @@ def prepare(
             both = np.minimum(np.asarray(common), np.asarray(particular))
             picture = Image.fromarray(np.where(both > 127, 255, 0).astype(np.uint8))
         picture.save(target / mask_name(name))
+    return target
+
+
+def pack(run_dir: Path) -> Path:
+    """Write PACKED: the same bytes for the same masks."""
+    target = run_dir / PACKED
+    with zipfile.ZipFile(target, "w") as packed:
+        for path in sorted((run_dir / MASKS).iterdir()):
+            packed.writestr(zipfile.ZipInfo(path.name), path.read_bytes())
+    return target
+
+
+def unpacked(run_dir: Path) -> Path:
+    """MASKS, also where only PACKED came to this host; there is no such directory without masks."""
+    target, packed = run_dir / MASKS, run_dir / PACKED
+    if packed.is_file() and not target.is_dir():
+        staging = target.with_name(".masks")
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(staging)
+        staging.replace(target)
     return target
 
 

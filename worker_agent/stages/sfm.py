@@ -27,7 +27,8 @@ from worker_agent.stages.api import (
 )
 from worker_agent.stages.depth_maps import model_of, with_depths
 from worker_agent.stages.manifest import at_source_size
-from worker_agent.stages.masks import PER_FRAME, prepare
+from worker_agent.stages.mask_program import make_masks
+from worker_agent.stages.masks import PACKED, PER_FRAME, pack, prepare
 from worker_agent.stages.registry import feed_forward
 from worker_agent.stages.sfm_acceptance import (
     Candidate,
@@ -37,7 +38,9 @@ from worker_agent.stages.sfm_acceptance import (
     Vector,
 )
 from worker_agent.stages.sfm_mapping import Request
+from worker_agent.stages.sfm_missing import explain_missing
 from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
+from worker_agent.stages.sfm_progress import SHARES, label_of
 
 __all__ = ["main", "sequential_pairs"]
 
@@ -54,37 +57,19 @@ RUNGS: tuple[tuple[bool, Pairs], ...] = (
     (True, "exhaustive"),
 )
 
-# Where each step begins and ends within the stage, for progress.
-_SHARES = {
-    "extract": (0.0, 0.3),
-    "sequential match": (0.3, 0.55),
-    "sequential map_global": (0.55, 0.7),
-    "sequential map_incremental": (0.7, 0.75),
-    "exhaustive match": (0.75, 0.78),
-    "exhaustive map_global": (0.78, 0.81),
-    "exhaustive map_incremental": (0.81, 0.84),
-    "strong extract": (0.84, 0.87),
-    "strong sequential match": (0.87, 0.89),
-    "strong sequential map_global": (0.89, 0.9),
-    "strong sequential map_incremental": (0.9, 0.91),
-    "strong exhaustive match": (0.91, 0.93),
-    "strong exhaustive map_global": (0.93, 0.94),
-    "strong exhaustive map_incremental": (0.94, 0.95),
-    "finish": (0.95, 1.0),
-}
-
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     """Write `sfm/`, `output/sfm.json` and `output/registration.npz`; with a depth model also
     `output/depth.zip`.
 
     Raises StageFailure: FRAMES_UNUSABLE, NO_PARALLAX, REGISTRATION_FAILED, REGISTRATION_WEAK,
-    OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING; for a depth model TOOL_MISSING and
-    CONFIG_INVALID.
+    OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING; for a depth model or a program for masks
+    TOOL_MISSING and CONFIG_INVALID, for the program STAGE_TIMEOUT.
     """
     if feed_forward(spec.config):
         return _left_out(Path(spec.run_dir), report)
     depth_model = model_of(spec)  # what is wrong with it is told before the work, not after it
+    make_masks(spec, report)
     ladder = _Ladder(spec, report)
     candidate = ladder.climb_all()
     if candidate is None and ladder.fallback is not None:
@@ -100,7 +85,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
 def _left_out(root: Path, report: Reporter) -> Artifacts:
     """Nothing of an earlier model stays: what is made now does not lie in its frame."""
     shutil.rmtree(root / "sfm", ignore_errors=True)
-    for name in ("sfm.json", "registration.npz", "depth.zip"):
+    for name in ("sfm.json", "registration.npz", "depth.zip", PACKED.name):
         (root / "output" / name).unlink(missing_ok=True)
     report.progress(1.0, "left out: reconstruct.backend needs no camera poses")
     return Artifacts(files=())
@@ -127,13 +112,14 @@ class _Ladder:
             )
         manifest = json.loads(manifest_path.read_text())
         camera, config = manifest["camera"], spec.config["sfm"]
-        self._begins = _SHARES["sequential map_incremental"][1] if lens_guessed else 0.0
+        self._begins = SHARES["sequential map_incremental"][1] if lens_guessed else 0.0
         self.lens: str = camera["source"]
         self.fallback: dict[str, Any] | None = None if lens_guessed else camera.get("fallback")
         if lens_guessed:
             camera = camera | camera["fallback"]
         # Given by the dispatcher after a host's memory did not do for all frames.
         rows = manifest["frames"][:: int(config.get("frame_stride", 1))]
+        self._rows: list[dict[str, Any]] = rows
         sfm = self._run_dir / "sfm"
         self._gravity: dict[str, Vector] = {
             row["name"]: tuple(row["gravity"]) for row in rows if row["gravity"]
@@ -265,7 +251,22 @@ class _Ladder:
 
     def _best_refusal(self) -> Refusal | None:
         best = acceptance.best_candidate(self._candidates)
-        return self._refusals[self._candidates.index(best)] if best is not None else None
+        if best is None:
+            return None
+        refusal = self._refusals[self._candidates.index(best)]
+        placed = {image.name for image in acceptance.registered(best)}
+        if len(placed) >= self.limits.min_registered_share * self.limits.frames:
+            return refusal
+        missing = explain_missing(self._rows, placed, self._flaws())
+        if missing is None or refusal.reason is FailureCode.NO_PARALLAX:
+            return refusal
+        advice = missing[1] + refusal.advice.removeprefix(acceptance.REFRAME)
+        return replace(refusal, message=f"{refusal.message}: {missing[0]}", advice=advice)
+
+    def _flaws(self) -> dict[str, str]:
+        path = self._run_dir / "output" / "frame_quality.json"
+        rows = json.loads(path.read_text())["frames"] if path.is_file() else []
+        return {row["name"]: row["flaw"] for row in rows if row["flaw"]}
 
     def _no_parallax(self) -> Refusal | None:
         if self._matches is None:
@@ -307,6 +308,8 @@ class _Ladder:
             "height": self._request.camera["source_height"],
         }
         shutil.rmtree(request.work)
+        (self._run_dir / PACKED).unlink(missing_ok=True)
+        masks = [pack(self._run_dir)] if request.masks else []
         target = self._run_dir / "output" / "sfm.json"
         write_json(target, facts)
         self._report.progress(1.0, f"{len(good)} of {self.limits.frames} frames registered")
@@ -315,6 +318,7 @@ class _Ladder:
             files=(
                 artifact(self._run_dir, target, "sfm_report"),
                 artifact(self._run_dir, Path(request.registration), "registration"),
+                *(artifact(self._run_dir, path, "masks") for path in masks),
                 *(artifact(self._run_dir, path, "sfm_model") for path in sorted(model.iterdir())),
             ),
             metrics=facts,
@@ -333,10 +337,8 @@ class _Ladder:
             ) from None
 
     def _run(self, step: str, request: Request) -> dict[str, Any]:
-        label = step if step in ("extract", "finish") else f"{request.pairs} {step}"
-        if request.strong and step != "finish":
-            label = f"strong {label}"
-        low, high = _SHARES[label]
+        label = label_of(step, request.pairs, strong=request.strong)
+        low, high = SHARES[label]
         frames = self.limits.frames
         pairs = frames * (frames - 1) // 2
         if request.pairs == "sequential":

@@ -24,7 +24,13 @@ __all__ = ["StepCrashed", "counts", "run_step"]
 
 POLL_S = 0.5
 LOG_TAIL = 8000
-_MEMORY_SIGNS = ("bad_alloc", "MemoryError", "annot allocate memory")
+_MEMORY_SIGNS = (
+    "bad_alloc",
+    "MemoryError",
+    "annot allocate memory",
+    "Memory allocation still failed",  # OpenBLAS
+    "SQLite error: out of memory",
+)
 # With an address-space limit, also what a thread's stack and a library's mapping fail with: the
 # last is what the C library says when it cannot load the unwinder that ends a thread.
 _LIMIT_SIGNS = (
@@ -32,7 +38,11 @@ _LIMIT_SIGNS = (
     "failed to map segment",
     "libgcc_s.so.1 must be installed",
 )
-_NOISE = ("@", "***", "PC:", "^", "$ ")  # native stack traces, Python's markers
+# Native code that does not look at what it was given dies of it without a word.
+_LIMIT_DEATHS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+_AT_THE_LIMIT = 0.8  # of it, in use when a child died that way
+# Native stack traces, Python's markers, and what its fault handler says of itself.
+_NOISE = ("@", "***", "PC:", "^", "$ ", "Extension modules", "File ", "Thread 0x", "Current thread")
 _DISK_SIGNS = ("database or disk is full", "No space left on device")
 
 
@@ -72,7 +82,7 @@ def run_step(step: str, request: Request, tick: Callable[[int], None]) -> dict[s
             env=environment,
         )
         try:
-            _follow(child, tick)
+            peak_mib = _follow(child, tick)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -80,7 +90,8 @@ def run_step(step: str, request: Request, tick: Callable[[int], None]) -> dict[s
     if child.returncode == 0 and answer.is_file():
         result: dict[str, Any] = json.loads(answer.read_text())
         return result
-    raise _verdict(step, child.returncode, complaints.read_text(errors="replace"), request)
+    log_text = complaints.read_text(errors="replace")
+    raise _verdict(step, child.returncode, log_text, request, peak_mib)
 
 
 def counts(database: Path) -> tuple[int, int]:
@@ -102,7 +113,9 @@ def _import_path() -> list[str]:
     return [root, *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
-def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> None:
+def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> float:
+    """Until it closes its output; the most address space it was seen with, in MiB."""
+    peak_mib = 0.0
     if child.stdout is None:
         raise RuntimeError("the child was started without a pipe")
     count = 0
@@ -113,14 +126,27 @@ def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> None
             if selector.select(POLL_S):
                 block = os.read(child.stdout.fileno(), 65536)
                 if not block:
-                    return
+                    return peak_mib
                 *lines, buffer = (buffer + block).split(b"\n")
                 numbers = [int(n) for n in (x[11:] for x in lines) if n.isdigit()]
                 count = numbers[-1] if numbers else count
+            peak_mib = max(peak_mib, _address_space_mib(child.pid))
             tick(count)
 
 
-def _verdict(step: str, returncode: int, log: str, request: Request) -> StageFailure | StepCrashed:
+def _address_space_mib(pid: int) -> float:
+    """Peak so far; 0 for a process that has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmPeak:")]
+    return int(peaks[0]) / 1024 if peaks else 0.0
+
+
+def _verdict(
+    step: str, returncode: int, log: str, request: Request, peak_mib: float
+) -> StageFailure | StepCrashed:
     sys.stderr.write(log[-LOG_TAIL:])  # the child's own words belong into the attempt's log
     killed = -returncode if returncode < 0 else 0
     limit = request.memory_limit_mib
@@ -131,7 +157,8 @@ def _verdict(step: str, returncode: int, log: str, request: Request) -> StageFai
             f"no space left on the host during SfM ({step})",
             advice="Free space on the host or move its work_dir, then retry the job.",
         )
-    if killed == signal.SIGKILL or any(sign in log for sign in signs):
+    starved = limit is not None and killed in _LIMIT_DEATHS and peak_mib > _AT_THE_LIMIT * limit
+    if killed == signal.SIGKILL or starved or any(sign in log for sign in signs):
         bound = f"its limit of {limit} MiB" if limit else "the host's memory"
         return StageFailure(
             FailureCode.OUT_OF_MEMORY,
