@@ -37,8 +37,7 @@ def job_row(
     elif job.step is Step.RUN and progress is not None and not _of_transfer(progress):
         message = progress.message
     elif job.step is Step.TRANSFER:
-        known = progress.message if _of_transfer(progress) and progress else ""
-        message = message or known or "inputs are being brought to the host"
+        message = message or _brought(job, progress)
     return JobRow(
         job=job.id,
         kind=job.kind.value,
@@ -52,6 +51,40 @@ def job_row(
         reason=reason,
         message=message,
     )
+
+
+def doing(job: Job, progress: Progress | None, now: float) -> str:
+    """What is being done for a job that neither waits for a place nor has settled, in one line;
+    `now` is wall clock. "": nothing is."""
+    match job.step:
+        case Step.TRANSFER:
+            known = _brought(job, progress)
+        case Step.START:
+            known = f"{job.stage} is being started on {job.host} (attempt {job.attempt})"
+        case Step.RUN:
+            known = f"{job.stage} runs on {job.host}"
+            if progress is None or _of_transfer(progress):
+                return f"{known}; it has not said yet how far it is"
+            said = f" ({progress.message})" if progress.message else ""
+            age = max(0.0, now - progress.updated_at)
+            return f"{known}, at {progress.fraction:.0%}{said}, heard of {age:.0f} s ago"
+        case Step.COLLECT:
+            known = f"its results are being copied from {job.host}"
+        case Step.CANCEL:
+            return f"{job.message or 'is cancelled'}; {job.host} has not confirmed its end yet"
+        case Step.PLACE | Step.REST:
+            return ""
+    if job.not_before > now:
+        known += f"; tries again in {job.not_before - now:.0f} s"
+    return f"{known} (after {job.reason}: {job.message})" if job.reason else known
+
+
+def _brought(job: Job, progress: Progress | None) -> str:
+    if progress is not None and _of_transfer(progress):
+        return progress.message
+    if job.origin is not None:
+        return f"what its finished stages made is being brought from {job.origin} to {job.host}"
+    return f"inputs are being brought to {job.host}"
 
 
 def _of_transfer(progress: Progress | None) -> bool:

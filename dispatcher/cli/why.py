@@ -14,13 +14,15 @@ from dispatcher.cli import options
 from dispatcher.cli.eta import eta_json, eta_text
 from dispatcher.cli.render import print_json
 from dispatcher.cli.stored import known_job, with_store
+from dispatcher.core.explain import device_tests
 from dispatcher.core.memory import shares
-from dispatcher.core.model import SETTLED, Job, JobState, Step
+from dispatcher.core.model import SETTLED, Job, Reason, Step, Waiting
 from dispatcher.core.outlook import Outlook, look_ahead
 from dispatcher.core.remedy import remedies
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.work_size import smaller_words
 from dispatcher.errors import InventoryError
+from dispatcher.progress import doing
 from dispatcher.risk import load_risks
 from dispatcher.settings import DispatcherSettings
 from dispatcher.store.base import Store
@@ -76,6 +78,7 @@ async def _known(store: Store, found: Job) -> dict[str, Any]:
         "gpus": [],
         "eta": None,
         "next_stage_at": None,
+        "waits": False,  # by the next decision, for what `remedies` would give it
         "remedies": [],
         "notes": [],
     }
@@ -84,14 +87,10 @@ async def _known(store: Store, found: Job) -> dict[str, Any]:
         view["reason"] = str(waiting.reason)
         view["message"] = waiting.message
         view["per_host"] = dict(waiting.per_host)
-    elif found.step is Step.RUN and progress is not None:
-        age = time.time() - progress.updated_at
-        view["message"] = (
-            f"{found.stage} on {found.host} is at {progress.fraction:.0%} "
-            f"({progress.message}), heard of {age:.0f} s ago"
-        )
-    elif found.step is Step.PLACE and found.state is JobState.QUEUED and not found.reason:
+    elif found.step is Step.PLACE and not found.reason:
         view["message"] = "no dispatcher has looked at it yet: `cosma dispatch`"
+    elif found.state not in SETTLED:
+        view["message"] = doing(found, progress, time.time())
     view["at_risk"] = [
         {**dataclasses.asdict(risk), "line": risk.line(time.time())}
         for risk in await load_risks(store)
@@ -114,11 +113,13 @@ def _look(view: dict[str, Any], farm: StoredFarm, outlook: Outlook) -> None:
         view["reason"] = waiting.reason.value
         view["message"] = waiting.message
         view["per_host"] = dict(waiting.per_host)
-        view["gpus"] = _gpus(snapshot, job, outlook)
+        view["waits"] = True
+        view["gpus"] = _gpus(snapshot, waiting, outlook)
         view["remedies"] = [dataclasses.asdict(one) for one in remedies(snapshot, job)]
     elif job.step is Step.PLACE and name in outlook.at_once:
         first = next(one for one in outlook.decisions if one.job == name)
         does = "goes to" if first.stage is None else f"starts {first.stage} on"
+        view.update(reason="", per_host={})
         view["message"] = f"the next decision places it: {does} {first.host}"
     view["next_stage_at"] = outlook.begins.get(name)
     view["eta"] = eta_json(outlook.jobs.get(name))
@@ -127,29 +128,30 @@ def _look(view: dict[str, Any], farm: StoredFarm, outlook: Outlook) -> None:
     view["notes"] = list(farm.notes)
 
 
-def _gpus(snapshot: Snapshot, job: Job, outlook: Outlook) -> list[dict[str, Any]]:
-    """Devices that the job could use, and whose their memory is; on its own host where it has
-    one."""
+def _gpus(snapshot: Snapshot, waiting: Waiting, outlook: Outlook) -> list[dict[str, Any]]:
+    """Devices of the hosts in question: the first test that failed, and whose their memory is.
+    `free_mib` is what the device shows, `may_be_promised_mib` what is left of it for our stages."""
     return [
         {
-            "host": host.name,
-            "gpu": gpu.uuid,
-            "name": gpu.name,
-            "total_mib": gpu.total_mib,
-            "free_mib": gpu.free_mib,
-            "headroom_mib": host.headroom_mib,
-            "needs_mib": snapshot.policy.needs.of(job, gpu).vram_mib,
+            "host": test.host,
+            "gpu": test.gpu.uuid,
+            "name": test.gpu.name,
+            "total_mib": test.gpu.total_mib,
+            "free_mib": test.gpu.free_mib,
+            "headroom_mib": test.headroom_mib,
+            "may_be_promised_mib": test.free_mib,
+            "needs_mib": test.needs_mib,
+            "reason": test.reason.value if test.reason else None,
+            "why": test.why,
             "shares": [
                 {
                     **dataclasses.asdict(share),
                     "until": outlook.stage_ends.get(share.job) if share.job else None,
                 }
-                for share in shares(gpu, snapshot.jobs)
+                for share in shares(test.gpu, snapshot.jobs)
             ],
         }
-        for host in snapshot.hosts
-        if job.host in (None, host.name)
-        for gpu in host.gpus
+        for test in device_tests(snapshot, waiting)
     ]
 
 
@@ -170,12 +172,14 @@ def _show(view: dict[str, Any], outlook: Outlook | None) -> None:
         print(f"  {line if line.startswith(host) else f'{host}: {line}'}")
     if outlook is not None:
         for gpu in view["gpus"]:
-            _show_gpu(gpu, outlook.now)
+            _show_gpu(gpu, outlook.now, view["per_host"][gpu["host"]])
         begins = view["next_stage_at"]
         if begins is not None and begins > outlook.now:
             wait = human_seconds(begins - outlook.now)
             print(f"its next stage starts at {clock_text(begins, outlook.now)}, in {wait}")
         print(f"done: {eta_text(outlook.jobs.get(view['job']), outlook)}")
+    if view["waits"] and not view["remedies"] and view["reason"] != Reason.BACKOFF:
+        print("no single change that cosma knows would start it now")
     for number, remedy in enumerate(view["remedies"]):
         does = f": {remedy['command']}" if remedy["command"] else ""
         print(f"{'or: ' if number else 'to start it now: '}{remedy['line']}{does}")
@@ -186,7 +190,8 @@ def _show(view: dict[str, Any], outlook: Outlook | None) -> None:
         print(f"  {clock} {event['kind']}" + (f" ({event['host']})" if event["host"] else ""))
 
 
-def _show_gpu(gpu: dict[str, Any], now: float) -> None:
+def _show_gpu(gpu: dict[str, Any], now: float, said: str) -> None:
+    """`said`: of its host."""
     parts = [
         f"{share['mib']} MiB {share['whose']}"
         + (f" until {clock_text(share['until'], now)}" if share["until"] else "")
@@ -194,3 +199,5 @@ def _show_gpu(gpu: dict[str, Any], now: float) -> None:
     ]
     whose = f", of which {'; '.join(parts)}" if parts else ", all of it free"
     print(f"  {gpu['gpu']} on {gpu['host']}: {gpu['total_mib']} MiB{whose}")
+    if gpu["why"] not in said:
+        print(f"    {gpu['why']}")

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from dispatcher.core.assignment import Assigner
-from dispatcher.core.ledger import Ledger
+from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import SETTLED, Job, Reservation, Stage, Step, Waiting
 from dispatcher.core.policy import Policy, share_key
 from dispatcher.core.queue import Label, Queue
@@ -295,6 +295,16 @@ class Board:
         told: dict[Told, Waiting] = {}
         known = ((job, self._jobs.get(job)) for job in jobs)
         return {name: self._why(job, told) if job is not None else None for name, job in known}
+
+    def refused_by(self, host: str, job: str) -> tuple[Ledger, Refusal | None]:
+        """A host as the last decision left it, and why it did not take or start the job, which
+        waits."""
+        ledger, one = self._ledgers[host], self._jobs[job]
+        if job in ledger.movers:
+            return ledger, ledger.movers[job]
+        if job in self._queue:
+            return ledger, self._assigner.refusal(one, self._queue.label_of(job), ledger)
+        return ledger, why_not(ledger, one)
 
     def _why(self, job: Job, told: dict[Told, Waiting]) -> Waiting | None:
         if job.step is not Step.PLACE or job.state in SETTLED or job.id in self._assigner.coming:

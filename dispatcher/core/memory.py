@@ -40,7 +40,9 @@ def shares(gpu: GpuView, jobs: Iterable[Job]) -> tuple[Share, ...]:
         for (job, attempt), mib in sorted(own.items())
     ]  # fmt: skip
     found += [Share(whose=whose, mib=mib) for whose, mib in gpu.holders]
-    unnamed = gpu.foreign_mib - sum(mib for _, mib in gpu.holders)
+    # What a CPU's "device" has less of is the host's RAM, and nobody says whose.
+    seen = gpu.total_mib - gpu.free_mib - sum(gpu.own_mib.values())
+    unnamed = max(gpu.foreign_mib, seen) - sum(mib for _, mib in gpu.holders)
     if unnamed > 0:
         found.append(Share(whose="others", mib=unnamed))
     return tuple(found)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dispatcher.core.ledger import Ledger, Refusal
 from dispatcher.core.model import Job, Reason, Reservation, Step
 from dispatcher.core.need import GPU_STAGES, Need
-from dispatcher.core.policy import SLOT_OF, share_key
+from dispatcher.core.policy import SLOT_OF, device_stage, share_key
 from dispatcher.core.views import GpuView, released
 
 # What ends with our own stages, and under which name it is kept for a job; a GPU: its UUID.
@@ -46,6 +46,33 @@ def why_not(ledger: Ledger, job: Job) -> Refusal | None:
     return None if isinstance(outcome, Reservation) else outcome
 
 
+def why_not_on(ledger: Ledger, job: Job, gpu: GpuView) -> Refusal | None:
+    """The first test that this device, or its host, failed for the job's next stage."""
+    refusal = ledger.shut(assigning=False) or useless(ledger, job, gpu) or _no_slot(ledger, job)
+    if refusal is not None:
+        return refusal
+    offer = _offer(ledger, job, gpu)
+    return None if isinstance(offer, Need) else offer
+
+
+def useless(ledger: Ledger, job: Job, gpu: GpuView) -> Refusal | None:
+    """Why the device cannot be used for the job, whatever else is there."""
+    if gpu.quarantine is not None:
+        return Reason.GPU_QUARANTINED, f"{gpu.uuid} is {gpu.quarantine.line}"
+    if not ledger.holds(gpu, job):
+        need = ledger.policy.need(job, gpu, device_stage(job)).vram_mib
+        return Reason.NO_GPU_FITS, (
+            f"{gpu.uuid} needs {need} MiB, has {gpu.total_mib} total "
+            f"({ledger.host.headroom_mib} headroom)"
+        )
+    if not ledger.usable(gpu):
+        return Reason.PROBE_STALE, (
+            f"{gpu.uuid} was last probed {gpu.probe_age_s:.0f} s ago "
+            f"(limit {ledger.policy.probe_stale_s:.0f} s)"
+        )
+    return None
+
+
 def _came(job: Job) -> tuple[float, float, str]:
     return job.assigned_at, job.created_at, job.id
 
@@ -74,15 +101,19 @@ def _try(ledger: Ledger, job: Job) -> Reservation | Refusal:
     refusal = ledger.shut(assigning=False)
     if refusal is None and on_device:
         refusal = ledger.unfit(job) or ledger.suspect(job)
-    refusal = refusal or ledger.small_ram(job, only_next=True)
-    if refusal is None and ledger.slots_used(slot) >= ledger.limit(slot):
-        refusal = (
-            Reason.SLOT_BUSY,
-            f"runs {ledger.slots_used(slot)} of {ledger.limit(slot)} {slot} stages",
-        )
+    refusal = refusal or _no_slot(ledger, job)
     if refusal is not None:
         return refusal
     return _on_device(ledger, job, slot) if on_device else _on_host(ledger, job, slot)
+
+
+def _no_slot(ledger: Ledger, job: Job) -> Refusal | None:
+    """Why the host has no place for the stage, whatever its devices have left."""
+    slot = SLOT_OF[job.stage]
+    if refusal := ledger.small_ram(job, only_next=True):
+        return refusal
+    used, limit = ledger.slots_used(slot), ledger.limit(slot)
+    return (Reason.SLOT_BUSY, f"runs {used} of {limit} {slot} stages") if used >= limit else None
 
 
 def _on_host(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
@@ -103,28 +134,30 @@ def _on_host(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
 
 
 def _on_device(ledger: Ledger, job: Job, slot: str) -> Reservation | Refusal:
-    policy = ledger.policy
     fitting: list[tuple[GpuView, Need]] = []
-    refused: dict[str, Refusal] = {}
-    for gpu in ledger.host.gpus:
-        if not ledger.usable(gpu):
-            continue
-        need = policy.need(job, gpu)
-        holder = ledger.kept.get(gpu.uuid)
-        if ledger.free_mib(gpu) < need.vram_mib:
-            refused[gpu.uuid] = Reason.GPU_BUSY, ledger.explain(gpu, job)
-        elif holder is not None and holder != job.id:
-            refused[gpu.uuid] = _kept(gpu.uuid, holder)
-        elif short := _short(ledger, job, need, gpu):
-            refused[gpu.uuid] = short
+    refused: list[Refusal] = []
+    for gpu in filter(ledger.usable, ledger.host.gpus):
+        offer = _offer(ledger, job, gpu)
+        if isinstance(offer, Need):
+            fitting.append((gpu, offer))
         else:
-            fitting.append((gpu, need))
+            refused.append(offer)
     if fitting:
         gpu, need = min(fitting, key=lambda one: _preference(ledger, *one))
         return _reservation(ledger, job, slot, need, gpu, sessions=need.decode_sessions)
     # Nearest to starting: memory is there and something else is missing.
-    reason = next((r for r, _ in refused.values() if r is not Reason.GPU_BUSY), Reason.GPU_BUSY)
-    return reason, "; ".join(text for one, text in refused.values() if one is reason)
+    reason = next((r for r, _ in refused if r is not Reason.GPU_BUSY), Reason.GPU_BUSY)
+    return reason, "; ".join(dict.fromkeys(text for one, text in refused if one is reason))
+
+
+def _offer(ledger: Ledger, job: Job, gpu: GpuView) -> Need | Refusal:
+    """What the stage takes of a usable device that has it now, else what is short."""
+    need, holder = ledger.policy.need(job, gpu), ledger.kept.get(gpu.uuid)
+    if ledger.free_mib(gpu) < need.vram_mib:
+        return Reason.GPU_BUSY, ledger.explain(gpu, job)
+    if holder not in (None, job.id):
+        return _kept(gpu.uuid, holder or "")
+    return _short(ledger, job, need, gpu) or need
 
 
 def _preference(ledger: Ledger, gpu: GpuView, need: Need) -> tuple[float, int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from dispatcher.core.model import (
     RECONSTRUCT_STAGES,
@@ -14,7 +15,7 @@ from dispatcher.core.model import (
     Step,
     Waiting,
 )
-from dispatcher.progress import job_row, percent
+from dispatcher.progress import doing, job_row, percent
 from dispatcher.store.rows import Progress
 
 JOB = Job(
@@ -59,3 +60,26 @@ def test_a_waiting_job_shows_why() -> None:
 
 def test_a_job_that_runs_shows_what_its_stage_says() -> None:
     assert job_row(_at(Stage.TRAINING), _progress(0.1), None).message == "step 5"
+
+
+def test_whatever_is_done_for_a_job_is_said_in_words() -> None:
+    def said(step: Step, progress: Progress | None = None, **values: Any) -> str:
+        at = _at(Stage.TRAINING, step)
+        return doing(dataclasses.replace(at, host="gpu-a", attempt=5, **values), progress, 100.0)
+
+    assert said(Step.TRANSFER) == "inputs are being brought to gpu-a"
+    assert said(Step.TRANSFER, origin="gpu-b") == (
+        "what its finished stages made is being brought from gpu-b to gpu-a"
+    )
+    failed = {"reason": Reason.TRANSFER_FAILED, "message": "the link broke", "not_before": 130.0}
+    assert said(Step.COLLECT, **failed) == (
+        "its results are being copied from gpu-a; tries again in 30 s "
+        "(after transfer_failed: the link broke)"
+    )
+    assert said(Step.START) == "Training is being started on gpu-a (attempt 5)"
+    assert said(Step.RUN) == "Training runs on gpu-a; it has not said yet how far it is"
+    assert said(Step.RUN, _progress(0.5)).startswith("Training runs on gpu-a, at 50%")
+    assert said(Step.CANCEL, message="cancelled by ann") == (
+        "cancelled by ann; gpu-a has not confirmed its end yet"
+    )
+    assert said(Step.PLACE) == said(Step.REST) == ""
