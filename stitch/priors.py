@@ -1,10 +1,12 @@
 """What gravity and positions say of a scene that images have put together already.
 
-They never decide against the images: each member's readings count as one observation, weighed by
-how far they are really off from what all of them say together, and at least by what is usual
-there. The positions of one member 12 m off bend a map of six members, 33 m long, by 13 mm at most,
-less than what its images leave open; along a chain of many, where small errors of the images add
-up, it is the positions that unbend it.
+Pairs count as uncertain as their far ends are, readings as far as they are really off. Of a
+member's positions, what they are off together is one observation, weighed by how far off that is
+and at least by what is usual there; where each lies about their mean says how the member is turned
+and how large it is, weighed by how they scatter and by how many of them err independently. So the
+positions of one member 12 m off bend no map (of six members, 33 m long, by 2 mm at most, less
+than what its images leave open); along a chain of many, where small errors of the images add up, it
+is the positions that unbend it; and a member that its images make too large becomes less so.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from stitch.certainty import sigmas_of
 from stitch.motions import System, add_edge, cross, small
 from stitch.posegraph import Solution, normalised
 from stitch.register import Edge
@@ -26,7 +29,6 @@ _ROUNDS = 3
 _STEPS = 4
 _GRAVITY_FLOOR = np.radians(0.5)
 _POSITION_FLOOR_M = 0.05
-_MOST_POSITIONS = 12  # of a member, evenly: they are one observation anyway
 _DOWN = np.array([0.0, 0.0, -1.0])
 
 
@@ -128,43 +130,81 @@ def _component(
     world = fit([_moved(members[i], moved[i]) for i in group])
     if world is None:
         return moved, None, None, None
+    tied = [(edge, sigmas_of(edge)) for edge in edges]
     for _ in range(_ROUNDS):
         located = {i: world.sim3 @ moved[i] for i in group}
         off = _measured(group, located, members, world.metric)
         if len(group) == 1:
             break
-        solved = _refined(group, edges, units, located, members, off)
+        solved = _refined(group, tied, units, located, members, off)
         back = solved[group[0]].inverse()
         moved = {i: back @ solved[i] for i in group[1:]} | {group[0]: Sim3.identity()}
         world = replace(world, sim3=solved[group[0]])
     # The last word on where the scene is has what the images and all readings agree on.
     world = fit([_moved(members[i], moved[i]) for i in group]) or world
     off = _measured(group, {i: world.sim3 @ moved[i] for i in group}, members, world.metric)
-    return moved, world, _median(off.metres), _median(off.radians)
+    metres = {i: positions.metres for i, positions in off.positions.items()}
+    return moved, world, _median(metres), _median(off.radians)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PositionsOff:
+    """What a member's positions differ from where its cameras are."""
+
+    metres: float  # root mean square
+    together: float  # of that, their mean
+    scatter: F64  # (3,) about the mean, root mean square: level twice, height
+    independent: float  # how many of them err each by itself
 
 
 @dataclass(frozen=True, slots=True)
 class _Off:
-    """By member, root mean square: what its readings differ from where it is."""
+    """By member: what its readings differ from where it is."""
 
-    metres: dict[int, float]
+    positions: dict[int, _PositionsOff]
     radians: dict[int, float]
 
 
 def _measured(
     group: Sequence[int], located: dict[int, Sim3], members: Sequence[Readings], metric: bool
 ) -> _Off:
-    metres, radians = {}, {}
+    positions, radians = {}, {}
     for i in group:
         own, pose = members[i], located[i]
         known = np.isfinite(own.positions).all(axis=1)
         if metric and known.sum() >= MIN_READINGS:
-            away = pose.apply(own.centres[known]) - own.positions[known]
-            metres[i] = float(np.sqrt((away**2).sum(axis=1).mean()))
+            positions[i] = _apart(pose.apply(own.centres[known]) - own.positions[known])
         if own.down is not None:
             cosine = float((pose.rotation @ own.down) @ _DOWN)
             radians[i] = max(float(np.arccos(np.clip(cosine, -1.0, 1.0))), own.spread)
-    return _Off(metres, radians)
+    return _Off(positions, radians)
+
+
+def _apart(away: F64) -> _PositionsOff:
+    mean = away.mean(axis=0)
+    about = away - mean
+    squares = (about**2).sum(axis=0) / (len(away) - 1)
+    level, up = np.sqrt(squares[:2].mean()), np.sqrt(squares[2])
+    scatter = np.maximum([level, level, up], _POSITION_FLOOR_M)
+    return _PositionsOff(
+        metres=float(np.sqrt((away**2).sum(axis=1).mean())),
+        together=float(np.linalg.norm(mean)),
+        scatter=scatter,
+        independent=independent(about / scatter),
+    )
+
+
+def independent(errors: F64) -> float:
+    """How many of the errors (N,k), in the order of time, count: N over what they repeat of each
+    other, by their autocorrelation up to where it first ends."""
+    power = float((errors**2).sum())
+    repeated = 1.0
+    for lag in range(1, len(errors)):
+        alike = float((errors[:-lag] * errors[lag:]).sum())
+        if alike <= 0.0:
+            break
+        repeated += 2.0 * alike / power
+    return len(errors) / repeated
 
 
 def _median(values: dict[int, float]) -> float | None:
@@ -178,28 +218,31 @@ def _moved(own: Readings, pose: Sim3) -> Readings:
 
 def _refined(
     group: Sequence[int],
-    edges: Sequence[Edge],
+    tied: Sequence[tuple[Edge, F64]],
     units: Sequence[Sim3],
     located: dict[int, Sim3],
     members: Sequence[Readings],
     off: _Off,
 ) -> dict[int, Sim3]:
     """Gauss-Newton over the members' poses in the world, each moved in its own unit frame by a
-    small turn, shift and growth of logarithm (7)."""
+    small turn, shift and growth of logarithm (7). `tied`: pairs and their sigmas."""
     at = {number: row for row, number in enumerate(group)}
     pose = {i: located[i] @ units[i] for i in group}
-    measured = [(e.source, e.target, normalised(e, units)) for e in edges]
-    # What a fit of seven numbers to few positions leaves over says too little of their errors.
-    free = 3 * len(off.metres) - 7
-    loose = np.sqrt(3 * len(off.metres) / free) if free > 0 else np.inf
-    usual_m, usual_rad = _median(off.metres) or 0.0, _median(off.radians) or 0.0
+    measured = [(e.source, e.target, normalised(e, units), sigmas) for e, sigmas in tied]
+    # What a fit of seven numbers to few means leaves over says too little of their errors.
+    free = 3 * len(off.positions) - 7
+    loose = np.sqrt(3 * len(off.positions) / free) if free > 0 else np.inf
+    usual_m = _median({i: one.together for i, one in off.positions.items()}) or 0.0
+    usual_rad = _median(off.radians) or 0.0
     for _ in range(_STEPS):
         system = System(7 * len(group))
-        for source, target, relative in measured:
-            add_edge(system, relative, (at[source], pose[source]), (at[target], pose[target]))
-        for i, metres in off.metres.items():
-            sigma = loose * max(metres, usual_m, _POSITION_FLOOR_M)
-            system.add(*_positions(at[i], pose[i], units[i], members[i], sigma))
+        for source, target, relative, sigmas in measured:
+            ends = (at[source], pose[source]), (at[target], pose[target])
+            add_edge(system, relative, *ends, sigmas)
+        for i, one in off.positions.items():
+            # What a receiver is off for longer than a segment is no less than what it scatters.
+            mean = loose * np.maximum(max(one.together, usual_m), one.scatter)
+            system.add(*_positions(at[i], pose[i], units[i], members[i], one, mean))
         for i, radians in off.radians.items():
             down = members[i].down
             if down is not None:
@@ -217,15 +260,20 @@ def _refined(
 
 
 def _positions(
-    row: int, pose: Sim3, unit: Sim3, own: Readings, sigma: float
+    row: int, pose: Sim3, unit: Sim3, own: Readings, off: _PositionsOff, mean_sigma: F64
 ) -> tuple[F64, list[tuple[int, F64]]]:
-    known = np.flatnonzero(np.isfinite(own.positions).all(axis=1))
-    some = known[np.linspace(0, len(known) - 1, min(len(known), _MOST_POSITIONS)).astype(int)]
-    weight = 1.0 / (sigma * np.sqrt(len(some)))
-    inside = unit.inverse().apply(own.centres[some])
-    away = pose.apply(inside) - own.positions[some]
+    """Rows of a member's positions: their mean, and what each is off from it."""
+    known = np.isfinite(own.positions).all(axis=1)
+    inside = unit.inverse().apply(own.centres[known])
+    away = pose.apply(inside) - own.positions[known]
     turn = pose.scale * pose.rotation
-    moves = np.concatenate(
+    moves = np.stack(
         [np.concatenate([-turn @ cross(u), turn, (turn @ u)[:, None]], axis=1) for u in inside]
     )
-    return weight * away.ravel(), [(row, weight * moves)]
+    every = np.concatenate([moves, away[:, :, None]], axis=2)  # (N,3,7+1)
+    mean = every.mean(axis=0)
+    weight = np.sqrt(off.independent / len(every)) / off.scatter
+    about = ((every - mean) * weight[:, None]).reshape(-1, 8)
+    # As few rows as there are unknowns say the same.
+    rows = np.concatenate([mean / mean_sigma[:, None], np.linalg.qr(about, mode="r")])
+    return rows[:, 7], [(row, rows[:, :7])]
