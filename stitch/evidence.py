@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stitch import posegraph, priors
+from stitch import known_parts, posegraph, priors
 from stitch.candidates import candidates
-from stitch.earlier_poses import Earlier, Standing, stand
+from stitch.earlier_poses import Earlier, Standing
 from stitch.known_edges import KnownEdges
 from stitch.pairs import Known, register_pair
 from stitch.pinned import Point, pin
@@ -54,8 +54,12 @@ class Evidence:
 
     edges: tuple[Edge, ...]
     verdicts: tuple[Verdict, ...]
-    standing: Standing
+    solved: known_parts.Solved
     reused: int  # pairs that were known before
+
+    @property
+    def standing(self) -> Standing:
+        return self.solved.standing
 
     @property
     def placed(self) -> priors.Placed:
@@ -102,7 +106,8 @@ def gather(
     on_pair: Callable[[int, int, Edge, Verdict], None] = lambda *_: None,
 ) -> Evidence:
     """Registers each pair that `known` does not hold yet (and tells it), takes what operators
-    `said`, and solves the graph; what did not move since `earlier` stays. `on_pair` is told the
+    `said`, and solves those parts of the graph that it does not hold; what did not move since
+    `earlier` stays. `on_pair` is told the
     pairs done, of how many, and the last. Raises FileUnreadable."""
     pairs = pairs_of(parties, said)
     words = {frozenset((one.source, one.target)): one for one in said}
@@ -129,14 +134,15 @@ def gather(
     accepted = [k for k, verdict in enumerate(verdicts) if verdict.accepted]
     extents = [party.known.extent() for party in parties]
     held = [edges[k] for k in accepted]
-    solution = posegraph.solve(extents, held, [n for n, k in enumerate(accepted) if k in sure])
-    placed = priors.place(solution, extents, held, readings, fit)
+    contents = [party.contents for party in parties]
+    certain = [n for n, k in enumerate(accepted) if k in sure]
+    solved = known_parts.solve(
+        contents, extents, held, certain, readings, fit, earlier, known.parts
+    )
+    solution = solved.standing.placed.solution
     for n in solution.rejected:
         verdicts[accepted[n]] = _overruled(verdicts[accepted[n]], n in solution.undecided)
-    holding = [edge for n, edge in enumerate(held) if n not in solution.rejected]
-    contents = [party.contents for party in parties]
-    standing = stand(placed, contents, extents, holding, earlier)
-    return Evidence(tuple(edges), tuple(verdicts), standing, reused)
+    return Evidence(tuple(edges), tuple(verdicts), solved, reused)
 
 
 def _overruled(verdict: Verdict, undecided: bool) -> Verdict:

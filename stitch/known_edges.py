@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,20 @@ def contents(path: Path) -> str:
 
 
 class KnownEdges:
-    """Edges by the contents of source and target, and by how they are computed."""
+    """Edges by the contents of source and target, and by how they are computed; and `parts` that
+    were solved of them (`stitch.known_parts`)."""
 
     def __init__(self, ratio: float) -> None:
         self._way = _way(ratio)
         self._edges: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, Any] = {}
 
     def load(self, path: Path) -> None:
         """Those of another stitch, too. Raises FileUnreadable."""
         try:
             stored = json.loads(path.read_text())
             self._edges |= {str(key): dict(value) for key, value in stored["edges"].items()}
+            self.parts |= stored.get("parts", {})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileUnreadable(f"{path}: not the edges of a stitch: {error}") from None
 
@@ -69,24 +73,31 @@ class KnownEdges:
             stored["check"] = dataclasses.asdict(edge.check)
         self._edges[self._key(source, target)] = stored
 
-    def save(self, path: Path, keep: set[tuple[str, str]]) -> None:
-        """Those of the pairs (source, target) in `keep`. Atomic and durable."""
+    def save(
+        self, path: Path, keep: set[tuple[str, str]], parts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Those of the pairs (source, target) in `keep`, and these parts. Atomic and durable."""
         keys = {self._key(*pair) for pair in keep}
         kept = {key: edge for key, edge in sorted(self._edges.items()) if key in keys}
         with replacing(path) as stream:
-            stream.write(json.dumps({"edges": kept}).encode())
+            stream.write(json.dumps({"edges": kept, "parts": dict(parts or {})}).encode())
 
     def _key(self, source: str, target: str) -> str:
         return hashlib.sha256(f"{source} {target} {self._way}".encode()).hexdigest()
 
 
-@functools.cache
 def code_of_edges() -> dict[str, bytes]:
-    """Sources of all modules of this package that have a say in what an edge is, by name: the one
-    that registers a pair and whatever it imports, directly or not. An edge computed with other
-    code is computed anew."""
+    """Of all modules that have a say in what an edge is. An edge computed with other code is
+    computed anew."""
+    return code_of(_ENTRY)
+
+
+@functools.cache
+def code_of(entry: str) -> dict[str, bytes]:
+    """Sources of a module of this package and of whatever it imports from it, directly or not, by
+    name."""
     found: dict[str, bytes] = {}
-    ahead = {_ENTRY}
+    ahead = {entry}
     while ahead:
         name = ahead.pop()
         found[name] = pkgutil.get_data(_PACKAGE, f"{name}.py") or b""

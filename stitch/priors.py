@@ -104,18 +104,22 @@ def place(
     poses = list(solution.poses)
     found: list[tuple[World | None, float | None, float | None]] = []
     for group in solution.components:
+        if found and len(group) == 1:
+            continue  # in a frame of its own
         inside = [edge for edge in kept if edge.source in group]
         done = _component(group, inside, units, poses, members, fit)
         for number, pose in done[0].items():
             poses[number] = pose
         found.append(done[1:])
-    world, off_m, off_rad = found[0]
-    return Placed(
-        solution=replace(solution, poses=tuple(poses)),
-        world=world,
-        position_residual_m=off_m,
-        gravity_residual_deg=None if off_rad is None else float(np.degrees(off_rad)),
-    )
+    return Placed(replace(solution, poses=tuple(poses)), *found[0])
+
+
+def located(solution: Solution, members: Sequence[Readings], fit: Fit) -> Placed:
+    """Where the largest component of `solution` is, which is not moved."""
+    group = solution.components[0]
+    at = {number: solution.poses[number] for number in group}
+    world = fit([_moved(members[i], at[i]) for i in group])
+    return Placed(solution, world, *_residuals(world, at, members))
 
 
 def _component(
@@ -142,9 +146,22 @@ def _component(
         world = replace(world, sim3=solved[group[0]])
     # The last word on where the scene is has what the images and all readings agree on.
     world = fit([_moved(members[i], moved[i]) for i in group]) or world
-    off = _measured(group, {i: world.sim3 @ moved[i] for i in group}, members, world.metric)
-    metres = {i: positions.metres for i, positions in off.positions.items()}
-    return moved, world, _median(metres), _median(off.radians)
+    return moved, world, *_residuals(world, moved, members)
+
+
+def _residuals(
+    world: World | None, poses: dict[int, Sim3], members: Sequence[Readings]
+) -> tuple[float | None, float | None]:
+    """Medians over members: metres, degrees."""
+    if world is None:
+        return None, None
+    placed = {i: world.sim3 @ pose for i, pose in poses.items()}
+    off = _measured(list(poses), placed, members, world.metric)
+    radians = _median(off.radians)
+    return (
+        _median({i: positions.metres for i, positions in off.positions.items()}),
+        None if radians is None else float(np.degrees(radians)),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

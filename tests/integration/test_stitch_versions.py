@@ -75,6 +75,11 @@ def test_a_late_segment_registers_only_its_own_pairs(farm: Farm) -> None:
     farm.run("v2b", "per_auv", members, before="input/then.json")
     for then_file, now in (("v1.ply", "v2b.ply"), ("registration.npz",) * 2, ("masks.npz",) * 2):
         assert contents(farm.output("v2b", now)) == contents(farm.output("v1", then_file)), now
+    # Nor is anything solved then, if the pairs of the version before are there.
+    shutil.copy(farm.output("v1", "edges.json"), farm.root / "v2b" / "input" / "edges.json")
+    farm.run("v2b", "per_auv", members, before="input/then.json", edges=["input/edges.json"])
+    assert [farm.report(job)["parts_reused"] for job in ("v1", "v2", "v2b")] == [0, 0, 1]
+    assert contents(farm.output("v2b", "v2b.ply")) == contents(farm.output("v1", "v1.ply"))
     # What is no report is told, and does no harm.
     (farm.root / "v2b" / "input" / "then.json").write_text('{"parts": []}')
     farm.run("v2b", "per_auv", members, before="input/then.json")

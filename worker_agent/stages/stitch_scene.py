@@ -205,6 +205,7 @@ def _stitch(
     group.known.save(
         files.edges,
         {(contents[edge.source], contents[edge.target]) for edge in evidence.edges},
+        evidence.solved.parts,
     )
     made.append(("stitch_edges", files.edges))
     if settings.tiles:
@@ -220,6 +221,7 @@ def _stitch(
         **world_entry(evidence.placed, world, group.origin, positions, measures),
         "maps": maps,
         "edges_reused": evidence.reused,
+        "parts_reused": evidence.solved.reused,
         "false_accepts": false_accepts(evidence.accepted),
     }
     return summary, made
