@@ -83,8 +83,14 @@ class DemoDirectory:
                 where=str(root),
                 fix="give --out another path",
             )
-        root.mkdir(parents=True, exist_ok=True)
-        (root / _MARKER).touch()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / _MARKER).touch()
+        except OSError as error:
+            raise UsageError(
+                "the directory cannot be made", where=str(root),
+                why=error.strerror or str(error), fix="give --out another path",
+            ) from None  # fmt: skip
         return cls(root)
 
 

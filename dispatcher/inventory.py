@@ -38,6 +38,7 @@ __all__ = [
     "diff",
     "find_inventory",
     "inventory_path",
+    "is_there",
     "load_inventory",
 ]
 
@@ -68,6 +69,12 @@ class _Source:
 def inventory_path(given: Path | None) -> Path:
     """The file meant: `given`, else COSMA_INVENTORY, else ./inventory.yaml."""
     return given or Path(os.environ.get(ENV_PATH) or DEFAULT_PATH)
+
+
+def is_there(given: Path | None) -> bool:
+    """Whether hosts are named at all, well or not."""
+    named = given is not None or bool(os.environ.get(ENV_PATH) or os.environ.get(ENV_WORKERS))
+    return named or DEFAULT_PATH.exists()
 
 
 def find_inventory(given: Path | None) -> Inventory:

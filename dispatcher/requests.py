@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dispatcher.core.decisions import Decision, Point, Verdict
 from dispatcher.core.events import CancelRequested, Event, PriorityChanged, ReleaseRequested
 from dispatcher.core.machine import LIVE_STEPS, IllegalTransition, StaleEvent, step
-from dispatcher.core.model import TERMINAL, Job, JobKind, Stage, Step
+from dispatcher.core.model import MOST_PRIORITY, TERMINAL, Job, JobKind, Stage, Step
 from dispatcher.store.rows import Request
 
 CANCEL = "cancel"
@@ -29,7 +29,10 @@ def event_of_request(request: Request, *, at: float) -> Event:
             at=at, stimulus=stimulus, stage=None if stage is None else Stage(stage)
         )
     if request.kind == PRIORITY:
-        return PriorityChanged(at=at, stimulus=stimulus, priority=int(request.args["priority"]))
+        priority = int(request.args["priority"])
+        if abs(priority) > MOST_PRIORITY:
+            raise ValueError(f"a priority lies between -{MOST_PRIORITY} and {MOST_PRIORITY}")
+        return PriorityChanged(at=at, stimulus=stimulus, priority=priority)
     raise ValueError(f"unknown request {request.kind!r}")
 
 

@@ -14,10 +14,9 @@ from dispatcher.core.model import Job, Reason, Step
 from dispatcher.core.place import Policy
 from dispatcher.core.plan import SegmentView, StitchView
 from dispatcher.core.snapshot import Snapshot, Underway
-from dispatcher.errors import InventoryError
 from dispatcher.fleet_view import HostState, held_against, host_view, over_pool, pools_of
 from dispatcher.heartbeat import dispatcher_runs
-from dispatcher.inventory import find_inventory
+from dispatcher.inventory import find_inventory, is_there
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.learning import Learning
 from dispatcher.requests import DECISIONS, decided, event_of_request
@@ -37,7 +36,7 @@ class StoredFarm:
 
 
 async def load_farm(store: Store, database: Path, inventory: Path | None) -> StoredFarm:
-    """Raises InventoryError for an inventory that is named and cannot be used.
+    """Raises InventoryError for an inventory that cannot be used.
 
     Without one, hosts are those the database has seen, with the defaults of the inventory.
     """
@@ -54,11 +53,9 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
             if looked
             else "no dispatcher has seen the hosts yet (cosma dispatch)"
         )
-    try:
+    if is_there(inventory):
         known = find_inventory(inventory)
-    except InventoryError:
-        if inventory is not None:
-            raise
+    else:
         known = Inventory(
             hosts=tuple(InventoryHost(name=row.name, address=row.name) for row in hosts)
         )

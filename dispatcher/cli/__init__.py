@@ -96,7 +96,7 @@ def _cosma(
 def main() -> None:
     """Entry point of the console script. Exit codes: dispatcher.errors.ExitCode."""
     try:
-        app()
+        sys.exit(app(prog_name="cosma", standalone_mode=False))
     except CosmaError as error:
         print(f"cosma: {error.line}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -106,7 +106,11 @@ def main() -> None:
         # The reader (head, less) has seen enough; Python must not complain again at exit.
         sys.stderr.close()
         sys.exit(ExitCode.OK)
+    except typer.Abort:
+        sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
+        if _is_usage(error):
+            sys.exit(ExitCode.USAGE)
         report = _write_report()
         print(
             f"cosma: internal error: {type(error).__name__}: {error}. Nothing was lost; please "
@@ -114,6 +118,20 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(ExitCode.FAILED)
+
+
+def _is_usage(error: Any) -> bool:
+    """Whether the words of the command mean nothing; says so in one line. Help that was asked for
+    by giving no words at all is printed whole."""
+    if not hasattr(error, "format_message"):  # which all errors of typer's parser have
+        return False
+    path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "cosma"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        said = " ".join(error.format_message().split())
+        print(f"cosma: {said.rstrip('.')}. Usage: `{path} --help`", file=sys.stderr)
+    return True
 
 
 def _write_report() -> Path:

@@ -16,7 +16,7 @@ from dispatcher.cli import options
 from dispatcher.cli.asking import ask
 from dispatcher.cli.render import print_json, print_rows
 from dispatcher.cli.stored import known_job, with_store
-from dispatcher.core.model import Job, Stage, stages_of
+from dispatcher.core.model import MOST_PRIORITY, Job, Stage, stages_of
 from dispatcher.core.need import GPU_STAGES
 from dispatcher.error_area import set_aside
 from dispatcher.errors import UsageError
@@ -210,10 +210,13 @@ def rerun(
     ask(db, job, RETRY, {"stage": Stage(start).value})
 
 
-@app.command()
+# So that -2 is a number and no option.
+@app.command(context_settings={"ignore_unknown_options": True})
 def priority(
     job: JobId,
-    value: Annotated[int, typer.Argument(help="Higher goes first.")],
+    value: Annotated[
+        int, typer.Argument(min=-MOST_PRIORITY, max=MOST_PRIORITY, help="Higher goes first.")
+    ],
     db: options.Database = None,
 ) -> None:
     """Change the order among jobs that wait. `cosma plan --what-if 'priority JOB N'` says before

@@ -35,6 +35,9 @@ TERMINAL = frozenset({JobState.DONE, JobState.ERROR, JobState.CANCELLED})
 SETTLED = TERMINAL | {JobState.HELD}
 
 
+MOST_PRIORITY = 1_000_000  # and the same below zero: far from what a database can hold
+
+
 class Step(Name):
     """What the dispatcher is doing for a job at this moment."""
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from dispatcher.core.model import SETTLED, JobState
+from dispatcher.core.model import MOST_PRIORITY, SETTLED, JobState
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
 
@@ -122,6 +122,10 @@ def parse(text: str) -> Change:
             change = make(found)
             if isinstance(change, AddHost | Free | FreeDisk) and change.mib <= 0:
                 raise WhatIfError(f"{text!r}: it must be more than nothing")
+            if isinstance(change, Priority) and abs(change.priority) > MOST_PRIORITY:
+                raise WhatIfError(
+                    f"{text!r}: a priority lies between -{MOST_PRIORITY} and {MOST_PRIORITY}"
+                )
             if isinstance(change, AddHost) and not 1 <= change.gpus <= 64:
                 raise WhatIfError(f"{text!r}: a host has 1 to 64 GPUs")
             return change

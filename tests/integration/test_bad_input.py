@@ -101,7 +101,9 @@ def run(
         ("fsck -i one.yaml", 3, "h did not answer: host cannot be reached"),
         ("fsck", 10, "inventory.yaml: no inventory"),
         ("plan --what-if coffee", 2, "--what-if: 'coffee' is not understood; expected: add host"),
+        ("plan --what-if 'priority", 2, "expected: priority JOB N"),
         ("demo --out file", 2, "not a directory. Give --out another path"),
+        ("demo --out file/x", 2, "file/x: the directory cannot be made: Not a directory. Give"),
     ],
 )  # fmt: skip
 def test_one_line_and_the_exit_code(
@@ -120,6 +122,8 @@ def test_one_line_and_the_exit_code(
     [
         ("jobs --state sleeping", "queued"),
         ("job priority dive-a-1 high", "integer"),
+        ("job priority dive-a-1 99999999999999999999", "less than or equal to 1000000"),
+        ("worker add h", "Missing argument 'address'. Usage: `cosma worker add --help`"),
         ("gc --days -3", "--days"),
         ("dance", "No such command"),
         ("job rerun dive-a-1", "--from"),
@@ -131,7 +135,24 @@ def test_what_the_command_line_itself_cannot_mean(
 ) -> None:  # fmt: skip
     ended, _, errors = run(command, monkeypatch, capsys)
     assert ended == ExitCode.USAGE
-    assert words in errors
+    (line,) = errors.splitlines()
+    assert line.startswith("cosma: ") and words in line
+
+
+def test_a_priority_below_zero_is_a_number_and_no_option(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, said, _ = run("job priority dive-a-1 -2", monkeypatch, capsys)
+    assert (ended, "priority dive-a-1: noted" in said) == (ExitCode.OK, True)
+
+
+def test_a_broken_inventory_that_nobody_named_is_not_passed_over(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "inventory.yaml").write_text(FILES["broken.yaml"])
+    ended, said, errors = run("plan", monkeypatch, capsys)
+    assert (ended, said) == (ExitCode.INVENTORY, "")
+    assert "inventory.yaml:2: not valid YAML" in errors
 
 
 def test_a_variable_that_is_no_number_is_named(

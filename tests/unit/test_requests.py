@@ -76,6 +76,14 @@ def test_an_attempt_on_a_silent_host_can_be_given_up() -> None:
     assert refused(request(ABANDON), RUNNING, silent=("gpu-a",), at=NOW) == ""
 
 
+def test_a_priority_that_no_database_holds_is_refused_and_stops_nobody() -> None:
+    """It may have been written by an earlier version."""
+    asked = request(PRIORITY, priority=10**20)
+    why = refused(asked, job("one"), silent=(), at=NOW)
+    assert "a priority lies between -1000000 and 1000000" in why
+    assert not refused(request(PRIORITY, priority=-(10**6)), job("one"), silent=(), at=NOW)
+
+
 def test_a_stage_that_its_kind_of_job_does_not_have() -> None:
     stitch = at("j", Stage.STITCH, kind=JobKind.STITCH, step=Step.REST)
     held = dataclasses.replace(stitch, state=JobState.HELD)
