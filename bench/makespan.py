@@ -252,11 +252,10 @@ def measure(base: Path, shape: Shape, hosts: int, jobs: int, seed: int) -> Run:
     settings = DispatcherSettings(database=base / "cosma.db", artifacts=base / "artifacts")
     queued = asyncio.run(queue_jobs(settings.database, base / "footage"))
     with EmbeddedHosts(hosts, base / "hosts") as farm:
+        hosts_file = inventory(farm, stage_python)
         try:
             with CpuClock() as cpu:
-                ended = asyncio.run(
-                    run_dispatcher(settings, inventory(farm, stage_python), once=True)
-                )
+                ended = asyncio.run(run_dispatcher(settings, hosts_file, once=True))
         finally:
             farm.power_off()
     undone = [job for job in queued if ended.jobs[job].state is not JobState.DONE]

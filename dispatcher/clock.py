@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +31,12 @@ class SystemClock:
         return time.monotonic()
 
     def boot(self) -> str:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return _boot_id()
+
+
+@cache
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 @dataclass(slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -182,7 +184,8 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, end, number)
     try:
-        jobs = await dispatcher.run()
+        with _rare_collections():
+            jobs = await dispatcher.run()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             running.remove_signal_handler(number)
@@ -197,6 +200,20 @@ async def _run(
         hosts=len(fleet.states),
         interrupted=interrupted,
     )
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """What is loaded by now stays, and nearly all that is made later goes without the garbage
+    collector: its looks, one for every 700 new objects, were a twentieth of the CPU."""
+    usual = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(20_000, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def _schedule(

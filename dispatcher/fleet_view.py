@@ -111,6 +111,8 @@ def held_against(
     """With what operator and breakers hold against the host and its GPUs. `cordons`: cordoned
     hosts, True for those to be drained; `breakers`: by host name or GPU UUID."""
     name = view.name
+    if not cordons and not breakers:
+        return view
     return replace(
         view,
         cordoned=view.cordoned or name in cordons,

@@ -38,7 +38,8 @@ class Tasks:
 
         async def perform() -> None:
             try:
-                await asyncio.sleep(max(0.0, job.not_before - self._clock.now()))
+                if (delay := job.not_before - self._clock.now()) > 0:
+                    await asyncio.sleep(delay)
                 self._post(job.id, await work)
             finally:
                 work.close()  # it may have been cancelled before it began

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -69,7 +69,7 @@ class Message:
 
     def to_json(self) -> str:
         """One line of JSON, keys in field order."""
-        return json.dumps(self, default=_fields, separators=(",", ":"), ensure_ascii=True)
+        return _ENCODER.encode(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -95,20 +95,37 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in _names(typing.cast(Hashable, type(value)))}
 
 
+_ENCODER = json.JSONEncoder(default=_fields, separators=(",", ":"))
+
+
 @cache
 def _names(kind: Hashable) -> tuple[str, ...]:
     return tuple(item.name for item in dataclasses.fields(typing.cast(Any, kind)))
 
 
 @cache
-def _shape(kind: Hashable) -> tuple[tuple[str, Any, bool], ...]:
-    """(name, type, whether it must be there) of each field."""
+def _shape(kind: Hashable) -> tuple[tuple[str, Any, frozenset[type], bool], ...]:
+    """(name, type, JSON types that it takes as they are, whether it must be there) of each
+    field."""
     hints = typing.get_type_hints(kind)
     missing = dataclasses.MISSING
     return tuple(
-        (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
+        (f.name, hints[f.name], frozenset(_plain(hints[f.name])),
+         f.default is missing and f.default_factory is missing)
         for f in dataclasses.fields(typing.cast(Any, kind))
-    )
+    )  # fmt: skip
+
+
+def _plain(hint: Any) -> Iterator[type]:
+    """As `_value` would return them unchanged."""
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        for option in typing.get_args(hint):
+            yield from _plain(option)
+    elif hint in (str, int, float, bool, type(None)):
+        yield hint
+    elif origin is dict:
+        yield dict
 
 
 def know_all() -> None:
@@ -121,12 +138,11 @@ def _decode(kind: type[T], data: object, where: str) -> T:
     if not isinstance(data, dict):
         raise ProtocolError(f"{where}: expected an object, got {type(data).__name__}")
     values: dict[str, Any] = {}
-    for name, hint, required in _shape(typing.cast(Hashable, kind)):
+    for name, hint, plain, required in _shape(typing.cast(Hashable, kind)):
         if name in data:
             value = data[name]
-            # Most values are of just the type; the rest is looked at.
-            plain = type(value) is hint
-            values[name] = value if plain else _value(hint, value, f"{where}.{name}")
+            as_is = type(value) in plain
+            values[name] = value if as_is else _value(hint, value, f"{where}.{name}")
         elif required:
             raise ProtocolError(f"{where}.{name}: missing")
     return kind(**values)

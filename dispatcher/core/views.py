@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -81,6 +82,8 @@ def released(host: HostView, ended: Collection[tuple[str, int]]) -> HostView:
         freed, own = without(gpu.own_mib)
         gpus.append(replace(gpu, free_mib=gpu.free_mib + freed, own_mib=own) if freed else gpu)
     freed, own = without(host.ram_own_mib)
+    if not freed and all(map(operator.is_, gpus, host.gpus)):
+        return host
     return replace(host, gpus=tuple(gpus), ram_free_mib=host.ram_free_mib + freed, ram_own_mib=own)
 
 
