@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dispatcher.executors.transfer import file_sha256
 
@@ -64,11 +64,11 @@ class ArtifactStore:
 
         Raises ValueError for a path that would leave the job's directory.
         """
-        parts = PurePosixPath(relative).parts
-        if not parts or parts[0] == "/" or ".." in parts:
+        parts = [part for part in relative.split("/") if part not in ("", ".")]
+        if not parts or relative.startswith("/") or ".." in parts:
             raise ValueError(f"not a path inside a run directory: {relative!r}")
         kept = parts[1:] if parts[0] == "output" and len(parts) > 1 else parts
-        return self.directory(acquisition, job).joinpath(*kept)
+        return Path(self.root, acquisition, job, *kept)
 
     def object_path(self, sha256: str) -> Path:
         return self.root.joinpath(OBJECTS, sha256[:2], sha256)
@@ -96,10 +96,16 @@ class ArtifactStore:
         """Make of `local`, a whole and durable file of this content, a name of its object. Nothing
         changes for one that is. Raises OSError."""
         target = self.object_path(sha256)
+        local.chmod(0o444)  # a change of one name would change all
+        try:
+            _link_new(local, target)  # nearly always
+            return
+        except OSError as error:
+            if error.errno != errno.EEXIST and error.errno not in _CANNOT_LINK:
+                raise
         if _same(local, target):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        local.chmod(0o444)  # a change of one name would change all
         if self.holds(sha256):
             _name(target, local)
             return
@@ -173,6 +179,15 @@ def _name(target: Path, name: Path) -> None:
         fresh.symlink_to(os.path.relpath(target, name.parent))
         fresh.replace(name)
         sync(name.parent)
+
+
+def _link_new(source: Path, name: Path) -> None:
+    """Raises FileExistsError and other OSErrors."""
+    try:
+        os.link(source, name)
+    except FileNotFoundError:  # its directory, most likely
+        name.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, name)
 
 
 def _link(source: Path, name: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from dispatcher.executors.transfer import SMALL, file_sha256, local_error
 from dispatcher.job_log import job_log
 from dispatcher.object_store import ObjectStore
 from dispatcher.store.base import Store
-from dispatcher.store.rows import ArtifactRow
+from dispatcher.store.rows import ArtifactRow, Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,11 @@ class Collecting:
     artifacts: ArtifactStore
     remote: ObjectStore | None = None
 
-    async def collect(self, job: Job, executor: Executor, run_dir: str) -> list[ArtifactRow]:
-        """All that is kept of the job. Raises HostError, and OSError for the directory here."""
+    async def collect(
+        self, job: Job, executor: Executor, run_dir: str, attempts: Sequence[Attempt]
+    ) -> list[ArtifactRow]:
+        """All that is kept of the job; `attempts` are all it had. Raises HostError, and OSError for
+        the directory here."""
         rows = [r for r in await self.store.artifacts(job=job.id) if r.kind in COLLECTED_KINDS]
         files = [self._wanted(job, r.path, r.kind, r.bytes, r.sha256) for r in rows]
         checkpoint = self._wanted(job, CHECKPOINT, "checkpoint", 0, None)
@@ -46,13 +49,14 @@ class Collecting:
             executor.collect_file(run_dir, file.path, file.local, sha256=file.sha256)
             for file in [*left, *(file for file in files if file.bytes > SMALL)]
         )
-        text = await job_log(self.store, job.id)
+        text = await job_log(self.store, attempts)
         added = await asyncio.to_thread(self._complete, job, files, checkpoint, text)
         here = {file.path: str(file.local) for file in files}
         collected = [replace(row, local_path=here[row.path]) for row in rows]
-        await self.store.add_artifacts(job.id, [*collected, *added])
-        await self._keep_report(job)
-        return await self._mirror(job)
+        # Durable with the event of the collection.
+        known = await self.store.add_artifacts(job.id, [*collected, *added], durable=False)
+        await self._keep_report(job, known)
+        return await self._mirror(job, [row for row in known if row.kind in KEPT_KINDS])
 
     def _wanted(self, job: Job, path: str, kind: str, size: int, sha256: str | None) -> Wanted:
         local = self.artifacts.path(job.acquisition, job.id, path)
@@ -88,18 +92,17 @@ class Collecting:
                 raise local_error("the object store", local, error) from None
         return False
 
-    async def _keep_report(self, job: Job) -> None:
+    async def _keep_report(self, job: Job, rows: Iterable[ArtifactRow]) -> None:
         """A stitch's own report goes into its row, so that `cosma stitch show` needs no files."""
         if job.kind is not JobKind.STITCH:
             return
-        for row in await self.store.artifacts(job=job.id):
+        for row in rows:
             if row.kind == "stitch_report" and row.local_path is not None:
                 text = await asyncio.to_thread(Path(row.local_path).read_text)
                 await self.store.update_stitch(job.id, report=json.loads(text))
 
-    async def _mirror(self, job: Job) -> list[ArtifactRow]:
+    async def _mirror(self, job: Job, rows: list[ArtifactRow]) -> list[ArtifactRow]:
         """The job is not done before the object store has it all, too."""
-        rows = [r for r in await self.store.artifacts(job=job.id) if r.kind in KEPT_KINDS]
         remote = self.remote
         if remote is None:
             return rows

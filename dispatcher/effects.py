@@ -66,7 +66,9 @@ class Effects:
     async def transfer_inputs(self, job: Job, host: str, stimulus: str) -> Event:
         """Bring what the first stage reads: pushed from here, or pulled by the host itself."""
         try:
-            if await self.bringing.inputs(job, host):
+            # What a first try has to bring does not lie there yet.
+            first = stimulus != RESTART and not job.retries
+            if await self.bringing.inputs(job, host, first=first):
                 self.reclaimer.provenance.begin(job, host)
         except HostError as error:
             return self._transfer_failed(error, stimulus)
@@ -210,7 +212,10 @@ class Effects:
         try:
             executor = self.fleet.executor(host)
             run_dir = await self.specs.run_dir(job, executor)
-            rows = await self.collecting.collect(job, executor, run_dir)
+            attempts = await self.store.attempts(job.id)
+            rows = await self.collecting.collect(job, executor, run_dir, attempts)
+            left_on = await self.specs.left_on(job, attempts)
+            config = await self.specs.config(job)
         except HostError as error:
             return self._transfer_failed(error, stimulus)
         except OSError as error:
@@ -221,12 +226,14 @@ class Effects:
                 message=f"cannot write to the artifact store: {error}",
                 advice="make room or give --artifacts another directory",
             )  # fmt: skip
+        now = self.clock.now()
+        self.reclaimer.giving_back.ended(job, now, config)
         return ResultsCollected(
-            at=self.clock.now(),
+            at=now,
             stimulus=stimulus,
             artifacts=len(rows),
             bytes=sum(row.bytes for row in rows),
-            left_on=await self.specs.left_on(job),
+            left_on=left_on,
         )
 
     def _transfer_failed(self, error: HostError, stimulus: str) -> TransferFailed:

@@ -104,6 +104,10 @@ class GivingBack:
             effects.append(ReclaimMade(job=job.id, host=host, kinds=made))
         return [(job, effect) for effect in effects]
 
+    def ended(self, job: Job, at: float, config: Mapping[str, Any]) -> None:
+        """Its results were collected."""
+        self._known[job.id, job.attempt] = config.get("reclaim", {}), at
+
     async def _rules(self, job: Job, host: str, stitched: bool) -> tuple[Policy, Facts]:
         """Of a job that is done."""
         key = (job.id, job.attempt)

@@ -323,7 +323,8 @@ async def _collect_again(
         elif remote is not None and row.remote_url == remote.url_of(row.sha256):
             await asyncio.to_thread(remote.get, row.sha256, fresh)
         elif row.path == LOG:
-            await asyncio.to_thread(fresh.write_bytes, await job_log(store, job.id))
+            text = await job_log(store, await store.attempts(job.id))
+            await asyncio.to_thread(fresh.write_bytes, text)
             if await asyncio.to_thread(file_sha256, fresh) != row.sha256:
                 return "the job has run on since"
         else:

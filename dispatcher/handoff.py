@@ -83,7 +83,7 @@ class Handoff:
                 for row in rows
                 if row.path not in brought.report.missing
             ]
-            await self.specs.store.add_artifacts(job.id, here)
+            await self.specs.store.add_artifacts(job.id, here, durable=False)
         except HostError as error:
             return TransferFailed(
                 at=self.clock.now(), stimulus=stimulus, reason=error.reason,

@@ -8,11 +8,11 @@ shorter one, is in its event.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dispatcher.clock import Clock
@@ -55,12 +55,12 @@ class Bringing:
     clock: Clock
     epoch: int
 
-    async def inputs(self, job: Job, host: str) -> bool:
-        """All that is not there yet. True where the host is to say the hash of what came (see
-        dispatcher.provenance). Raises HostError."""
+    async def inputs(self, job: Job, host: str, *, first: bool) -> bool:
+        """All that is not there yet; of a `first` try, that is all. True where the host is to say
+        the hash of what came (see dispatcher.provenance). Raises HostError."""
         executor = self.fleet.executor(host)
         run_dir = await self.specs.run_dir(job, executor)
-        there = await self._delivered(job, host)
+        there = set() if first else await self._delivered(job, host)
         items = [item for item in await self.specs.inputs(job) if item.path not in there]
         arriving = Arriving(sum(item.bytes for item in items))
         look = self._looking(executor, run_dir, arriving, items)
@@ -144,18 +144,23 @@ class Bringing:
         self, executor: Executor, run_dir: str, item: Input, to: Arriving
     ) -> TransferReport:
         local = Path(item.local)
-        here = await asyncio.to_thread(local.is_file)
-        if not here and not await self.collecting.bring_back(local):
+        push = partial(
+            executor.push_file, local, run_dir, item.path, sha256=item.sha256,
+            progress=to.of(item.path),
+        )  # fmt: skip
+        try:
+            return await push()
+        except TransferError as error:
+            if error.reason is not Reason.INPUT_MISSING:
+                raise
+        if not await self.collecting.bring_back(local):
             raise TransferError(
                 Reason.INPUT_MISSING,
                 "the source file is not there any more",
                 where=item.local,
                 fix="put it back where it was ingested",
             )
-
-        return await executor.push_file(
-            local, run_dir, item.path, sha256=item.sha256, progress=to.of(item.path)
-        )
+        return await push()
 
     async def _pass(
         self, executor: Executor, run_dir: str, item: Input, to: Arriving, note: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from dispatcher.executors.base import Executor
 from dispatcher.requests import DECISIONS, decided
 from dispatcher.sources import split_remote
 from dispatcher.store.base import Store
-from dispatcher.store.rows import ArtifactRow, Segment, Stitch
+from dispatcher.store.rows import ArtifactRow, Attempt, Segment, Stitch
 from worker_agent.protocol import PROTOCOL_VERSION, AttemptSpec
 
 # What a stitch reads of each member, and of its own version before.
@@ -91,6 +91,7 @@ class JobSpecs:
                 for item in await self._files(member, job.acquisition)
             ] + list((await self._before(job)).values())
         segment = await self._segment(job)
+        self._fixed_of(job).inputs = _told_of(segment)
         logs = {
             clip.log_name: _source(clip.log_name, clip.log, clip.log_bytes, None)
             for clip in segment.clips
@@ -115,11 +116,11 @@ class JobSpecs:
                     made[stage].append(row)
         return made
 
-    async def left_on(self, job: Job) -> tuple[str, ...]:
-        """Hosts where a stage of the job once succeeded, and that were not cleared since."""
+    async def left_on(self, job: Job, attempts: Iterable[Attempt]) -> tuple[str, ...]:
+        """Hosts where one of the job's attempts once succeeded, and that were not cleared since."""
         elsewhere = [
             attempt
-            for attempt in await self.store.attempts(job.id)
+            for attempt in attempts
             if attempt.state == "succeeded" and attempt.host != job.host
         ]
         if not elsewhere:

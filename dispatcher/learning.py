@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from dispatcher.core.model import Stage
-from dispatcher.core.need import KEPT_RUNS, Needs
+from dispatcher.core.need import KEPT_RUNS, Needs, Observation
 from dispatcher.store.base import Store
 
 log = logging.getLogger("cosma")
@@ -28,12 +28,15 @@ class Learning:
         """With all that earlier runs taught."""
         return cls(store, Needs.learned_from(await store.observations(newest=KEPT_RUNS)))
 
-    async def learn(self, job: str, attempt: int) -> None:
-        """From an attempt whose end is stored; one that says nothing about needs is passed over."""
+    async def look(self, job: str, attempt: int) -> None:
+        """Learn from an attempt whose end is stored, if that says anything about needs."""
         one = await self._store.observation(job, attempt)
         if one is not None:
-            self._newest = self._newest.learn(one)
-            self._learned.add((one.stage, one.device))
+            self.learn(one)
+
+    def learn(self, one: Observation) -> None:
+        self._newest = self._newest.learn(one)
+        self._learned.add((one.stage, one.device))
 
     def take_up(self) -> Needs:
         """`needs`, replaced if what was learned since the last call changes an answer."""

@@ -41,7 +41,7 @@ from dispatcher.probing import Probing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
 from dispatcher.scheduler import PORTION, Deciding, in_turns, keep_unsearched
-from dispatcher.session import RESTART, HostSession
+from dispatcher.session import RESTART, HostSession, Record
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store
 from dispatcher.story import tell
@@ -53,7 +53,7 @@ log = logging.getLogger("cosma")
 Service = Callable[[Callable[[], None]], Coroutine[Any, Any, None]]
 # What the last decision led to: nothing becomes free by it.
 DECIDED = (ev.HostAssigned, ev.StagePlaced, ev.AttemptStarted)
-FREED = (ev.InputsReclaimed, ev.MadeReclaimed, ev.LeftoversReclaimed)
+FREED = (ev.InputsReclaimed, ev.MadeReclaimed, ev.LeftoversReclaimed)  # as the next probe shows
 RULES = "rules"  # the stimulus of what the rules for files on hosts remove
 
 
@@ -76,7 +76,7 @@ class Dispatcher:
     _sessions: dict[str, HostSession] = field(default_factory=dict)
     _reconciler: Reconciler = field(init=False)
     _jobs: dict[str, Job] = field(default_factory=dict)
-    _queue: deque[tuple[str, Event]] = field(default_factory=deque)
+    _queue: deque[tuple[str, Event, Record]] = field(default_factory=deque)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: Tasks = field(init=False)
     _performing: Performing = field(init=False)
@@ -109,8 +109,8 @@ class Dispatcher:
             self.store, self.clock, lambda: self._jobs, self._transition, self._abandon,
             self._performing.plan)  # fmt: skip
 
-    def post(self, job: str, event: Event) -> None:
-        self._queue.append((job, event))
+    def post(self, job: str, event: Event, record: Record = None) -> None:
+        self._queue.append((job, event, record))
         self._wake.set()
 
     def stop(self) -> None:
@@ -145,21 +145,21 @@ class Dispatcher:
     async def _turn(self) -> None:
         await self._periodic()
         while self._queue:
-            job, event = self._queue.popleft()
-            await self._apply(job, event)
+            await self._apply(*self._queue.popleft())
         if self._undecided:
             self._undecided = False
             await self._decide()
         if self._queue:
             return
         self._wake.clear()
-        try:
-            # wait_for would make a task each time
-            async with asyncio.timeout(self.intervals.tick_s):
-                await self._wake.wait()
-        except TimeoutError:
-            # Backoffs and stale probes run out without anybody saying so.
-            self._undecided = self._undecided or bool(self._deciding.board.waits)
+        tick = asyncio.get_running_loop().call_later(self.intervals.tick_s, self._ticked)
+        await self._wake.wait()
+        tick.cancel()
+
+    def _ticked(self) -> None:
+        """Backoffs and stale probes run out without anybody saying so."""
+        self._undecided = self._undecided or bool(self._deciding.board.waits)
+        self._wake.set()
 
     async def _periodic(self) -> None:
         now = self.clock.monotonic()
@@ -261,7 +261,7 @@ class Dispatcher:
 
     # --- events ---
 
-    async def _apply(self, job_id: str, event: Event) -> None:
+    async def _apply(self, job_id: str, event: Event, record: Record = None) -> None:
         job = self._jobs[job_id]
         if isinstance(event, ev.AttemptFailed):
             if in_doubt(job, event):
@@ -269,19 +269,21 @@ class Dispatcher:
                 return
             event = await self.quarantines.judge(job, event)
         try:
-            await self._transition(job, event)
+            await self._transition(job, event, record)
         except StaleEvent as late:
             log.debug("%s", late)
+            if record is not None:  # what it took is worth knowing all the same
+                await self.store.finish_attempt(job_id, record.attempt, record)
 
     async def _look_at_gpu(self, job: Job, event: ev.AttemptFailed) -> Event:
         await self._probe(job.host or "", anew=True)
         return await blame(self.fleet, self.store, job, event)
 
-    async def _transition(self, before: Job, event: Event) -> None:
+    async def _transition(self, before: Job, event: Event, record: Record = None) -> None:
         after, effects = step(before, event)
         lease = self.effects.new_lease(after) if isinstance(event, ev.StagePlaced) else None
         try:
-            applied = await self.store.apply(before, after, event, lease)
+            applied = await self.store.apply(before, after, event, lease, record)
         except StaleRevision as error:
             raise TakenOver(
                 "another dispatcher changed the database", where=before.id, why=error.what,
@@ -291,11 +293,13 @@ class Dispatcher:
             self._performing.cancel_copy(after.id)
         self._jobs[after.id] = applied.job
         self._deciding.job(before, applied.job)
-        if not isinstance(event, DECIDED):
+        if not isinstance(event, DECIDED + FREED):
             self._undecided = True
         tell(before, applied.job, event)
-        if isinstance(event, ev.AttemptSucceeded | ev.AttemptFailed):
-            self._tasks.serve(self.learning.learn(after.id, event.attempt))
+        if applied.learned is not None:
+            self.learning.learn(applied.learned)
+        elif isinstance(event, ev.AttemptFailed):
+            self._tasks.serve(self.learning.look(after.id, event.attempt))
         if isinstance(event, FREED) and event.freed_bytes:
             self._deciding.freed(event.host)
             if self._deciding.wants_disk():
@@ -305,8 +309,8 @@ class Dispatcher:
 
     def _plan(self, acquisition: str) -> Coroutine[Any, Any, None]:
         async def plan() -> None:
-            await self.stitching.plan(acquisition)
-            await self._load(restart=False)
+            if await self.stitching.plan(acquisition):
+                await self._load(restart=False)
             await self._give_back({acquisition})
 
         return self._errand(plan())

@@ -228,10 +228,9 @@ class Reclaimer:
     async def _made(
         self, job: Job, executor: Executor, host: str, kinds: Sequence[Kind]
     ) -> tuple[int, int]:
-        now = await self.specs.store.job(job.id)
+        now, rows = await self.specs.store.results(job.id)
         if now is None or now.state is not JobState.DONE or now.host != host:
             raise HostError(Reason.AGENT_FAILED, "the job has been taken up again", where=host)
-        rows = await self.specs.store.artifacts(job=job.id)
         await asyncio.to_thread(_require_copies, [r for r in rows if r.kind in COLLECTED_KINDS])
         report = await self._ask(job, executor, [MADE[kind] for kind in kinds])
         kind_of = {MADE[kind]: kind for kind in kinds}

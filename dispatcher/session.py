@@ -29,6 +29,7 @@ from worker_agent.protocol import (
     AttemptRef,
     AttemptState,
     AttemptStatus,
+    ExitRecord,
     FrameHeader,
     ProtocolError,
     WatchRequest,
@@ -36,7 +37,9 @@ from worker_agent.protocol import (
 
 log = logging.getLogger("cosma")
 
-Post = Callable[[str, Event], None]
+# Of an attempt that did well, what its host recorded of it: stored with the event of its end.
+Record = ExitRecord | None
+Post = Callable[[str, Event, Record], None]
 
 RENEW_TICK_S = 5.0
 # No call of the agent outlasts this: a renewal cannot arrive later than that after it was sent.
@@ -313,19 +316,19 @@ class HostSession:
             why = f"its exit record cannot be read: {error}"
             await self._give_up(watched, Reason.AGENT_FAILED, why)
             return
-        if status.exit is not None:
-            await self._store.finish_attempt(watched.job, watched.attempt, status.exit)
+        event = event_of(
+            status, host=self._host, stage=watched.stage, at=self._clock.now(),
+            stimulus=watched.stimulus,
+        )  # fmt: skip
+        record = status.exit
+        if record is not None:
+            if isinstance(event, AttemptFailed):  # what judges it reads the record
+                await self._store.finish_attempt(watched.job, watched.attempt, record)
+                record = None
             self._fleet.attempt_ended(self._host, watched.job, watched.attempt)
         # Only now: a failure above must leave it watched.
         self._watched.pop((watched.job, watched.attempt), None)
-        event = event_of(
-            status,
-            host=self._host,
-            stage=watched.stage,
-            at=self._clock.now(),
-            stimulus=watched.stimulus,
-        )
-        self._post(watched.job, event)
+        self._post(watched.job, event, record)
         await self._rest()
 
     # --- silence ---
@@ -385,14 +388,9 @@ class HostSession:
 
     async def _give_up(self, watched: Watched, reason: Reason, why: str) -> None:
         self._watched.pop((watched.job, watched.attempt), None)
-        self._post(
-            watched.job,
-            AttemptFailed(
-                at=self._clock.now(),
-                stimulus=watched.stimulus,
-                attempt=watched.attempt,
-                reason=reason,
-                message=f"{watched.stage} on {self._host}: {why}",
-            ),
-        )
+        given_up = AttemptFailed(
+            at=self._clock.now(), stimulus=watched.stimulus, attempt=watched.attempt,
+            reason=reason, message=f"{watched.stage} on {self._host}: {why}",
+        )  # fmt: skip
+        self._post(watched.job, given_up, None)
         await self._rest()

@@ -69,19 +69,22 @@ class Stitching:
         self._planning = asyncio.Lock()
         self._sooner_by: dict[str, Sooner | None] = {}  # job; a job's config never changes
 
-    async def plan(self, acquisition: str) -> None:
+    async def plan(self, acquisition: str) -> bool:
+        """Whether anything was made."""
+        made = False
         async with self._planning:
             # A pass-through is done at once and may be all that a cross-AUV stitch waits for.
             while plans := await self._plans(acquisition):
                 for plan in plans:
                     await self._make(acquisition, plan)
+                made = True
                 if not any(plan.passthrough for plan in plans):
-                    return
+                    break
+        return made
 
     async def _plans(self, acquisition: str) -> tuple[StitchPlan, ...]:
-        segments = await self._store.segment_views(acquisition)
-        stitches = await self._store.stitches(acquisition=acquisition)
-        decisions = decided(await self._store.requests(kinds=DECISIONS))
+        segments, stitches, requests = await self._store.stitchable(acquisition, DECISIONS)
+        decisions = decided(requests)
         return plan_stitches(
             acquisition,
             segments,

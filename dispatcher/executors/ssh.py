@@ -178,8 +178,8 @@ class SshExecutor:
         progress: Progress | None = None,
     ) -> TransferReport:
         try:
-            small = (await asyncio.to_thread(local.stat)).st_size <= transfer.SMALL
-            if not small:
+            content = await asyncio.to_thread(transfer.small_content, local)
+            if content is None:
                 async with self._bulk:
                     return await self._pusher.push(
                         local, run_dir, path, sha256=sha256, progress=progress
@@ -187,7 +187,7 @@ class SshExecutor:
         except OSError as error:
             raise transfer.local_error(self.host.name, local, error) from None
         return await transfer.push_small(
-            self._agent, local, run_dir, path, sha256=sha256, progress=progress
+            self._agent, local, content, run_dir, path, sha256=sha256, progress=progress
         )
 
     def read_file(self, path: str, size: int) -> AsyncGenerator[bytes, None]:

@@ -27,24 +27,27 @@ BUSY_DELAY_S = 0.5
 T = TypeVar("T")
 
 
+def small_content(local: Path) -> bytes | None:
+    """None where it is larger than SMALL. Raises OSError."""
+    with local.open("rb", buffering=0) as stream:
+        return stream.readall() if os.fstat(stream.fileno()).st_size <= SMALL else None
+
+
 async def push_small(
     agent: AgentLink,
     local: Path,
+    content: bytes,
     run_dir: str,
     path: str,
     *,
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> TransferReport:
-    """`local`, of at most SMALL bytes, to `run_dir`/`path` in one call.
+    """The `content` of `local`, of at most SMALL bytes, to `run_dir`/`path` in one call.
 
-    Raises TransferError when `local` cannot be read or is not `sha256`, HostError.
+    Raises TransferError when it is not `sha256`, HostError.
     """
     began = time.monotonic()
-    try:
-        content = await asyncio.to_thread(local.read_bytes)
-    except OSError as error:
-        raise local_error(agent.name, local, error) from None
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):
         raise TransferError(
@@ -185,7 +188,9 @@ def _size(path: Path, missing: int | None = None) -> int:
 
 def file_sha256(path: Path) -> str:
     """Hex digest of a file. Raises OSError."""
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size <= SMALL:  # a buffer for more costs more than the hash
+            return hashlib.sha256(stream.readall()).hexdigest()
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

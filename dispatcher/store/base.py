@@ -124,14 +124,20 @@ class Store(Protocol):
     async def job(self, job: str) -> Job | None: ...
 
     async def apply(
-        self, before: Job, after: Job, event: Event, lease: Lease | None = None
+        self,
+        before: Job,
+        after: Job,
+        event: Event,
+        lease: Lease | None = None,
+        record: ExitRecord | None = None,
     ) -> Applied:
         """Commit one transition, fenced by `before.revision`, durably (synchronous=FULL).
 
         Job, attempt (of this store's epoch), reservation, lease, stitch state and event change in
         one transaction; `before.revision` counts, the rest of `before` is what was compared with.
         `lease`: what the host will be told of a new attempt's (its length, 0: none; in which of its
-        boots); without, the stage's own.
+        boots); without, the stage's own. `record`: what the host says of the attempt that the event
+        ends, kept as by `finish_attempt`; `Applied.learned` is what it teaches.
         Raises StaleRevision when the stored job is no longer `before`.
         """
         ...
@@ -250,9 +256,12 @@ class Store(Protocol):
 
     # --- artifacts ---
 
-    async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None:
+    async def add_artifacts(
+        self, job: str, rows: Iterable[ArtifactRow], *, durable: bool = True
+    ) -> list[ArtifactRow]:
         """What a row does not say of where its copies lie stays as it was, unless its content is
-        another than the one known."""
+        another than the one known. Not `durable`: at the latest with the next transition that
+        is. Returns all of the job."""
         ...
 
     async def artifacts(
@@ -267,6 +276,10 @@ class Store(Protocol):
         the object store."""
         ...
 
+    async def results(self, job: str) -> tuple[Job | None, list[ArtifactRow]]:
+        """The job and its `artifacts`, of one commit."""
+        ...
+
     # --- stitches ---
 
     async def create_stitch(self, stitch: Stitch, job: Job | None, run: Run | None) -> bool:
@@ -276,6 +289,13 @@ class Store(Protocol):
     async def stitches(self, *, acquisition: str | None = None) -> list[Stitch]: ...
 
     async def stitch(self, id_or_job: str) -> Stitch | None: ...
+
+    async def stitchable(
+        self, acquisition: str, kinds: Sequence[str]
+    ) -> tuple[list[SegmentView], list[Stitch], list[Request]]:
+        """All that planning stitches needs, of one commit: `segment_views`, `stitches`, `requests`
+        of these kinds."""
+        ...
 
     async def update_stitch(
         self, stitch: str, *, state: JobState | None = None, report: dict[str, Any] | None = None

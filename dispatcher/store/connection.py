@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,6 +26,7 @@ class Database:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._durable: bool | None = None  # as it is set
 
     def rows(self, name: str, /, **values: Any) -> list[sqlite3.Row]:
         return self._connection.execute(queries()[name], values).fetchall()
@@ -38,6 +39,10 @@ class Database:
         """Returns the number of rows that changed."""
         return self._connection.execute(queries()[name], values).rowcount
 
+    def change_all(self, name: str, rows: Iterable[dict[str, Any]], /) -> None:
+        """`change` for each."""
+        self._connection.executemany(queries()[name], rows)
+
     def insert(self, name: str, /, **values: Any) -> int:
         """Returns the id of the new row."""
         return self._connection.execute(queries()[name], values).lastrowid or 0
@@ -45,7 +50,9 @@ class Database:
     def commit(self, work: Callable[[Database], T], *, durable: bool) -> T:
         """Do `work` in one transaction. `durable`: on the disk before it returns
         (synchronous=FULL), as an intent must be."""
-        self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        if durable != self._durable:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             done = work(self)
@@ -54,6 +61,9 @@ class Database:
             raise
         self._connection.execute("COMMIT")
         return done
+
+    def close(self) -> None:
+        self._connection.close()
 
     def look(self, work: Callable[[Database], T]) -> T:
         """Do `work`, several reads of one commit."""
@@ -74,7 +84,7 @@ class Worker:
     def __init__(self, path: Path, name: str) -> None:
         self._path = path
         self._todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._connection: sqlite3.Connection | None = None
+        self._database: Database | None = None
         self._closed = False
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -90,7 +100,7 @@ class Worker:
         self, work: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         def look() -> T:
-            return self._database().look(lambda database: work(database, *args, **kwargs))
+            return self._open_one().look(lambda database: work(database, *args, **kwargs))
 
         return await self._run(look)
 
@@ -102,7 +112,7 @@ class Worker:
         **kwargs: P.kwargs,
     ) -> T:
         def commit() -> T:
-            return self._database().commit(
+            return self._open_one().commit(
                 lambda database: work(database, *args, **kwargs), durable=durable
             )
 
@@ -119,10 +129,10 @@ class Worker:
             self._todo.put(None)
             self._thread.join()
 
-    def _database(self) -> Database:
-        if self._connection is None:
+    def _open_one(self) -> Database:
+        if self._database is None:
             raise self._is_closed()
-        return Database(self._connection)
+        return self._database
 
     def _is_closed(self) -> StoreError:
         return StoreError("the database is not open", where=str(self._path))
@@ -167,12 +177,12 @@ class Worker:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        self._database = Database(connection)
 
     def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
 
 def _unless_cancelled(answer: asyncio.Future[Any], tell: Callable[[], None]) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dispatcher.core.breaker import Breaker
-from dispatcher.core.model import Job, JobState
 from dispatcher.store import codec
 from dispatcher.store.base import StoreError
 from dispatcher.store.connection import Database
-from dispatcher.store.jobs import create_job
-from dispatcher.store.rows import Gpu, Host, Request, Run, Stitch
+from dispatcher.store.rows import Gpu, Host, Request
 
 
 def new_epoch(db: Database, host: str, pid: int, at: float) -> int:
@@ -82,54 +80,6 @@ def hosts(db: Database) -> list[Host]:
 
 def gpus(db: Database, host: str | None) -> list[Gpu]:
     return [codec.gpu_of(row) for row in db.rows("select_gpus", host=host)]
-
-
-# --- stitches ---
-
-
-def create_stitch(db: Database, stitch: Stitch, job: Job | None, run: Run | None) -> bool:
-    if stitch.job != (job.id if job is not None else None):
-        raise StoreError("a stitch is made together with its job", where=stitch.id)
-    if db.row("select_stitches", acquisition=None, key=stitch.id) is not None:
-        return False
-    if job is not None:
-        if run is None:
-            raise StoreError("the job of a stitch needs its config", where=stitch.id)
-        create_job(db, job, run)
-    db.change(
-        "insert_stitch",
-        id=stitch.id,
-        acquisition=stitch.acquisition,
-        level=stitch.level,
-        auv=stitch.auv,
-        version=stitch.version,
-        state=stitch.state,
-        job=stitch.job,
-        passthrough=stitch.passthrough,
-        report=codec.to_json(stitch.report),
-        decisions=codec.to_json(stitch.decisions),
-        created_at=stitch.created_at,
-    )
-    for position, member in enumerate(stitch.members):
-        db.change("insert_stitch_input", stitch=stitch.id, position=position, member=member)
-    return True
-
-
-def stitches(db: Database, acquisition: str | None, key: str | None = None) -> list[Stitch]:
-    """`key` is the id of a stitch or of its job."""
-    found = []
-    for row in db.rows("select_stitches", acquisition=acquisition, key=key):
-        inputs = db.rows("select_stitch_inputs", stitch=row["id"])
-        found.append(codec.stitch_of(row, tuple(line["member"] for line in inputs)))
-    return found
-
-
-def update_stitch(
-    db: Database, stitch: str, state: JobState | None, report: dict[str, Any] | None
-) -> None:
-    text = codec.to_json(report) if report is not None else None
-    if db.change("update_stitch", id=stitch, state=state, report=text) == 0:
-        raise StoreError("there is no such stitch", where=stitch)
 
 
 # --- requests ---

@@ -9,7 +9,7 @@ from typing import Any
 
 from dispatcher.core.events import AttemptFailed, AttemptStarted, AttemptSucceeded, Event
 from dispatcher.core.lease import lease_s
-from dispatcher.core.model import Job, Waiting
+from dispatcher.core.model import Job, JobKind, Waiting
 from dispatcher.core.need import GPU_STAGES, Observation
 from dispatcher.core.plan import SegmentView
 from dispatcher.core.work_size import measured, shape_of
@@ -131,11 +131,19 @@ def new_jobs(db: Database, after: int) -> tuple[int, list[Job]]:
 
 
 def apply(
-    db: Database, before: Job, after: Job, event: Event, epoch: int, lease: Lease | None
+    db: Database,
+    before: Job,
+    after: Job,
+    event: Event,
+    epoch: int,
+    lease: Lease | None,
+    record: ExitRecord | None,
 ) -> Applied:
     """One transition. Raises StaleRevision and changes nothing when `before` is outdated."""
     if before.id != after.id:
         raise StoreError(f"the transition leads to another job, {after.id}", where=before.id)
+    if record is not None:
+        finish_attempt(db, before.id, record.attempt, record)
     values = codec.job_values(after)
     values["revision"] = before.revision
     if db.change("update_job", **values) == 0:
@@ -158,10 +166,11 @@ def apply(
     _reserve(db, before, after, event, epoch, lease)
     if isinstance(event, AttemptStarted):
         db.change("acknowledge_attempt", job=after.id, attempt=event.attempt, at=event.at)
-    if after.state != before.state:
+    if after.state != before.state and after.kind is JobKind.STITCH:
         db.change("mirror_stitch_state", job=after.id, state=after.state)
     stored = dataclasses.replace(after, revision=before.revision + 1)
-    return Applied(stored, str(stimulus))
+    learned = observation(db, after.id, record.attempt) if record is not None else None
+    return Applied(stored, str(stimulus), learned)
 
 
 def _reserve(
@@ -279,7 +288,7 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
         metrics=codec.to_json(metrics),
     )
     files = outcome.artifacts if outcome is not None else ()
-    add_artifacts(
+    _put_artifacts(
         db,
         job,
         [
@@ -313,15 +322,25 @@ def observation(db: Database, job: str, number: int) -> Observation | None:
 # --- artifacts ---
 
 
-def add_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> None:
-    for row in rows:
+def add_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> list[ArtifactRow]:
+    _put_artifacts(db, job, rows)
+    return artifacts(db, job)
+
+
+def _put_artifacts(db: Database, job: str, rows: Iterable[ArtifactRow]) -> None:
+    found = list(rows)
+    for row in found:
         if row.job != job:
             raise StoreError(f"the artifact {row.path} belongs to job {row.job}", where=job)
-        db.change("upsert_artifact", **codec.columns(row))
+    db.change_all("upsert_artifact", map(codec.columns, found))
 
 
 def artifacts(
-    db: Database, job: str | None, acquisition: str | None, path: str | None, sha256: str | None
+    db: Database,
+    job: str | None,
+    acquisition: str | None = None,
+    path: str | None = None,
+    sha256: str | None = None,
 ) -> list[ArtifactRow]:
     if job is not None and acquisition is None:
         rows = db.rows("select_job_artifacts", job=job, path=path, sha256=sha256)
@@ -330,3 +349,7 @@ def artifacts(
             "select_artifacts", job=job, acquisition=acquisition, path=path, sha256=sha256
         )
     return [codec.artifact_of(row) for row in rows]
+
+
+def results(db: Database, job: str) -> tuple[Job | None, list[ArtifactRow]]:
+    return load_job(db, job), artifacts(db, job)

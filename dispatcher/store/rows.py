@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dispatcher.core.model import Job, JobState, Reason, Stage
+from dispatcher.core.need import Observation
 from dispatcher.core.plan import StitchLevel
 from dispatcher.core.views import GpuView
 
@@ -280,10 +281,12 @@ class EventRow:
 
 
 class Applied(NamedTuple):
-    """A committed transition: the job as stored, and the id of its event (the next stimulus)."""
+    """A committed transition: the job as stored, the id of its event (the next stimulus), and what
+    the record of the attempt that ended says about needs."""
 
     job: Job
     event: str
+    learned: Observation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,11 @@ from dispatcher.core.events import (
     AttemptSucceeded,
     Event,
     InputsReady,
+    InputsReclaimed,
+    LeftoversReclaimed,
+    MadeReclaimed,
 )
-from dispatcher.core.model import Job, JobState, Reservation, Waiting
+from dispatcher.core.model import Job, Reservation, Waiting
 from dispatcher.core.need import Observation
 from dispatcher.core.plan import SegmentView
 from dispatcher.core.pool import PoolState
@@ -44,18 +47,22 @@ from dispatcher.store.rows import (
     Segment,
     Silence,
     StageMetrics,
-    Stitch,
 )
+from dispatcher.store.stitches import Stitches
 from dispatcher.store.streams import Piece
 from worker_agent.protocol import ExitRecord
 
 PROGRESS_INTERVAL_S = 1.0
 # What the host says again when it is asked or told again: not lost with the power of this machine,
-# and not waited for. What follows from one of them is committed with FULL, and it with that.
-SAID_AGAIN = (AttemptStarted, AttemptSucceeded, InputsReady)
+# and not waited for. What follows from one of them is committed with FULL, and it with that. Of
+# a removal that a restarted dispatcher orders once more it says that nothing is there.
+SAID_AGAIN = (
+    AttemptStarted, AttemptSucceeded, InputsReady, InputsReclaimed, LeftoversReclaimed,
+    MadeReclaimed,
+)  # fmt: skip
 
 
-class SqliteStore(DiskBooks, Logs):
+class SqliteStore(DiskBooks, Logs, Stitches):
     """See `dispatcher.store.base.Store`. Use within one event loop; `close` when done."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -140,17 +147,26 @@ class SqliteStore(DiskBooks, Logs):
     async def job(self, job: str) -> Job | None:
         return await self._reader.read(jobs.load_job, job)
 
+    async def results(self, job: str) -> tuple[Job | None, list[ArtifactRow]]:
+        return await self._reader.read(jobs.results, job)
+
     async def new_jobs(self, after: int) -> tuple[int, list[Job]]:
         return await self._reader.read(jobs.new_jobs, after)
 
     async def apply(
-        self, before: Job, after: Job, event: Event, lease: Lease | None = None
+        self,
+        before: Job,
+        after: Job,
+        event: Event,
+        lease: Lease | None = None,
+        record: ExitRecord | None = None,
     ) -> Applied:
         if after.reservation != before.reservation:
             self._unwritten.pop(before.id, None)  # it speaks of an attempt that is over
         return await self._writer.write(
-            not isinstance(event, SAID_AGAIN), jobs.apply, before, after, event, self._epoch, lease
-        )
+            not isinstance(event, SAID_AGAIN), jobs.apply, before, after, event, self._epoch, lease,
+            record,
+        )  # fmt: skip
 
     async def attempts(self, job: str) -> list[Attempt]:
         return await self._reader.read(jobs.attempts, job)
@@ -265,8 +281,10 @@ class SqliteStore(DiskBooks, Logs):
 
     # --- artifacts ---
 
-    async def add_artifacts(self, job: str, rows: Iterable[ArtifactRow]) -> None:
-        await self._writer.write(True, jobs.add_artifacts, job, tuple(rows))
+    async def add_artifacts(
+        self, job: str, rows: Iterable[ArtifactRow], *, durable: bool = True
+    ) -> list[ArtifactRow]:
+        return await self._writer.write(durable, jobs.add_artifacts, job, tuple(rows))
 
     async def artifacts(
         self,
@@ -277,23 +295,6 @@ class SqliteStore(DiskBooks, Logs):
         sha256: str | None = None,
     ) -> list[ArtifactRow]:
         return await self._reader.read(jobs.artifacts, job, acquisition, path, sha256)
-
-    # --- stitches ---
-
-    async def create_stitch(self, stitch: Stitch, job: Job | None, run: Run | None) -> bool:
-        return await self._writer.write(True, farm.create_stitch, stitch, job, run)
-
-    async def stitches(self, *, acquisition: str | None = None) -> list[Stitch]:
-        return await self._reader.read(farm.stitches, acquisition)
-
-    async def stitch(self, id_or_job: str) -> Stitch | None:
-        found = await self._reader.read(farm.stitches, None, id_or_job)
-        return found[0] if found else None
-
-    async def update_stitch(
-        self, stitch: str, *, state: JobState | None = None, report: dict[str, Any] | None = None
-    ) -> None:
-        await self._writer.write(True, farm.update_stitch, stitch, state, report)
 
     # --- events ---
 

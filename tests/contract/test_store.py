@@ -141,7 +141,7 @@ async def test_a_transition_is_one_commit_of_job_attempt_reservation_lease_and_e
     assert events[2].payload["reservation"]["mib"] == 6000 and events[2].stimulus == "7"
     assert [e.attempt for e in events] == [None, None, 1, 1]
 
-    over, event = await advance(
+    over, event, _ = await advance(
         store, job, ev.AttemptSucceeded(at=9.0, attempt=1, metrics={"n": 1}, resumed=True)
     )
     assert over.reservation is None and await store.job(job.id) == over

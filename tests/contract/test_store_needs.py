@@ -159,7 +159,7 @@ async def test_needs_follow_each_attempt_and_a_new_dispatcher_knows_as_much(stor
         await store.finish_attempt(job.id, 1, ended(peak_vram_mib=700.0, wall_s=30.0))
         await advance(store, job, SUCCESS)
         before = learning.needs
-        await learning.learn(job.id, 1)
+        await learning.look(job.id, 1)
         assert learning.needs is before, "whoever decides by it says when it may change"
         replaced += learning.take_up() is not before
         assert learning.take_up() is learning.needs
@@ -174,5 +174,5 @@ async def test_needs_follow_each_attempt_and_a_new_dispatcher_knows_as_much(stor
     await store.finish_attempt(job.id, 1, ended(peak_vram_mib=20_000.0))
     await advance(store, job, failed(Reason.STAGE_CRASHED))
     before = learning.needs
-    await learning.learn(job.id, 1)
+    await learning.look(job.id, 1)
     assert learning.take_up() is before

@@ -49,7 +49,8 @@ class World:
     collecting: Collecting
 
     async def collect(self) -> list[ArtifactRow]:
-        return await self.collecting.collect(self.job, self.executor, str(self.run_dir))
+        attempts = await self.store.attempts(self.job.id)
+        return await self.collecting.collect(self.job, self.executor, str(self.run_dir), attempts)
 
     async def rows(self) -> dict[str, ArtifactRow]:
         return {row.kind: row for row in await self.store.artifacts(job=self.job.id)}

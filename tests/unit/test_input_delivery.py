@@ -45,6 +45,8 @@ class Host:
     async def push_file(
         self, local: Path, run_dir: str, path: str, **options: Any
     ) -> TransferReport:
+        if not local.is_file():
+            raise TransferError(Reason.INPUT_MISSING, "no such file", where=str(local))
         self.asked.append(("pushed", str(local), options["sha256"]))
         options["progress"](7, LARGE)
         return REPORT

@@ -66,9 +66,8 @@ async def test_what_an_attempt_took_is_decided_by_once_it_has_ended(tmp_path: Pa
     job = await running(store)
     dispatcher._jobs[job.id] = job
     before = dispatcher.policy
-    await store.finish_attempt(job.id, 1, record())
-    await dispatcher._transition(job, ev.AttemptSucceeded(at=9.0, attempt=1))
-    await dispatcher._tasks.settle()
+    await dispatcher._apply(job.id, ev.AttemptSucceeded(at=9.0, attempt=1), record())
+    assert len(await store.stage_metrics(job.id)) == 1, "stored with the end"
     dispatcher._undecided = False
     dispatcher._take_up_needs()
     assert dispatcher._undecided, "other needs: everything is decided anew"
