@@ -72,6 +72,8 @@ def test_the_model_is_coloured_and_its_sidecar_agrees(done: Done) -> None:
     assert len(sidecar.keyframe_names) == 14
     assert sidecar.keyframe_time_s == pytest.approx([0.2 * i for i in range(14)])
     assert sidecar.quality["registered"] == 14
+    error = model.compute_mean_reprojection_error()  # of what is published, not of what began it
+    assert sidecar.quality["reprojection_px"] == pytest.approx(error, rel=1e-6)
     kinds = {item.kind for item in made.files}
     assert kinds == {"sfm_report", "registration", "sfm_model"}
     assert not (run_dir / "sfm" / "work").exists()

@@ -255,6 +255,12 @@ def finish(request: Request) -> dict[str, Any]:
     world = place(pc, model, rows)
     staging = _empty(Path(request.work) / "published")
     model.write_binary(str(staging))
+    camera = next(iter(model.cameras.values()))
+    found = {
+        "focal_px": float(camera.mean_focal_length()),
+        "points": model.num_points3D(),
+        "reprojection_px": model.compute_mean_reprojection_error(),
+    }
     sidecar = from_reconstruction(
         model,
         Path(request.database),
@@ -263,6 +269,7 @@ def finish(request: Request) -> dict[str, Any]:
         gravity={row["name"]: tuple(row["gravity"]) for row in rows if row["gravity"]},
         gps={row["name"]: tuple(row["gps"]) for row in rows if row["gps"]},
         quality=(request.quality or {})
+        | found
         | {key: world[key] for key in ("scale_from", "scale_uncertainty") if world.get(key)},
     )
     sidecar.save(Path(request.registration))
@@ -270,13 +277,10 @@ def finish(request: Request) -> dict[str, Any]:
     if target.exists():
         shutil.rmtree(target)
     staging.replace(target)
-    camera = next(iter(model.cameras.values()))
     return {
+        **found,
         "camera": {"model": camera.model.name, "params": [float(v) for v in camera.params]},
-        "focal_px": float(camera.mean_focal_length()),
-        "points": model.num_points3D(),
         "registered": model.num_reg_images(),
-        "reprojection_px": model.compute_mean_reprojection_error(),
         "refined": refined,
         "focal_uncertainty": fit.focal_uncertainty
         if math.isfinite(fit.focal_uncertainty)
