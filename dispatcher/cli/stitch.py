@@ -36,7 +36,7 @@ from dispatcher.store.base import Store
 
 app = typer.Typer(help="Per-AUV and cross-AUV stitches.", no_args_is_help=True)
 
-_EDGE = ("source", "target", "method", "inliers", "share", "accepted", "reason")
+_EDGE = ("source", "target", "method", "inliers", "share", "residual", "accepted", "reason")
 
 StitchId = Annotated[str, typer.Argument(metavar="STITCH")]
 Source = Annotated[str, typer.Argument(metavar="MEMBER")]
@@ -118,7 +118,7 @@ def show(
     for key in ("stitch", "level", "state", "reason", "message", "advice"):
         if view[key]:
             print(f"{key}: {view[key]}")
-    print_rows(_EDGE, [{key: edge.get(key) for key in _EDGE} for edge in edges])
+    print_rows(_EDGE, [_edge_row(edge) for edge in edges])
     for line in scale_lines(view["report"].get("scale", {})):
         print(line)
     for entry in view["report"].get("left_out", []):
@@ -131,6 +131,13 @@ def show(
         print(f"picture: {row['picture']} ({row['inliers']} of {row['matches']} matches agree)")
     for kind, path in view["artifacts"].items():
         print(f"{kind}: {path}")
+
+
+def _edge_row(edge: dict[str, Any]) -> dict[str, Any]:
+    """`residual`: root mean square of its inliers, over the depth."""
+    off = edge.get("residual_depths")
+    row = {key: edge.get(key) for key in _EDGE}
+    return row | {"residual": "" if off is None else f"{off:.2%}"}
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,31 @@ def test_three_places_make_a_pair_of_the_next_version(survey: Survey) -> None:
     assert "not in this version" in survey.run("show", FIRST)
     assert survey.told(FIRST)["decisions"] == []
     assert survey.answered() == []  # once
+
+
+def test_a_held_stitch_shows_its_pairs_and_what_would_let_them_in(survey: Survey) -> None:
+    from stitch.publish import edge_entry
+    from stitch.register import Edge
+    from stitch.remedy import remedy
+    from stitch.score import Thresholds, judge
+
+    edge = Edge(1, 0, 20, 9, 0.5, 0.00123, Sim3.identity())
+    thresholds = Thresholds(min_inliers=12, min_share=0.2, min_hull_share=0.1)
+    verdict, names = judge(edge, thresholds), ("a1", "a2")
+    would_fix = remedy(names, edge, verdict, thresholds, ())
+    evidence = {"pairs": [edge_entry(edge, names, verdict)], "would_fix": {"a2": would_fix}}
+    with sqlite3.connect(survey.database) as database:
+        database.execute(
+            "INSERT INTO attempts (job, attempt, stage, host, state, epoch, committed_at, exit, "
+            "stimulus) VALUES (?, 1, 'Stitch', 'gpu-a', 'failed', 1, 1.0, ?, 'test')",
+            (FIRST, json.dumps({"outcome": {"evidence": evidence}})),
+        )
+    shown = survey.run("show", FIRST, "--pictures", str(survey.root / "seen"))
+    line = next(row for row in shown.splitlines() if "12 needed" in row)
+    assert {"a2", "a1", "points", "9", "0.45", "0.12%"} <= set(line.split())
+    assert "would let a2 in: At least 3 more common points are needed" in shown
+    picture = next(row for row in shown.splitlines() if row.startswith("picture: "))
+    assert Path(picture.split()[1]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_clicks_into_the_picture_are_places_on_the_ground(survey: Survey) -> None:
