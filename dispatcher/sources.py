@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,23 @@ def _find_local(root: Path) -> list[SourceFile]:
         return [_local(path, root.parent) for path in (root, *beside)]
     if not root.is_dir():
         raise UsageError("no such file or directory", where=str(root), fix="check the path")
-    return [_local(path, root) for path in root.rglob("*") if _wanted(path.name) and path.is_file()]
+    try:
+        return [_local(path, root) for path in _below(root) if path.is_file()]
+    except OSError as error:  # passed over, its segments would be missing without a word
+        raise UsageError(
+            "cannot be read", where=str(error.filename or root),
+            why=error.strerror or str(error), fix="allow it, or move it elsewhere",
+        ) from None  # fmt: skip
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Raises OSError for a directory that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for directory, _, names in os.walk(root, onerror=refuse):
+        yield from (Path(directory, name) for name in names if _wanted(name))
 
 
 def _wanted(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections import Counter
 from typing import Annotated
@@ -34,9 +35,11 @@ def dispatch(
     """Place, run, collect and stitch. One dispatcher per database; SIGTERM leaves the hosts'
     work running and the next start takes it up again."""
     settings = DispatcherSettings.load(database=db, artifacts=artifacts)
-    if settings.artifacts.exists() and not settings.artifacts.is_dir():
+    place = settings.artifacts
+    if place.exists() and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        why = "it may not be written" if place.is_dir() else "it is no directory"
         raise UsageError(
-            "results cannot go there", where=str(settings.artifacts), why="it is no directory",
+            "results cannot go there", where=str(place), why=why,
             fix="Name another one with --artifacts",
         )  # fmt: skip
     with operator_log(logging.DEBUG if verbose else logging.INFO):

@@ -56,10 +56,10 @@ class Database:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             done = work(self)
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            _take_back(self._connection)
             raise
-        self._connection.execute("COMMIT")
         return done
 
     def close(self) -> None:
@@ -210,8 +210,14 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(f"PRAGMA user_version={version}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            _take_back(connection)
             raise
+
+
+def _take_back(connection: sqlite3.Connection) -> None:
+    """SQLite has done so itself where the disk was full: what failed first is what is told."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -50,12 +50,15 @@ class DispatcherLock:
             pid, host = _holder(os.read(descriptor, 4096))
             os.close(descriptor)
             raise AlreadyLocked(self.path, pid, host) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(
-            descriptor,
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(),
-            0,
-        )
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder, 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(
+                "cannot lock the database", where=str(self.path), why=error.strerror or str(error)
+            ) from None
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from dispatcher import cli
 from dispatcher.errors import ExitCode
+from dispatcher.store.connection import Database
 from dispatcher.store.sqlite import SqliteStore
 from tests.contract.store_builders import running
 
@@ -162,6 +165,45 @@ def test_a_variable_that_is_no_number_is_named(
     ended, _, errors = run("jobs", monkeypatch, capsys)
     assert ended == ExitCode.USAGE
     assert "cosma: COSMA_QC_POLL_S: poll_s: Input should be a valid number" in errors
+
+
+def test_a_directory_that_cannot_be_listed_is_not_passed_over(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may list all, so that rights alone make no test."""
+    shut = here / "video" / "auv" / "C1" / "seg"
+    shut.mkdir(parents=True)
+    list_one = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path) == shut:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return list_one(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ended, _, errors = run("ingest video -a reef", monkeypatch, capsys)
+    assert ended == ExitCode.USAGE
+    assert f"{shut}: cannot be read: Permission denied. Allow it" in errors
+
+
+def test_a_full_disk_is_called_that_and_the_next_change_works(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+    connection.execute("CREATE TABLE t (v BLOB)")
+    connection.execute("PRAGMA cache_size=1")  # so that it is met before the commit
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages + 4}")
+    database = Database(connection)
+
+    def fill(_: Database) -> None:
+        for _ in range(50):
+            connection.execute("INSERT INTO t VALUES (randomblob(4000))")
+
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        database.commit(fill, durable=True)
+    assert not connection.in_transaction
+    database.commit(lambda _: connection.execute("INSERT INTO t VALUES (1)"), durable=True)
+    assert connection.execute("SELECT COUNT(*) FROM t").fetchone() == (1,)
+    database.close()
 
 
 def test_what_cannot_be_ingested_leaves_no_survey(
