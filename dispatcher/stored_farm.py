@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dispatcher.core.machine import IllegalTransition, StaleEvent, step
 from dispatcher.core.model import Job, Reason, Step
 from dispatcher.core.place import Policy
 from dispatcher.core.plan import SegmentView, StitchView
 from dispatcher.core.snapshot import Snapshot, Underway
-from dispatcher.fleet_view import HostState, held_against, host_view, over_pool, pools_of
+from dispatcher.fleet_view import (
+    HostState,
+    SilentGpu,
+    held_against,
+    host_view,
+    over_pool,
+    pools_of,
+)
 from dispatcher.heartbeat import dispatcher_runs
 from dispatcher.inventory import find_inventory, is_there
 from dispatcher.inventory_model import Inventory, InventoryHost
@@ -22,8 +29,8 @@ from dispatcher.learning import Learning
 from dispatcher.requests import DECISIONS, decided, event_of_request
 from dispatcher.stitching import segment_view, stitch_view
 from dispatcher.store.base import Store
-from dispatcher.store.rows import Attempt, Host, Progress, Request
-from worker_agent.protocol import HostFacts, ProtocolError
+from dispatcher.store.rows import Attempt, Gpu, Host, Progress, Request
+from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts, ProtocolError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +72,14 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
     pools, pool_states = pools_of(known), await store.thin_pools()
     cached = _cached(jobs)
     rows = {row.name: row for row in hosts}
+    devices = await store.gpus()
+    ended = await _ended(store, hosts)
     views = []
     for host in known.hosts:
         state = _state(host, rows.get(host.name), as_of)
+        state = dataclasses.replace(
+            state, silent=tuple(_silent(state, devices)), ended=ended.get(host.name, {})
+        )
         view = host_view(state, as_of, cached.get(host.name, {}))
         views.append(
             over_pool(held_against(view, cordons, breakers), host, pools, pool_states, as_of)
@@ -127,6 +139,47 @@ def _state(host: InventoryHost, row: Host | None, as_of: float) -> HostState:
         message=message,
         since=as_of if row.probed_at is None else row.probed_at,
     )
+
+
+def _silent(state: HostState, devices: Iterable[Gpu]) -> Iterator[SilentGpu]:
+    """GPUs that the host had, and that did not answer when it was last probed."""
+    if state.facts is None or not state.facts.gpu_error:
+        return
+    answered = {gpu.uuid for gpu in state.facts.gpus}
+    for row in devices:
+        if row.host == state.host.name and row.kind == "cuda" and row.uuid not in answered:
+            facts = GpuFacts(
+                uuid=row.uuid, name=row.name, kind=row.kind, total_mib=row.total_mib,
+                free_mib=row.free_mib,
+                processes=tuple(GpuProcess.from_dict(process) for process in row.processes),
+            )  # fmt: skip
+            yield SilentGpu(facts=facts, probed_at=row.updated_at)
+
+
+async def _ended(
+    store: Store, hosts: Iterable[Host]
+) -> Mapping[str, Mapping[tuple[str, int], float]]:
+    """By host: attempts that were seen to use memory there and have ended since, and when."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for row in hosts:
+        for job, attempt in _seen(row):
+            for one in await store.attempts(job):
+                over = one.ended_at is not None and one.ended_at >= (row.probed_at or 0.0)
+                if one.attempt == attempt and one.host == row.name and over:
+                    found.setdefault(row.name, {})[job, attempt] = one.ended_at or 0.0
+    return found
+
+
+def _seen(row: Host) -> set[tuple[str, int]]:
+    """(job, attempt) of those that had memory when the host was probed."""
+    facts = row.facts or {}
+    uses = [*facts.get("ram_own", ())]
+    uses += [use for gpu in facts.get("gpus", ()) for use in gpu.get("processes", ())]
+    return {
+        (PurePosixPath(use["run_dir"]).name, use.get("attempt") or 0)
+        for use in uses
+        if use.get("run_dir")
+    }
 
 
 def _cached(jobs: Iterable[Job]) -> dict[str, dict[str, int]]:

@@ -53,7 +53,7 @@ async def load_snapshot(store: Store, database: Path, outlook: Outlook | None) -
                     reserved_mib=job.reservation.mib if job and job.reservation else 0,
                     job=job.id if job else "",
                     stage=job.stage.value if job else "",
-                    age_s=age,
+                    age_s=None if age is None else max(age, now - gpu.updated_at),
                     message=host.message,
                 )
             )

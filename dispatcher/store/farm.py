@@ -38,7 +38,8 @@ def upsert_host(db: Database, host: Host) -> None:
     )
     if host.facts is None:
         return
-    db.change("delete_gpus", host=host.name)
+    # What a GPU that does not answer last said stays, with its age.
+    db.change("delete_gpus", host=host.name, silent=bool(host.facts.get("gpu_error")))
     for gpu in host.facts.get("gpus", ()):
         db.change(
             "insert_gpu",

@@ -61,10 +61,10 @@ DELETE FROM breakers WHERE host = :host;
 SELECT * FROM hosts ORDER BY name;
 
 -- name: delete_gpus
-DELETE FROM gpus WHERE host = :host;
+DELETE FROM gpus WHERE host = :host AND NOT (:silent AND kind = 'cuda');
 
 -- name: insert_gpu
-INSERT INTO gpus (host, uuid, name, kind, total_mib, free_mib, processes, updated_at)
+INSERT OR REPLACE INTO gpus (host, uuid, name, kind, total_mib, free_mib, processes, updated_at)
 VALUES (:host, :uuid, :name, :kind, :total_mib, :free_mib, :processes, :updated_at);
 
 -- name: select_gpus
