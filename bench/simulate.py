@@ -37,7 +37,8 @@ from dispatcher.core.forecast import play
 from dispatcher.core.model import Job
 from dispatcher.core.place import Placement, Policy
 from dispatcher.core.views import HostView
-from dispatcher.scheduler import GIVEN, PORTION, keep_unsearched
+from dispatcher.garbage import keep_unsearched, rare_searches
+from dispatcher.scheduler import GIVEN, PORTION
 
 PROBE_S = 10.0
 
@@ -193,7 +194,8 @@ def main() -> int:
     sizes = []
     for part in parts:
         hosts, jobs = max(2, given.hosts // part), max(2, given.jobs // part)
-        sizes.append(simulate(hosts, jobs, given.seed, given.tick_s))
+        with rare_searches():  # as in the dispatcher
+            sizes.append(simulate(hosts, jobs, given.seed, given.tick_s))
         gc.collect()
         _tell(sizes[-1])
     return show("simulate", results(sizes), as_json=given.json)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from dispatcher.executors.base import Executor
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
+from dispatcher.garbage import rare_searches
 from dispatcher.handoff import Handoff
 from dispatcher.heartbeat import heartbeat_path
 from dispatcher.input_delivery import Bringing
@@ -184,7 +183,7 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, end, number)
     try:
-        with _rare_collections():
+        with rare_searches():
             jobs = await dispatcher.run()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,20 +199,6 @@ async def _run(
         hosts=len(fleet.states),
         interrupted=interrupted,
     )
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """What is loaded by now stays, and nearly all that is made later goes without the garbage
-    collector: its looks, one for every 700 new objects, were a twentieth of the CPU."""
-    usual = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(20_000, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
-        gc.unfreeze()
 
 
 def _schedule(

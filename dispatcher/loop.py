@@ -32,6 +32,7 @@ from dispatcher.effect_tasks import Performing
 from dispatcher.effects import Effects
 from dispatcher.errors import TakenOver
 from dispatcher.fleet import Fleet, MakeExecutor
+from dispatcher.garbage import keep_unsearched
 from dispatcher.gpu_recheck import blame
 from dispatcher.heartbeat import write_heartbeat
 from dispatcher.intervals import Intervals
@@ -40,7 +41,7 @@ from dispatcher.learning import Learning
 from dispatcher.probing import Probing
 from dispatcher.quarantine import Quarantines
 from dispatcher.reconcile import Reconciler
-from dispatcher.scheduler import PORTION, Deciding, in_turns, keep_unsearched
+from dispatcher.scheduler import PORTION, Deciding, in_turns
 from dispatcher.session import RESTART, HostSession, Record
 from dispatcher.stitching import Stitching
 from dispatcher.store.base import StaleRevision, Store

@@ -6,7 +6,6 @@ some are told at a time, in turn; of a small one's all, a few times a second.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from dispatcher.core.views import released
 from dispatcher.disk_writes import Written
 from dispatcher.fleet import Fleet
 from dispatcher.fleet_view import HostState
+from dispatcher.garbage import keep_unsearched
 
 # What the dispatcher does at a stretch, so that a survey of a hundred thousand jobs keeps nothing
 # else waiting: tenths of a second (bench/simulate.py).
@@ -29,12 +29,6 @@ TOLD = 3000  # jobs x hosts that are put into words for one decision
 AGES_S = 1.0  # at most this often ages of probes are looked at
 TURN_S = 0.5  # at most this often words are found
 SHARE = 0.02  # of the time at most goes into deciding everything anew because needs changed
-
-
-def keep_unsearched() -> None:
-    """The garbage collector need not look again and again through what many new jobs made: that is
-    kept for long, and a look at all of it takes half a second with a hundred thousand jobs."""
-    gc.freeze()
 
 
 def in_turns(assignments: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
