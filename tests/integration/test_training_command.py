@@ -24,11 +24,15 @@ from worker_agent.stages.point_cloud import as_gaussians, read_any
 
 # Writes the model's points as the kind of PLY that its last argument names, and leaves a process.
 PROGRAM = """
-import json, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 model, output, job, kind = sys.argv[1:]
 told = json.loads(Path(job).read_text())
 assert told["held_out"] and sorted(p.name for p in Path(told["frames"]).iterdir())
+assert (told["model"], told["output"], told["job"]) == (model, output, job)
+assert (told["name"], told["gpu"], told["train"]["seed"]) == ("job1", "", 1)
+assert told["work"] == os.getcwd() and os.listdir() == ["job.json"]
+assert not {"PYTHONPATH", "PYTHONSAFEPATH"} & set(os.environ)
 print("thinking aloud")
 print(json.dumps({"fraction": 0.5, "message": "half way"}), flush=True)
 viewer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -77,8 +81,9 @@ def is_there(pid: int) -> bool:
 
 
 def test_points_become_measured_gaussians_and_nothing_is_left_running(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/of/ours")  # as the supervisor has it
     run_dir, events = tmp_path / "run", Events(tmp_path / "events")
     made = made_by(source, run_dir, "points", events)
     points = pycolmap.Reconstruction(str(source / "sfm" / "model")).points3D

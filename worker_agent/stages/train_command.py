@@ -54,8 +54,9 @@ def by_command(spec: AttemptSpec, report: Reporter, held_out: Sequence[str]) -> 
     config = spec.config["reconstruct"]
     work = fresh(root / "train" / "command")
     output = work / "output.ply"
+    gpu = spec.gpu if spec.gpu_kind == "cuda" else ""
     values = (
-        root / "frames", root / "sfm" / "model", output, work, work / "job.json", spec.gpu or "",
+        root / "frames", root / "sfm" / "model", output, work, work / "job.json", gpu or "",
     )  # fmt: skip
     places = {name: str(value) for name, value in zip(PLACES, values, strict=True)}
     train = spec.config.get("train", {})
