@@ -52,7 +52,7 @@ def stitch_view(stitch: Stitch, decisions: Iterable[Decision]) -> StitchView:
     )
 
 
-def _sooner_of(run: Run | None) -> Sooner | None:
+def sooner_of(run: Run | None) -> Sooner | None:
     config = (run.config if run else {}).get("stitch", {})
     quorum, hours = config.get("quorum"), config.get("deadline_h")
     if quorum is None and hours is None:
@@ -111,7 +111,7 @@ class Stitching:
             return None
         first = min(segments, key=lambda s: s.created_at).job
         if first not in self._sooner_by:
-            self._sooner_by[first] = _sooner_of(await self._store.run(first))
+            self._sooner_by[first] = sooner_of(await self._store.run(first))
         return self._sooner_by[first]
 
     async def _make(self, acquisition: str, plan: StitchPlan) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dispatcher.core.machine import IllegalTransition, StaleEvent, step
-from dispatcher.core.model import Job, Reason, Step
+from dispatcher.core.model import SETTLED, Job, Reason, Step
 from dispatcher.core.place import Policy
-from dispatcher.core.plan import SegmentView, StitchView
+from dispatcher.core.plan import SegmentView, Sooner, StitchView
 from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.fleet_view import (
     HostState,
@@ -27,7 +27,7 @@ from dispatcher.inventory import find_inventory, is_there
 from dispatcher.inventory_model import Inventory, InventoryHost
 from dispatcher.learning import Learning
 from dispatcher.requests import DECISIONS, decided, event_of_request
-from dispatcher.stitching import segment_view, stitch_view
+from dispatcher.stitching import segment_view, sooner_of, stitch_view
 from dispatcher.store.base import Store
 from dispatcher.store.rows import Attempt, Gpu, Host, Progress, Request
 from worker_agent.protocol import GpuFacts, GpuProcess, HostFacts, ProtocolError
@@ -93,6 +93,7 @@ async def load_farm(store: Store, database: Path, inventory: Path | None) -> Sto
             policy=Policy(needs=(await Learning.from_store(store)).needs),
             segments=segments,
             stitches=stitches,
+            sooner=await _sooner(store, segments),
             underway=await _underway(store, jobs, now),
         ),
         notes=tuple(notes),
@@ -197,8 +198,9 @@ async def _survey(
     states = {job.id: job.state for job in jobs}
     segments: dict[str, list[SegmentView]] = {}
     for segment in await store.segments():
-        view = segment_view(segment, states[segment.job])
-        segments.setdefault(segment.acquisition, []).append(view)
+        if segment.job in states:  # else ingested while we read
+            view = segment_view(segment, states[segment.job])
+            segments.setdefault(segment.acquisition, []).append(view)
     stitches: dict[str, list[StitchView]] = {}
     decisions = decided(await store.requests(kinds=DECISIONS))
     for stitch in await store.stitches():
@@ -207,6 +209,19 @@ async def _survey(
         {name: tuple(views) for name, views in segments.items()},
         {name: tuple(views) for name, views in stitches.items()},
     )
+
+
+async def _sooner(
+    store: Store, segments: Mapping[str, tuple[SegmentView, ...]]
+) -> dict[str, Sooner]:
+    """Of acquisitions with segments at work; by the config of the first segment, as a stitch."""
+    found = {}
+    for acquisition, views in segments.items():
+        if any(view.state not in SETTLED for view in views):
+            first = min(views, key=lambda view: view.created_at)
+            if (sooner := sooner_of(await store.run(first.job))) is not None:
+                found[acquisition] = sooner
+    return found
 
 
 async def _underway(store: Store, jobs: Iterable[Job], now: float) -> dict[str, Underway]:

@@ -26,13 +26,12 @@ from dispatcher.core.machine import StaleEvent, recover, step
 from dispatcher.core.model import SETTLED, Job, JobState, Reason, Reservation, Stage, Step, Waiting
 from dispatcher.core.need import GPU_STAGES, Need
 from dispatcher.core.place import Placement
-from dispatcher.core.plan import StitchView, plan_stitches, stitch_job
+from dispatcher.core.plan import StitchView, deadlines, plan_stitches, stitch_job
 from dispatcher.core.smaller_plan import plans_that_fit
 from dispatcher.core.snapshot import Snapshot
 from dispatcher.core.views import GpuView, HostView
 
 _REMOVED: Final[dict[str, Any]] = {"removed_bytes": 0, "freed_bytes": 0}  # nobody reads it
-
 
 Seconds = Callable[[Job, GpuView | None, Need], float]
 # Of an attempt: why it fails, and after which share of its time; None: it succeeds.
@@ -123,6 +122,8 @@ class _Farm:
         for job in self._snapshot.jobs:
             if job.step is Step.PLACE and job.not_before > now:
                 self._at(job.not_before, job.id, None)
+        for at, acquisition in deadlines(self._snapshot.segments, self._snapshot.sooner, now):
+            self._at(at, acquisition, None)
         # Decided on the snapshot as it is; what is under way comes before what that leads to.
         self._settle(now, [(job, effect) for job in self._jobs.values() for effect in recover(job)])
         if self._trace is not None:
@@ -133,8 +134,9 @@ class _Farm:
         self._now = now
         while self.events and self.events[0][0] <= now:
             _, _, job, event = heapq.heappop(self.events)
-            if event is None:
-                self._undecided = True  # a delay has passed
+            if event is None:  # a delay has passed, or the deadline of an acquisition
+                self._undecided = True
+                self._to_plan |= {job} & self._segments.keys()
             else:
                 self._apply(job, event)
         self._settle(now)
@@ -265,7 +267,9 @@ class _Farm:
             segments = self._segments.get(acquisition, {})
             made = self._stitches.setdefault(acquisition, {})
             # A pass-through is done at once and may be all that a cross-AUV stitch waits for.
-            while plans := plan_stitches(acquisition, segments.values(), made.values()):
+            sooner = self._snapshot.sooner.get(acquisition)
+            views = segments.values()
+            while plans := plan_stitches(acquisition, views, made.values(), sooner, now):
                 for plan in plans:
                     made[plan.id] = StitchView(
                         id=plan.id,

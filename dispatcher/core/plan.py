@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -130,8 +131,23 @@ def _soon_enough(segments: Sequence[SegmentView], sooner: Sooner, now: float) ->
         return False
     if sooner.quorum is not None and done >= sooner.quorum * len(segments):
         return True
-    last = max(segment.created_at for segment in segments)
-    return sooner.deadline_s is not None and now >= last + sooner.deadline_s
+    return now >= _deadline(segments, sooner)
+
+
+def _deadline(segments: Iterable[SegmentView], sooner: Sooner) -> float:
+    """Wall clock; inf where there is none."""
+    last = max((segment.created_at for segment in segments), default=math.inf)
+    return math.inf if sooner.deadline_s is None else last + sooner.deadline_s
+
+
+def deadlines(
+    segments: Mapping[str, Sequence[SegmentView]], sooner: Mapping[str, Sooner], now: float
+) -> Iterator[tuple[float, str]]:
+    """When, after `now`, which acquisition gets stitches although segments are still at work."""
+    for acquisition, known in sooner.items():
+        at = _deadline(segments.get(acquisition, ()), known)
+        if now < at < math.inf:
+            yield at, acquisition
 
 
 def _done_members(segments: Sequence[SegmentView], *, early: bool) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dispatcher.core.model import Job
 from dispatcher.core.place import Policy
-from dispatcher.core.plan import SegmentView, StitchView
+from dispatcher.core.plan import SegmentView, Sooner, StitchView
 from dispatcher.core.views import HostView
 
 OVERDUE = 0.05  # a stage past its time is taken to need this share of what it took
@@ -40,4 +40,5 @@ class Snapshot:
     policy: Policy
     segments: Mapping[str, tuple[SegmentView, ...]] = field(default_factory=dict)  # by acquisition
     stitches: Mapping[str, tuple[StitchView, ...]] = field(default_factory=dict)  # by acquisition
+    sooner: Mapping[str, Sooner] = field(default_factory=dict)  # by acquisition
     underway: Mapping[str, Underway] = field(default_factory=dict)  # by job

@@ -31,7 +31,7 @@ from dispatcher.core.model import (
 from dispatcher.core.need import Need, Needs, Span
 from dispatcher.core.outlook import drawn, look_ahead, quantile, stretched
 from dispatcher.core.place import SLOT_OF, Policy
-from dispatcher.core.plan import SegmentView
+from dispatcher.core.plan import SegmentView, Sooner
 from dispatcher.core.snapshot import Snapshot, Underway
 from dispatcher.core.views import GpuView, HostView
 
@@ -384,6 +384,18 @@ def test_a_long_queue_has_its_interval_too() -> None:
     last = look.acquisitions["reef"]
     assert last.low < last.likely < last.high
     assert len(look.jobs) == 81
+
+
+def test_a_quorum_or_a_deadline_makes_the_first_stitch_before_the_end() -> None:
+    stitched = "reef-stitch-a-v1"
+    farm = snapshot([*(job(f"s{n}") for n in range(3)), job("big", need_mib=900_000)], host("h"))
+    assert stitched not in play(farm).ended, "one of its segments waits for ever"
+    quorum = dataclasses.replace(farm, sooner={"reef": Sooner(quorum=0.5)})
+    ended = play(quorum).ended
+    assert ended["s1"] < ended[stitched] < ended["s2"] + 600.0
+    late = dataclasses.replace(farm, sooner={"reef": Sooner(deadline_s=1e6)})
+    created = max(view.created_at for view in farm.segments["reef"])
+    assert play(late).ended[stitched] > created + 1e6
 
 
 def test_of_too_many_jobs_only_the_next_decision_is_known(
