@@ -178,3 +178,17 @@ def test_leases_are_scaled_by_the_environment() -> None:
     assert DispatcherSettings.load({"COSMA_LEASE_SCALE": "0.5"}).lease_scale == 0.5
     with pytest.raises(SettingsError, match="COSMA_LEASE_SCALE"):
         DispatcherSettings.load({"COSMA_LEASE_SCALE": "0.001"})
+
+
+def test_a_preset_fills_in_what_is_not_said_and_costs_more_than_the_one_before() -> None:
+    plans = {
+        preset: PipelineConfig.model_validate({"train": {"preset": preset}}).as_dict()["train"]
+        for preset in ("preview", "standard", "best")
+    }
+    for device in ("cpu", "cuda"):
+        for key in ("steps", "cap"):
+            preview, standard, best = (plan[device][key] for plan in plans.values())
+            assert preview < standard < best
+    said = {"train": {"preset": "best", "cuda": {"cap": 500_000}}}
+    cuda = PipelineConfig.model_validate(said).as_dict()["train"]["cuda"]
+    assert (cuda["cap"], cuda["steps"]) == (500_000, plans["best"]["cuda"]["steps"])
