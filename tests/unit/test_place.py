@@ -154,6 +154,34 @@ def test_no_device_slot_or_disk_is_promised_more_than_it_has(
             assert view.quarantine is None
 
 
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_shared_gpu_is_filled_and_never_beyond(data: st.DataObject) -> None:
+    """Each MiB counts once: what is promised and used, what others have, what nobody lists."""
+    mib = st.integers(300, 8000)
+    total, headroom = data.draw(st.integers(4000, 24000)), data.draw(st.sampled_from([0, 512]))
+    foreign, unlisted = data.draw(st.integers(0, 3000)), data.draw(st.integers(0, 3000))
+    promised = data.draw(st.lists(mib, max_size=4))
+    before = [running(f"r{n}", Stage.TRAINING, held, "GPU-1") for n, held in enumerate(promised)]
+    own = {(one.id, 1): data.draw(st.integers(0, 9000)) for one in before}
+    free = max(0, total - foreign - sum(own.values()) - unlisted)
+    device = gpu("GPU-1", total, free_mib=free, foreign_mib=foreign, own_mib=own)
+    view = host("gpu-a", device, max_parallel={"train": 9}, headroom_mib=headroom)
+    waits = [
+        at(f"w{n}", Stage.TRAINING, need_mib=need, assigned_at=NOW)
+        for n, need in enumerate(data.draw(st.lists(mib, min_size=1, max_size=4)))
+    ]
+    decision = place([*before, *waits], [view], POLICY, NOW)
+    asked = sum(one.mib for one in decision.stages)
+    counted = [(held, own[one.id, 1]) for one, held in zip(before, promised, strict=True)]
+    unused = sum(max(0, held - used) for held, used in counted)
+    reserved = sum(max(held, used) for held, used in counted)
+    left = min(free - unused, total - reserved - foreign) - headroom - asked
+    assert left >= 0 or not asked
+    started = {one.job for one in decision.stages}
+    assert all(POLICY.need(one, device).vram_mib > left for one in waits if one.id not in started)
+
+
 @given(farms(), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_one_snapshot_one_decision(

@@ -48,11 +48,12 @@ class World:
     def new_job(self) -> None:
         chance, self.made = self.chance, self.made + 1
         kind = chance.choice([JobKind.RECONSTRUCT, JobKind.RECONSTRUCT, JobKind.STITCH])
+        stages = m.stages_of(kind)  # a training at once, too, so that GPUs are shared
         self.tell(
             job(
                 f"j{self.made}",
                 kind=kind,
-                stage=m.stages_of(kind)[0],
+                stage=chance.choice([stages[0], stages[0], stages[len(stages) * 5 // 8]]),
                 acquisition=chance.choice(["dive", "wreck"]),
                 priority=chance.choice([0, 0, 0, 1]),
                 created_at=self.now - chance.choice([0.0, 1.0, 5000.0]),
@@ -100,7 +101,8 @@ class World:
                 for one in self.jobs.values()
                 if one.reservation is not None and one.reservation.gpu == device.uuid
             }
-            free = max(0, device.total_mib - foreign - sum(own.values()))
+            unlisted = chance.choice([0, 0, device.total_mib // 4])  # the driver's, say
+            free = max(0, device.total_mib - foreign - sum(own.values()) - unlisted)
             gpus.append(
                 dataclasses.replace(
                     device, foreign_mib=foreign, own_mib=own, free_mib=free,
@@ -150,7 +152,7 @@ class World:
                 cpu_cores=chance.choice([0, 2, 8]), ram_total_mib=ram, ram_free_mib=ram,
                 headroom_mib=chance.choice([0, 512]), disk_free_bytes=100 * GIB,
                 link_bytes_s=chance.choice([0.0, 1e7, 1e8]),
-                max_parallel=chance.choice([{}, {"train": 2}]),
+                max_parallel=chance.choice([{}, {"train": 2}, {"train": 4}]),
             )
         )  # fmt: skip
 
