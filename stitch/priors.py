@@ -23,6 +23,7 @@ from stitch.posegraph import Solution, normalised
 from stitch.register import Edge
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3
+from stitch.uncertainty import motion
 
 MIN_READINGS = 3  # of a member, else they say nothing
 _ROUNDS = 3
@@ -170,8 +171,8 @@ class _PositionsOff:
 
     metres: float  # root mean square
     together: float  # of that, their mean
-    scatter: F64  # (3,) about the mean, root mean square: level twice, height
-    independent: float  # how many of them err each by itself
+    scatter: F64  # (3,) of each by itself, one sigma: level twice, height
+    shape: float  # one sigma of what they say of turn and size, in scatters of one that is alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,24 +191,33 @@ def _measured(
         own, pose = members[i], located[i]
         known = np.isfinite(own.positions).all(axis=1)
         if metric and known.sum() >= MIN_READINGS:
-            positions[i] = _apart(pose.apply(own.centres[known]) - own.positions[known])
+            positions[i] = _apart(pose.apply(own.centres[known]), own.positions[known])
         if own.down is not None:
             cosine = float((pose.rotation @ own.down) @ _DOWN)
             radians[i] = max(float(np.arccos(np.clip(cosine, -1.0, 1.0))), own.spread)
     return _Off(positions, radians)
 
 
-def _apart(away: F64) -> _PositionsOff:
+def _apart(found: F64, told: F64) -> _PositionsOff:
+    """Of camera centres and positions (N,3). A turn and a growth that all positions have in common
+    are one observation, as their mean is; what is left then is each one's own."""
+    away, count = found - told, len(found)
     mean = away.mean(axis=0)
-    about = away - mean
-    squares = (about**2).sum(axis=0) / (len(away) - 1)
+    moves = motion(told - told.mean(axis=0)).reshape(-1, 7)
+    about = (away - mean).ravel()
+    common = (moves @ np.linalg.lstsq(moves, about, rcond=None)[0]).reshape(-1, 3)
+    own = (away - mean) - common
+    squares = (own**2).sum(axis=0) / max(count - 7 / 3, 1.0)
     level, up = np.sqrt(squares[:2].mean()), np.sqrt(squares[2])
     scatter = np.maximum([level, level, up], _POSITION_FLOOR_M)
+    alone = 1.0 / independent(own / scatter)
+    # Four numbers of turn and size, of noise alone, would be this large.
+    real = float(((common / scatter) ** 2).mean()) - 4.0 / 3.0 * alone
     return _PositionsOff(
         metres=float(np.sqrt((away**2).sum(axis=1).mean())),
         together=float(np.linalg.norm(mean)),
         scatter=scatter,
-        independent=independent(about / scatter),
+        shape=float(np.sqrt(alone + max(real, 0.0))),
     )
 
 
@@ -289,7 +299,7 @@ def _positions(
     )
     every = np.concatenate([moves, away[:, :, None]], axis=2)  # (N,3,7+1)
     mean = every.mean(axis=0)
-    weight = np.sqrt(off.independent / len(every)) / off.scatter
+    weight = 1.0 / (off.scatter * off.shape * np.sqrt(len(every)))
     about = ((every - mean) * weight[:, None]).reshape(-1, 8)
     # As few rows as there are unknowns say the same.
     rows = np.concatenate([mean / mean_sigma[:, None], np.linalg.qr(about, mode="r")])

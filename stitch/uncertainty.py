@@ -28,15 +28,15 @@ def far_error(
     variance = float((residuals**2).sum()) / freedom + (_FLOOR * depth) ** 2
     patches = len(np.unique(np.floor(places / (_PATCH * depth)), axis=0))
     variance *= len(places) / patches
-    rows = _motion(places - middle)
+    rows = motion(places - middle)
     covariance = variance * np.linalg.pinv(np.einsum("nai,naj->ij", rows, rows))
     some = everywhere[:: max(1, len(everywhere) // _AT_MOST)].astype(np.float64)
-    there = _motion(some - middle)
+    there = motion(some - middle)
     spread = np.einsum("nai,ij,naj->n", there, covariance, there)
     return float(np.sqrt(max(0.0, np.percentile(spread, 95))))
 
 
-def _motion(at: F64) -> F64:
+def motion(at: F64) -> F64:
     """(N,3,7): how points move with scale, rotation and translation."""
     moves = np.zeros((len(at), 3, 7))
     moves[:, :, 0] = at
