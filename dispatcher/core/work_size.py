@@ -97,6 +97,14 @@ def measured(job: Job, metrics: Mapping[str, Any]) -> Job:
     )
 
 
+def ran(job: Job, stage: Stage, metrics: Mapping[str, Any]) -> Shape:
+    """What a stage that has ended worked on, by what it says of it: a device with less memory free
+    than promised trains fewer gaussians, and took as little for these only."""
+    shape = shape_of(measured(job, metrics), stage)
+    room = _count(metrics.get("cap_by_memory"))
+    return dataclasses.replace(shape, cap=min(room, shape.cap) or shape.cap)
+
+
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 

@@ -12,7 +12,7 @@ from dispatcher.core.lease import lease_s
 from dispatcher.core.model import Job, JobKind, Waiting
 from dispatcher.core.need import GPU_STAGES, Observation
 from dispatcher.core.plan import SegmentView
-from dispatcher.core.work_size import measured, shape_of
+from dispatcher.core.work_size import ran
 from dispatcher.store import codec
 from dispatcher.store.base import StaleRevision, StoreError
 from dispatcher.store.connection import Database
@@ -266,7 +266,7 @@ def finish_attempt(db: Database, job: str, number: int, record: ExitRecord) -> N
     db.change("keep_exit", job=job, attempt=number, exit=record.to_json())
     outcome = record.outcome
     metrics = outcome.metrics if outcome is not None else {}
-    shape = shape_of(measured(_one_job(db, job), metrics), known.stage)
+    shape = ran(_one_job(db, job), known.stage, metrics)
     # One whose decoder alone was used is not what the stage's needs depend on.
     device = None
     if known.stage in GPU_STAGES:

@@ -14,6 +14,7 @@ from worker_agent.messages import FailureCode
 from worker_agent.stages import train
 from worker_agent.stages.api import StageFailure
 from worker_agent.stages.train_limits import within_memory
+from worker_agent.training.backend import cpu_backend
 from worker_agent.training.settings import TrainSettings
 
 
@@ -28,6 +29,21 @@ def test_the_cap_is_lowered_to_what_is_free_and_that_is_said(tmp_path: Path) -> 
     (warning,) = events.of_kind("warning")
     assert "3500 MiB free of 9000 promised" in warning["message"]
     assert "at most 2000000 gaussians instead of 4000000" in warning["message"]
+
+
+def test_a_run_with_fewer_gaussians_than_planned_says_so_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "source")
+    spec = spec_for(linked(tmp_path / "source", tmp_path / "run"), steps=10)
+    spec.config["train"]["cuda"] = spec.config["train"]["cpu"]
+    asked = TrainSettings.from_config(spec.config["train"], "cuda")
+    backend = dataclasses.replace(cpu_backend(1), name="cuda")
+    for cap, told in ((700, 700), (asked.cap, None)):
+        plan = backend, dataclasses.replace(asked, cap=cap)
+        monkeypatch.setattr(train, "_plan", lambda *_, plan=plan: plan)
+        made = train.main(spec, Events(tmp_path / "events").reporter)
+        assert made.metrics.get("cap_by_memory") == told
 
 
 def test_lpips_is_measured_where_its_weights_are(tmp_path: Path) -> None:

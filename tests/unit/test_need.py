@@ -23,7 +23,7 @@ from dispatcher.core.need import (
     Observation,
 )
 from dispatcher.core.views import GpuView
-from dispatcher.core.work_size import MAX_STRIDE, Shape, measured, shape_of
+from dispatcher.core.work_size import MAX_STRIDE, Shape, measured, ran, shape_of
 
 MIB = 1 << 20
 STAGES = [*stages_of(JobKind.RECONSTRUCT), *stages_of(JobKind.STITCH)]
@@ -320,6 +320,13 @@ def test_a_stage_says_what_its_frames_are() -> None:
         assert measured(found, nonsense) == found
     strided = dataclasses.replace(found, stage=Stage.COLMAP_RECONSTRUCTION, stride=2)
     assert measured(strided, {"frames": 126}) == strided
+
+
+def test_a_training_that_memory_had_no_room_for_counts_as_the_smaller_one_it_was() -> None:
+    large = job(cap=1_000_000, shrink=1)
+    assert ran(large, Stage.TRAINING, {}).cap == 600_000
+    assert ran(large, Stage.TRAINING, {"cap_by_memory": 250_000}).cap == 250_000
+    assert ran(large, Stage.TRAINING, {"cap_by_memory": "nonsense"}).cap == 600_000
 
 
 def test_expected_costs_are_never_zero() -> None:

@@ -138,6 +138,8 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         "seconds": round(result.seconds, 2),
         "peak_vram_mib": None if result.peak_vram_mib is None else round(result.peak_vram_mib),
     }
+    if settings.cap < spec.config["train"][backend.name]["cap"]:
+        numbers["cap_by_memory"] = settings.cap  # what it took says nothing of the whole plan
     gaussians = to_world(trainer.parameters, dataset.normalisation)
     more = {
         "device": backend.description,
