@@ -15,6 +15,7 @@ from dispatcher.errors import HostError
 from dispatcher.executors.base import Executor
 from dispatcher.fleet_view import (
     HostState,
+    brought,
     held_against,
     host_view,
     over_pool,
@@ -138,6 +139,12 @@ class Fleet:
         if state is not None:
             ended = {**state.ended, (job, attempt): self._clock.monotonic()}
             self._states[host] = replace(state, ended=ended)
+
+    def brought(self, host: str, size: int, seconds: float) -> None:
+        """So many bytes came there over its link: what the next ones will take."""
+        state = self._states.get(host)
+        if state is not None:
+            self._states[host] = brought(state, size, seconds)
 
     def host_views(
         self,

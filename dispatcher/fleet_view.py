@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from dispatcher.core.breaker import Breaker, quarantine
 from dispatcher.core.model import Reason
+from dispatcher.core.policy import rounded_up
 from dispatcher.core.pool import Pool, PoolState, pool_key, pools, refusal
 from dispatcher.core.views import GpuView, HostView, Quarantine, released
 from dispatcher.inventory_model import Inventory, InventoryHost
@@ -18,6 +19,7 @@ GIB = 1 << 30
 NEVER_S = 1e9
 # A GPU that is silent for longer is no longer waited for: what waits for it goes elsewhere.
 LOST_GPU_S = 120.0
+LINK_FROM = 16 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class HostState:
     reason: Reason | None = Reason.PROBE_STALE
     message: str = "not probed yet"
     since: float = 0.0  # reachable, or not, since then
+    link_bytes_s: float = 0.0  # by what came there; 0: nothing large has
 
 
 def reached(state: HostState, facts: HostFacts, *, asked: float, now: float) -> HostState:
@@ -70,6 +73,16 @@ def _silent(before: HostState, facts: HostFacts) -> Iterator[SilentGpu]:
             if gpu.kind == "cuda" and gpu.uuid not in answered:
                 yield SilentGpu(facts=gpu, probed_at=before.probed_at)
     yield from (silent for silent in before.silent if silent.facts.uuid not in answered)
+
+
+def brought(state: HostState, size: int, seconds: float) -> HostState:
+    """The state after `size` bytes came there in `seconds`. The newest counts half; to four binary
+    digits, so that most change nothing. Of little the link is not what took the time."""
+    if size < LINK_FROM or seconds <= 0.0:
+        return state
+    rate = size / seconds
+    mean = float(rounded_up(int(((state.link_bytes_s or rate) + rate) / 2), 4))
+    return state if mean == state.link_bytes_s else replace(state, link_bytes_s=mean)
 
 
 def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> HostView:
@@ -101,6 +114,7 @@ def host_view(state: HostState, now: float, cached_bytes: Mapping[str, int]) -> 
         disk_reserve_bytes=int((host.disk.min_free_gib + host.disk.reserve_gib) * GIB),
         probe_age_s=_age(state.probed_at, now),
         cached_bytes=dict(cached_bytes),
+        link_bytes_s=state.link_bytes_s,
     )
     return released(view, state.ended.keys()) if state.ended else view
 

@@ -64,10 +64,15 @@ class Bringing:
         items = [item for item in await self.specs.inputs(job) if item.path not in there]
         arriving = Arriving(sum(item.bytes for item in items))
         look = self._looking(executor, run_dir, arriving, items)
+        began = self.clock.monotonic()
         async with telling(self.store, self.clock, job.id, arriving, look):
             brought = await at_once(
                 self._deliver(executor, run_dir, item, job, host, arriving) for item in items
             )
+        if first:  # of a later one a part may have been there
+            ways = zip(items, brought, strict=True)
+            came = sum(item.bytes for item, one in ways if one.route != "local")
+            self.fleet.brought(host, came, self.clock.monotonic() - began)
         return any(one.sha256 is None for one in brought)
 
     async def _deliver(

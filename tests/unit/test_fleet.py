@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,6 +210,23 @@ async def test_a_reload_keeps_connections_that_did_not_change() -> None:
     await fleet.reload(Inventory(hosts=(moved,)), make)
     assert kept.closed and hosts["a"] is not kept
     assert not fleet.host_views()[0].reachable
+
+
+async def test_a_link_is_as_fast_as_what_came_over_it() -> None:
+    fleet = two()[0]
+    fleet.brought("a", 1 << 20, 0.001)
+    fleet.brought("elsewhere", 1 << 30, 1.0)
+    assert {view.link_bytes_s for view in fleet.host_views()} == {0.0}, "too little to tell"
+    fleet.brought("a", 800_000_000, 10.0)
+    link = {view.name: view.link_bytes_s for view in fleet.host_views()}["a"]
+    assert link == pytest.approx(80e6, rel=0.13)
+    before = fleet.state("a")
+    fleet.brought("a", 810_000_000, 10.0)
+    assert fleet.state("a") is before, "nothing to decide anew"
+    for _ in range(8):
+        fleet.brought("a", 100_000_000, 10.0)
+    link = {view.name: view.link_bytes_s for view in fleet.host_views()}["a"]
+    assert link == pytest.approx(10e6, rel=0.2)
 
 
 async def test_what_an_ended_attempt_held_is_free_before_the_next_probe_says_so() -> None:
