@@ -6,7 +6,8 @@ steps of its 30,000 (bench/simple_trainer.py): psnr and ssim of the held-out vie
 training, peak_vram_mib that torch reserved, gaussians. By the default strategy PSNR must be no
 lower and the seconds no more than those of simple_trainer.
 
-Ends with 1 where no GPU is usable.
+Ends with 1 where no GPU is usable. gsplat's kernels must have been compiled there:
+`python -m worker_agent.training.gsplat_kernels`.
 """
 
 from __future__ import annotations
