@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -331,13 +332,18 @@ def test_a_stitch_can_be_undone_from_its_masks(farm: Farm) -> None:
 def test_a_bent_segment_is_quarantined_and_the_rest_delivered(farm: Farm) -> None:
     world = Seabed(23)
     bends = {"S1": 0.0, "S2": 0.9, "S3": 0.0}
-    members = [
-        farm.member("j", name, "A", world.segment(a, a + 8, random_sim3(world.rng), bend_m=bend), 0)
+    made = {
+        name: world.segment(a, a + 8, random_sim3(world.rng), bend_m=bend)
         for a, (name, bend) in zip((0, 1, 2), bends.items(), strict=True)
-    ]
-    farm.run("j", "per_auv", members)
+    }
+    made["S2"] = dataclasses.replace(made["S2"], error_px=made["S2"].error_px + 1.0)
+    farm.run("j", "per_auv", [farm.member("j", name, "A", one, 0) for name, one in made.items()])
     report = farm.report("j")
     assert [entry["name"] for entry in report["members"]] == ["S1", "S3"]
     (left,) = report["left_out"]
     assert (left["name"], left["quarantined"]) == ("S2", True)
-    assert "looks bent" in left["reason"]
+    own, others = float(made["S2"].error_px.mean()), 0.5
+    assert (
+        f"looks bent ({own:.2f} px of reprojection error, the others {others:.1f}"
+        in (left["reason"])
+    )

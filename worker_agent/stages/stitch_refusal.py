@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,10 @@ def left_out_entry(
     evidence: Evidence,
     thresholds: Thresholds,
     readings: Sequence[Readings],
+    errors_px: Sequence[float | None],
 ) -> dict[str, Any]:
-    """The member, the best that can be said for it, and what would let it in."""
+    """The member, the best that can be said for it, and what would let it in. `errors_px`: of all
+    members' reconstructions, None of a cloud."""
     entries = evidence.entries(names)
     mine = [k for k, edge in enumerate(evidence.edges) if index in (edge.source, edge.target)]
     best = max(mine, key=lambda k: (entries[k]["accepted"], entries[k]["inliers"]))
@@ -39,7 +42,7 @@ def left_out_entry(
     quarantined &= not any(entries[k]["accepted"] for k in mine)
     return {
         "name": name,
-        "reason": f"quarantined, its reconstruction looks bent; {reason}"
+        "reason": f"quarantined, its reconstruction looks bent{_errors(index, errors_px)}; {reason}"
         if quarantined
         else reason,
         "quarantined": quarantined,
@@ -48,6 +51,14 @@ def left_out_entry(
             names, evidence.edges[best], evidence.verdicts[best], thresholds, readings
         ),
     }
+
+
+def _errors(index: int, errors_px: Sequence[float | None]) -> str:
+    own = errors_px[index]
+    others = [e for k, e in enumerate(errors_px) if k != index and e is not None]
+    if own is None or not others:
+        return ""
+    return f" ({own:.2f} px of reprojection error, the others {statistics.median(others):.2f})"
 
 
 def too_weak(

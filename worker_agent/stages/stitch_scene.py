@@ -115,6 +115,12 @@ class _Group:
     def names(self) -> list[str]:
         return [member.name for member in self.told.members]
 
+    @property
+    def errors_px(self) -> list[float | None]:
+        """Mean reprojection error of each reconstruction; None of a cloud alone."""
+        known = [party.known.sidecar for party in self.parties]
+        return [float(one.error_px.mean()) if one is not None else None for one in known]
+
 
 def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     """Read the members named in `spec.inputs`, write the scene's PLY, sidecar and stitch.json.
@@ -179,7 +185,9 @@ def _stitch(
     entries = evidence.entries(group.names)
     delivered = evidence.solution.members
     left_out = [
-        left_out_entry(index, group.names, evidence, settings.thresholds, group.readings)
+        left_out_entry(
+            index, group.names, evidence, settings.thresholds, group.readings, group.errors_px
+        )
         for index in range(len(group.names))
         if index not in delivered
     ]
