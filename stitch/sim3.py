@@ -69,8 +69,8 @@ class Sim3:
         return moved
 
     def quaternion(self) -> F64:
-        """Rotation as a unit quaternion (4,), wxyz."""
-        wxyz: F64 = np.roll(Rotation.from_matrix(self.rotation).as_quat(), 1)
+        """Rotation as a unit quaternion (4,), wxyz; w >= 0, so that the inverse's undoes it."""
+        wxyz: F64 = np.roll(Rotation.from_matrix(self.rotation).as_quat(canonical=True), 1)
         return wxyz
 
     def angle_to(self, other: Sim3) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from stitch.cover import Cover
+from stitch.cover import INSIDE, Cover
 from stitch.sidecar import Sidecar
 from stitch.sim3 import F64, Sim3
 
@@ -40,7 +40,8 @@ class Territory:
     the place whole. A gaussian reaches over the border it is centred beside, so no seam opens.
     Only members whose gaussians cover the place compete, and on the rim of what one covers those
     go first that cover it all around, so that no hole is cut where a camera passed close by and
-    looked elsewhere.
+    looked elsewhere. Where it is the rim of both, nobody gives way to one that has nothing just
+    there.
     """
 
     def __init__(self, members: Sequence[Member], covers: Sequence[Cover], up: F64) -> None:
@@ -69,7 +70,10 @@ class Territory:
             near = np.flatnonzero(stays & inside.all(axis=1))
             grade, rival = (self._covers[i].grade(places[near]) for i in (own, other))
             stays[near[rival > grade]] = False
-            near = near[(rival == grade) & (rival > 0)]
+            equal = (rival == grade) & (rival > 0)
+            rim = equal & (rival < INSIDE)
+            equal[rim] = self._covers[other].holds(places[near[rim]])
+            near = near[equal]
             mine, theirs = (self._coarseness(i, places[near]) for i in (own, other))
             loses = theirs <= _FAVOUR * mine if other < own else _FAVOUR * theirs < mine
             stays[near[loses]] = False

@@ -88,6 +88,16 @@ def test_the_rim_of_what_one_covers_goes_to_who_covers_it_all_around() -> None:
     assert not land.keeps(1, ground(5.0, 6.5)).any()
 
 
+def test_on_the_rim_of_both_nobody_gives_way_to_who_has_nothing_just_there() -> None:
+    """The last gaussians of one and the first of the other lie in one cell, in a half of it each;
+    whose camera saw it better says nothing about whose ground is closed."""
+    made = members(8, [(0.0, 7.0), (4.0, 12.0)])
+    land = land_of(made, [(0.01, 5.0), (5.01, 12.0)])  # cells of 8 cm, one from 4.96 to 5.04
+    for own, half in ((0, ground(4.97, 5.0)), (1, ground(5.01, 5.04))):
+        half = half[np.abs(half[:, 1]) < 1.2]
+        assert land.keeps(own, half).all()
+
+
 def test_who_flew_right_over_a_place_keeps_it() -> None:
     """One vehicle came nearer, 1.9 m instead of 2.0, and saw it from the side."""
     spans = [(0.0, 7.0), (0.0, 7.0)]
@@ -211,6 +221,22 @@ def test_the_merged_file_holds_what_each_member_keeps(tmp_path: Path) -> None:
         for name in ("means", "scales", "quats", "opacities", "sh0", "shN"):
             assert np.allclose(getattr(scene, name)[rows], getattr(moved, name), atol=1e-6), name
         first += merged.kept[own]
+
+
+def test_a_stitch_is_undone_by_what_its_report_keeps(tmp_path: Path) -> None:
+    """Of each member's gaussians those that the scene holds come back, in the member's frame."""
+    made = members(10, [(0, 7), (4, 12)])
+    paths = files(made, tmp_path, degree=3)
+    merged = merge_gaussians(made, paths, tmp_path / "scene.ply")
+    scene = read_ply(tmp_path / "scene.ply")
+    parts = np.split(np.arange(len(scene)), np.cumsum(merged.kept)[:-1])
+    for member, path, mask, rows in zip(made, paths, merged.masks, parts, strict=True):
+        source = read_ply(path)
+        kept = source.select(np.unpackbits(mask, count=len(source)).astype(np.bool_))
+        back = transform_gaussians(scene.select(rows), member.pose.inverse())
+        for name in ("scales", "quats", "opacities", "sh0", "shN"):
+            assert np.allclose(getattr(back, name), getattr(kept, name), atol=2e-6), name
+        assert np.allclose(back.means, kept.means, atol=2e-6 * np.abs(kept.means).max())
 
 
 def test_the_seam_has_the_density_of_one_capture(tmp_path: Path) -> None:
