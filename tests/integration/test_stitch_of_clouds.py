@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dispatcher import stitching
 from dispatcher.clock import ManualClock
 from dispatcher.core.model import Job, JobKind, JobState, Stage, Step
 from dispatcher.errors import HostError
@@ -115,7 +117,11 @@ async def test_a_new_version_is_sent_what_the_one_before_found(tmp_path: Path) -
     }
 
 
-async def test_a_deadline_of_the_survey_makes_a_first_version(tmp_path: Path) -> None:
+async def test_a_deadline_of_the_survey_makes_a_first_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock alone, while nothing else happens."""
+    monkeypatch.setattr(stitching, "_DEADLINES_S", 0.0)
     store = await SqliteStore.open(tmp_path / "cosma.db")
     clock = ManualClock()
     try:
@@ -131,11 +137,19 @@ async def test_a_deadline_of_the_survey_makes_a_first_version(tmp_path: Path) ->
             await store.create_segment(
                 segment, job, Run(job=name, config=config, sha256="", created_at=began)
             )
-        made = []
-        for hours in (1.9, 0.2):
-            clock.advance(3600 * hours)
-            await Stitching(store, clock).plan("dive")
-            made.append([stitch.members for stitch in await store.stitches()])
+        plans = Stitching(store, clock)
+        clock.advance(3600 * 1.9)
+        assert not await plans.plan("dive")
+        assert await store.stitches() == []
+        clock.advance(3600 * 0.2)
+        told = asyncio.Event()
+        timer = asyncio.create_task(plans.keep_deadlines(told.set))
+        try:
+            await asyncio.wait_for(told.wait(), 30)
+            (stitch,) = await store.stitches()
+        finally:
+            timer.cancel()
+            await asyncio.wait([timer])
     finally:
         await store.close()
-    assert made == [[], [("a1", "a2")]]
+    assert stitch.members == ("a1", "a2")
