@@ -101,9 +101,9 @@ class Stitching:
                 segments = await self._store.segment_views(acquisition.id)
                 if any(segment.state not in SETTLED for segment in segments):
                     sooner = await self._sooner(segments)
-                    if sooner is not None and sooner.deadline_s is not None:
-                        if await self.plan(acquisition.id):
-                            look_again()
+                    waits = sooner is not None and sooner.deadline_s is not None
+                    if waits and await self.plan(acquisition.id):
+                        look_again()
 
     async def _sooner(self, segments: Sequence[SegmentView]) -> Sooner | None:
         """By the config of the acquisition's first segment, as the stitch itself."""
