@@ -37,7 +37,7 @@ from dispatcher.core.forecast import play
 from dispatcher.core.model import Job
 from dispatcher.core.place import Placement, Policy
 from dispatcher.core.views import HostView
-from dispatcher.garbage import keep_unsearched, rare_searches
+from dispatcher.garbage import keep_unsearched, searched_once
 from dispatcher.scheduler import GIVEN, PORTION
 
 PROBE_S = 10.0
@@ -194,7 +194,7 @@ def main() -> int:
     sizes = []
     for part in parts:
         hosts, jobs = max(2, given.hosts // part), max(2, given.jobs // part)
-        with rare_searches():  # as in the dispatcher
+        with searched_once():  # as in the dispatcher
             sizes.append(simulate(hosts, jobs, given.seed, given.tick_s))
         gc.collect()
         _tell(sizes[-1])

@@ -25,7 +25,7 @@ from dispatcher.executors.base import Executor
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.file_expiry import GivingBack
 from dispatcher.fleet import Fleet
-from dispatcher.garbage import rare_searches
+from dispatcher.garbage import searched_once
 from dispatcher.handoff import Handoff
 from dispatcher.heartbeat import heartbeat_path
 from dispatcher.input_delivery import Bringing
@@ -183,7 +183,7 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, end, number)
     try:
-        with rare_searches():
+        with searched_once():
             jobs = await dispatcher.run()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

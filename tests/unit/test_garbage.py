@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 
-from dispatcher.garbage import NEW, rare_searches
+from dispatcher.garbage import searched_once
 
 
 def test_a_full_look_keeps_what_it_has_seen_and_the_end_puts_all_back() -> None:
-    usual = gc.get_threshold(), list(gc.callbacks)
-    with rare_searches():
-        assert gc.get_threshold()[0] == NEW
+    usual = list(gc.callbacks)
+    with searched_once():
         before = gc.get_freeze_count()
         kept: list[list[int]] = [[] for _ in range(1000)]
         gc.collect()
         assert gc.get_freeze_count() >= before + len(kept)
-    assert (gc.get_threshold(), gc.callbacks) == usual
+    assert gc.callbacks == usual
     assert gc.get_freeze_count() == 0
