@@ -40,6 +40,7 @@ def model(focal: float) -> dict[str, Any]:
     return {
         "mapper": "global", "pairs": "sequential", "path": "", "images": images, "points": 2000,
         "reprojection_px": 0.5, "focal_px": focal, "triangulation_deg": 8.0, "relief": 0.1,
+        "links": [300] * 7,
     }  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from worker_agent.stages.sfm_acceptance import (
     insane_images,
     judge,
     judge_matches,
+    judge_published,
     registered,
+    unsupported,
 )
 
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -57,6 +59,7 @@ def candidate(images: tuple[PosedImage, ...], **changes: Any) -> Candidate:
         focal_px=620.0,
         triangulation_deg=12.0,
         relief=0.02,
+        links=(300,) * max(0, len(images) - 1),
     )
     return dataclasses.replace(base, **changes)
 
@@ -116,6 +119,45 @@ def test_cameras_with_a_handful_of_points_or_at_infinity_do_not_count() -> None:
     good = registered(candidate(tuple(images)))
     assert len(good) == 36
     assert not {image.name for image in good} & set(expected)
+
+
+def test_what_hangs_on_the_rest_by_a_few_points_does_not_count() -> None:
+    links = [300] * 39
+    links[37] = 14  # the last two frames
+    ends = candidate(transect(40), links=tuple(links))
+    assert unsupported(ends) == ["f000038.jpg", "f000039.jpg"]
+    assert judge(ends, LIMITS) is None
+    links[17] = 3  # a hinge in the middle
+    bent = judge(candidate(transect(40), links=tuple(links)), LIMITS)
+    assert bent is not None and bent.reason is FailureCode.REGISTRATION_WEAK
+    assert "20 of 40" in bent.message and "20 more hang on them" in bent.message
+
+
+@pytest.mark.parametrize(
+    ("figures", "stands"),
+    [
+        ({"reprojection_px": 0.1, "focal_px": 620.0}, True),
+        ({"reprojection_px": 2.2e151, "focal_px": 620.0}, False),
+        ({"reprojection_px": math.nan, "focal_px": 620.0}, False),
+        ({"reprojection_px": 0.1, "focal_px": 9000.0}, False),
+    ],
+)
+def test_a_model_is_judged_again_as_it_is_published(
+    figures: dict[str, float], stands: bool
+) -> None:
+    names = {"names": [f"f{i}" for i in range(40)], "links": [300] * 39}
+    assert (judge_published(figures | names, LIMITS) is None) is stands
+
+
+@pytest.mark.parametrize(("at", "stands"), [(36, True), (20, False)])
+def test_a_hinge_that_refinement_shows_is_told(at: int, stands: bool) -> None:
+    links = [300] * 39
+    links[at] = 9
+    names = [f"f{i:06d}.jpg" for i in range(40)]
+    figures = {"reprojection_px": 0.1, "focal_px": 620.0, "names": names, "links": links}
+    refusal = judge_published(figures, LIMITS)
+    assert (refusal is None) is stands
+    assert refusal is None or "19 of its 40 frames" in refusal.message
 
 
 def test_a_vehicle_that_hovers_before_it_leaves_is_sane() -> None:

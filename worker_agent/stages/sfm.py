@@ -290,10 +290,15 @@ class _Ladder:
         request = replace(
             self._request,
             accepted=candidate.path,
-            drop=acceptance.insane_images(candidate.images),
+            drop=acceptance.unsupported(candidate),
             quality={key: value for key, value in facts.items() if value is not None},
         )
         published = self._required("finish", request)
+        refusal = acceptance.judge_published(published, self.limits)
+        if refusal is not None:
+            shutil.rmtree(request.model)
+            Path(request.registration).unlink()
+            raise _failure(self._no_parallax() or refusal)
         facts["points"] = published["points"]
         facts["reprojection_px"] = round(published["reprojection_px"], 4)
         told = ("refined", "focal_uncertainty", "given_lens", "positions_used")

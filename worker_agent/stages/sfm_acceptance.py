@@ -26,7 +26,10 @@ __all__ = [
     "insane_images",
     "judge",
     "judge_matches",
+    "judge_published",
+    "loose_images",
     "registered",
+    "unsupported",
 ]
 
 Vector = tuple[float, float, float]
@@ -38,6 +41,7 @@ FOCAL_RANGE = (0.3, 3.0)  # in units of the longer image side
 MIN_POINTS_PER_REGISTERED = 20  # 3D points of the model for each registered image
 MIN_TRIANGULATION_DEG = 1.0  # median over the points
 MAX_GRAVITY_SPREAD_DEG = 10.0  # a good underwater model has 0.1
+MIN_LINK = 15  # points that carry the scale: as many as matches make a pair
 MIN_KEYPOINTS = 60  # median image; below it there is nothing to match
 MIN_RELIEF = 0.002  # a filmed picture has below 0.001, a rippled seabed seen from 2 m 0.008
 ALL_PLANAR = 0.99  # footage with relief has 0.45 to 0.9 of its pairs planar
@@ -80,6 +84,7 @@ class Candidate:
     focal_px: float
     triangulation_deg: float  # median over the points
     relief: float  # median distance of the points to their plane, over the median depth
+    links: tuple[int, ...]  # of `sfm_links`, between images in order of their names
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -93,6 +98,7 @@ class Candidate:
             focal_px=float(data["focal_px"]),
             triangulation_deg=float(data["triangulation_deg"]),
             relief=float(data["relief"]),
+            links=tuple(int(count) for count in data["links"]),
         )
 
 
@@ -196,9 +202,30 @@ def insane_images(images: Sequence[PosedImage]) -> list[str]:
     ]
 
 
+def loose_images(names: Sequence[str], links: Sequence[int]) -> list[str]:
+    """Those outside the largest part of a model that holds together: how large what they show is,
+    against the rest, nothing tells. `names` in order, with the `sfm_links` between them."""
+    parts = [list(names[:1])]
+    for name, link in zip(names[1:], links, strict=True):
+        if link < MIN_LINK:
+            parts.append([])
+        parts[-1].append(name)
+    largest = max(parts, key=len)
+    return [name for part in parts if part is not largest for name in part]
+
+
+def unsupported(candidate: Candidate) -> list[str]:
+    """Names of the images that do not count."""
+    return sorted({*insane_images(candidate.images), *_loose(candidate)})
+
+
+def _loose(candidate: Candidate) -> list[str]:
+    return loose_images(sorted(image.name for image in candidate.images), candidate.links)
+
+
 def registered(candidate: Candidate) -> list[PosedImage]:
     """The images of a candidate that count."""
-    junk = set(insane_images(candidate.images))
+    junk = set(unsupported(candidate))
     return [image for image in candidate.images if image.name not in junk]
 
 
@@ -234,11 +261,13 @@ def judge(
     good = registered(candidate)
     share = len(good) / limits.frames
     spread = gravity_spread_deg(good, gravity or {})
+    loose = set(_loose(candidate)).difference(insane_images(candidate.images))
     evidence: dict[str, Any] = {
         "mapper": candidate.mapper,
         "pairs": candidate.pairs,
         "registered": len(good),
         "dropped": len(candidate.images) - len(good),
+        "loose": len(loose),
         "frames": limits.frames,
         "points": candidate.points,
         "reprojection_px": round(candidate.reprojection_px, 4),
@@ -275,7 +304,9 @@ def judge(
         return refuse(
             FailureCode.REGISTRATION_WEAK,
             f"{len(good)} of {limits.frames} frames were registered; "
-            f"{100 * limits.min_registered_share:.0f} % are needed",
+            f"{100 * limits.min_registered_share:.0f} % are needed"
+            + f"; {len(loose)} more hang on them by fewer than {MIN_LINK} points"
+            * bool(loose),
             f"{REFRAME} To accept it as it is, lower sfm.min_registered_share and retry.",
         )
     low, high = (factor * limits.longer_side_px for factor in FOCAL_RANGE)
@@ -304,6 +335,34 @@ def judge(
             FailureCode.REGISTRATION_WEAK,
             f"the model is bent: the camera's gravity readings disagree by {spread:.1f} degrees",
             "Set sfm.camera_params from a calibration, or split the segment, then retry.",
+        )
+    return None
+
+
+def judge_published(figures: Mapping[str, Any], limits: Limits) -> Refusal | None:
+    """Why a model that was accepted is not good enough any more once its lens and keypoints are
+    refined; None when it still is. `figures`: what the mapping process says of it."""
+    error, focal = float(figures["reprojection_px"]), float(figures["focal_px"])
+    loose = loose_images(figures["names"], figures["links"])
+    firm = len(figures["names"]) - len(loose)
+    evidence = {"reprojection_px": error, "focal_px": focal, "registered": firm}
+    low, high = (factor * limits.longer_side_px for factor in FOCAL_RANGE)
+    if not (error <= limits.max_reprojection_px and low <= focal <= high):
+        return Refusal(
+            reason=FailureCode.REGISTRATION_WEAK,
+            message=f"the model does not stand refinement: focal length {focal:.4g} px, "
+            f"reprojection error {error:.3g} px; {low:.0f} to {high:.0f} and "
+            f"{limits.max_reprojection_px:g} are allowed",
+            advice="Set sfm.camera_model and sfm.camera_params from a calibration, then retry.",
+            evidence=evidence,
+        )
+    if loose and firm < limits.min_registered_share * limits.frames:
+        return Refusal(
+            reason=FailureCode.REGISTRATION_WEAK,
+            message=f"the model has a hinge: {len(loose)} of its {firm + len(loose)} frames hang "
+            f"on the others by fewer than {MIN_LINK} points, so that nothing tells their size",
+            advice=f"{REFRAME} Or ingest what lies before and after as segments of their own.",
+            evidence=evidence,
         )
     return None
 

@@ -30,8 +30,8 @@ FIRST_OCTAVE = 0  # COLMAP's -1 doubles the picture first: four times the cost, 
 STRONG_OCTAVE = -1  # for frames that did not register with fewer, larger features
 STRONG_FEATURES = 2.0  # times as many
 STRONG_PEAK = 0.5  # times COLMAP's threshold: what little contrast murk leaves
+IMPOSSIBLE_PX = 1e6
 MIN_INLIERS = 15  # of a pair that counts as verified, as for the mappers
-SAMPLED_POINTS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +232,7 @@ def finish(request: Request) -> dict[str, Any]:
     from stitch.from_model import from_reconstruction
     from worker_agent.stages.sfm_georeference import place
     from worker_agent.stages.sfm_lens import fitted
+    from worker_agent.stages.sfm_links import links
     from worker_agent.stages.sfm_positions import located
     from worker_agent.stages.sfm_refine import refine
 
@@ -251,6 +252,9 @@ def finish(request: Request) -> dict[str, Any]:
         locate=lambda model: located(pc, model, rows),
     )
     model = fit.model
+    # An observation behind its camera has the largest number there is as its error.
+    for key in [key for key, point in model.points3D.items() if not point.error < IMPOSSIBLE_PX]:
+        model.delete_point3D(key)
     model.extract_colors_for_all_images(request.images, num_threads=request.threads)
     world = place(pc, model, rows)
     staging = _empty(Path(request.work) / "published")
@@ -280,7 +284,8 @@ def finish(request: Request) -> dict[str, Any]:
     return {
         **found,
         "camera": {"model": camera.model.name, "params": [float(v) for v in camera.params]},
-        "registered": model.num_reg_images(),
+        "names": sorted(image.name for image in model.images.values() if image.has_pose),
+        "links": links(model),
         "refined": refined,
         "focal_uncertainty": fit.focal_uncertainty
         if math.isfinite(fit.focal_uncertainty)
@@ -304,6 +309,9 @@ def _given_lens(request: Request) -> Any:
 
 def _largest(request: Request, models: Any, mapper: str, out: Path) -> dict[str, Any]:
     """Plain numbers of the largest model: the first one may be two images of junk."""
+    from worker_agent.stages.sfm_links import links
+    from worker_agent.stages.sfm_shape import relief, triangulation_deg
+
     if not models:
         return {"candidate": None}
     index, model = max(models.items(), key=lambda item: item[1].num_reg_images())
@@ -320,8 +328,9 @@ def _largest(request: Request, models: Any, mapper: str, out: Path) -> dict[str,
             "points": model.num_points3D(),
             "reprojection_px": model.compute_mean_reprojection_error(),
             "focal_px": float(camera.mean_focal_length()),
-            "triangulation_deg": _triangulation_deg(model),
-            "relief": _relief(model, [image["depth"] for image in images]),
+            "triangulation_deg": triangulation_deg(model),
+            "relief": relief(model, [image["depth"] for image in images]),
+            "links": links(model),
         }
     }
 
@@ -339,43 +348,6 @@ def _posed(model: Any, image: Any) -> dict[str, Any]:
         "depth": depth,
         "rotation": image.cam_from_world().rotation.matrix().T.tolist(),
     }
-
-
-def _relief(model: Any, depths: list[float]) -> float:
-    """Median distance of the points to the plane through most of them, over the median depth.
-
-    Least squares, refitted three times to the nearer nine tenths, so that stray points do not tilt
-    it.
-    """
-    import numpy as np
-
-    points = np.array([point.xyz for point in model.points3D.values()])
-    kept = points
-    distance = np.zeros(len(points))
-    for _ in range(4):
-        middle = kept.mean(axis=0)
-        normal = np.linalg.svd(kept - middle, full_matrices=False)[2][-1]
-        distance = np.abs((points - middle) @ normal)
-        kept = points[distance <= np.quantile(distance, 0.9)]
-    depth = statistics.median(depths)
-    return float(np.median(distance)) / depth if depth > 0 and len(points) > 3 else 0.0
-
-
-def _triangulation_deg(model: Any) -> float:
-    """Median over points of the angle between the first and last camera that see each."""
-    import numpy as np
-
-    centres = {i: image.projection_center() for i, image in model.images.items() if image.has_pose}
-    points = list(model.points3D.values())
-    angles: list[float] = []
-    for point in points[:: max(1, len(points) // SAMPLED_POINTS)]:
-        views = sorted({element.image_id for element in point.track.elements})
-        first, last = (centres[i] - point.xyz for i in (views[0], views[-1]))
-        scale = float(np.linalg.norm(first) * np.linalg.norm(last))
-        if scale > 0:
-            cosine = float(np.clip(first @ last / scale, -1.0, 1.0))
-            angles.append(math.degrees(math.acos(cosine)))
-    return statistics.median(angles) if angles else 0.0
 
 
 def _empty(path: Path) -> Path:
