@@ -27,6 +27,7 @@ BENCHMARKS = (
     "hung_host",
     "idle_hosts",
     "reconstruct",
+    "junk",
     "turbid",
     "push",
     "disk",

@@ -243,6 +243,7 @@ CASES = {
     "a blackout": Case(
         make=filtered("[0]drawbox=c=black:t=fill:enable='between(t,6,6.8)'[v]", A1),
         at=lambda t: t,
+        reasons=("registration_weak",),
     ),
     "panning": Case(make=drawn(panning), reasons=("no_parallax",)),
     "zooming": Case(make=drawn(zooming), reasons=("no_parallax",)),
