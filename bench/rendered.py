@@ -17,6 +17,8 @@ rendered_holes              share of the pixels where the view's own segment is 
                              and the merged scene is not (0.5)
 rendered_own_db             PSNR of the segments on their own held-out views, for scale
 rendered_density            gaussians at the seam over those of a single capture
+
+With --aspects the scene is merged with `stitch.aspects`.
 """
 
 from __future__ import annotations
@@ -112,11 +114,13 @@ def rendered(gaussians: Any, dataset: Any, view: int) -> tuple[Any, Any]:
     return image[0].clamp(0, 1), alpha[0].reshape(height, width)
 
 
-def compared(names: list[str], segments: list[Trained], folder: Path) -> dict[str, list[float]]:
+def compared(
+    names: list[str], segments: list[Trained], folder: Path, aspects: bool = False
+) -> dict[str, list[float]]:
     import numpy as np
     import torch
 
-    from stitch.merge import merge_gaussians
+    from stitch.merge import Finish, merge_gaussians
     from stitch.pairs import Known, register_pair
     from stitch.ply import read_ply
     from stitch.score import Thresholds, judge
@@ -131,7 +135,12 @@ def compared(names: list[str], segments: list[Trained], folder: Path) -> dict[st
         raise SystemExit(f"the pair is refused: {verdict.reason}")
     poses = [Sim3.identity(), edge.sim3]
     members = [Member(n, p, s.sidecar) for n, p, s in zip(names, poses, segments, strict=True)]
-    merged = merge_gaussians(members, [one.ply for one in segments], folder / "scene.ply")
+    merged = merge_gaussians(
+        members,
+        [one.ply for one in segments],
+        folder / "scene.ply",
+        finish=Finish(aspects=aspects),
+    )
     scene = read_ply(folder / "scene.ply")
     found: dict[str, list[float]] = {
         name: [] for name in ("loss_alone", "over_own", "over_mean", "own", "holes")
@@ -173,6 +182,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--pair", nargs=2, default=["A1", "A2"], metavar="TRACK")
     options.add_argument("--steps", type=int, default=500, help="of each training")
+    options.add_argument("--aspects", action="store_true")
     options.add_argument("--keep", metavar="DIR", help="leave the runs and the scene there")
     given = options.parse_args()
     clips = Path(os.environ.get("COSMA_TEST_DATA", DATA)) / "synth_seabed"
@@ -181,7 +191,7 @@ def main() -> int:
         segments = [
             trained(name, clips / f"{name}.mp4", folder, given.steps) for name in given.pair
         ]
-        found = compared(given.pair, segments, folder)
+        found = compared(given.pair, segments, folder, given.aspects)
     results = [
         Result(
             name="rendered_loss_alone_db", value=statistics.mean(found["loss_alone"]), unit="dB",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from stitch.aspects import Aspect, Shades, aspects
 from stitch.cloud_file import CloudFile, open_member
 from stitch.cover import Cover
 from stitch.floaters import Floaters
@@ -39,6 +40,7 @@ class Finish:
 
     floaters: bool = True  # those that hang in the water are left out
     harmonise: bool = False  # one colour of the water and one exposure for all members
+    aspects: bool = False  # colours by where they are seen from, of ground that several saw
     label: bool = False  # a column that says from which member each gaussian comes
 
 
@@ -51,6 +53,7 @@ class Merged:
     kept: tuple[int, ...]
     floating: tuple[int, ...]  # left out as floaters, wherever they were
     tints: tuple[Tint, ...]  # with `harmonise`
+    aspects: tuple[Aspect, ...]  # with `aspects`
     seams: tuple[Seam, ...]
 
 
@@ -76,9 +79,12 @@ def merge_gaussians(
     ]
     land = Territory(members, [look.cover for look in looked], axes[2])
     shades = tints([look.tally for look in looked]) if finish.harmonise else []
+    sides: list[Aspect] = []
+    if finish.aspects:
+        sides = aspects(members, [look.shades for look in looked], CELL_DEPTHS * scene)
     tallies = [Tally(CELL_DEPTHS * scene) for _ in members]
     masks, kept, floating = [], [], []
-    degree = max(file.sh_degree for file in files)
+    degree = max(int(finish.aspects), *(file.sh_degree for file in files))
     with writing_ply(path, degree, labelled=finish.label) as writer:
         for own, (member, file) in enumerate(zip(members, files, strict=True)):
             parcel, before = land.parcel(own), writer.count
@@ -93,6 +99,7 @@ def merge_gaussians(
                     stays &= ~floats
                 tallies[own].add(places, block.sh0, stays)
                 moved = transform_gaussians(block.select(stays), member.pose)
+                moved = sides[own].apply(moved) if sides else moved
                 writer.write(shades[own].apply(moved) if shades else moved, own)
                 mask[start : start + len(block)] = stays
             masks.append(np.packbits(mask))
@@ -105,6 +112,7 @@ def merge_gaussians(
         kept=tuple(kept),
         floating=tuple(floating),
         tints=tuple(shades),
+        aspects=tuple(sides),
         seams=tuple(seams(tallies, axes[2])),
     )
 
@@ -160,6 +168,7 @@ class _Look:
     cover: Cover
     floaters: Floaters
     tally: Tally
+    shades: Shades
 
 
 def _look(
@@ -168,6 +177,7 @@ def _look(
     cover = Cover(axes, member.pose.scale * member.sidecar.median_depth)
     floaters = Floaters(member.sidecar.centres(), member.sidecar.median_depth)
     tally = Tally(cell)
+    shades = Shades(cell, member.pose.rotation)
     for block in file.blocks():
         places = _placed(block, member)
         cover.add(places[block.opacities > _FAINT])
@@ -175,9 +185,11 @@ def _look(
             floaters.add(block.means)
         if finish.harmonise:
             tally.add(places, block.sh0, np.ones(len(block), np.bool_))
+        if finish.aspects:
+            shades.add(places, block)
     cover.close()
     floaters.close()
-    return _Look(cover, floaters, tally)
+    return _Look(cover, floaters, tally, shades)
 
 
 def _placed(block: Gaussians, member: Member) -> F64:

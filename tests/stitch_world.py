@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from stitch.gaussians import REST_OF_DEGREE, Gaussians
 from stitch.register import Edge
 from stitch.sidecar import Sidecar
 from stitch.sim3 import Sim3
+from stitch.territory import Member
 
 DEPTH_M = 2.0
 Array = npt.NDArray[np.float64]
@@ -128,3 +130,17 @@ def noisy(rng: np.random.Generator, sim3: Sim3, size: float) -> Sim3:
         rng.normal(size=3) * 0.003 * size,
     )
     return sim3 @ jitter
+
+
+def rotation(sidecar: Sidecar) -> Rotation:
+    return Rotation.from_quat(np.roll(sidecar.rotations, -1, axis=1))
+
+
+def flown(member: Member, y: float, height: float) -> Member:
+    """The same, seen from another track."""
+    centres = member.pose.apply(member.sidecar.centres()) * [1, 0, 0] + [0, y, height]
+    turn = rotation(member.sidecar)
+    moved = -turn.apply(member.pose.inverse().apply(centres))
+    return dataclasses.replace(
+        member, sidecar=dataclasses.replace(member.sidecar, translations=moved)
+    )

@@ -254,7 +254,12 @@ def test_an_altimeter_and_a_ruler_make_a_scene_metric(farm: Farm) -> None:
     ends = [frames[1].inverse().apply(np.array([[x, 0.0, 0.0]]))[0].tolist() for x in (4.0, 8.0)]
     ruler = decision(farm, "j", "scale", "A2", "A2", points=[ends], length_m=5.0,
                      give_or_take_m=0.01)  # fmt: skip
-    farm.run("j", "per_auv", members, decisions=[ruler])
+    config = {"stitch": {**CONFIG["stitch"], "aspects": True}}
+    farm.run("j", "per_auv", members, decisions=[ruler], config=config)
+    masks = np.load(farm.output("j", "masks.npz"))
+    assert set(masks) == {f"{name}{what}" for name in ("A1", "A2")
+                          for what in ("", "/cell", "/keys", "/steps")}  # fmt: skip
+    assert masks["A2/steps"].shape == (len(masks["A2/keys"]), 4, 3)
     scale = farm.report("j")["scale"]
     assert scale["from"] == "ruler" and scale["metres_per_unit"] == pytest.approx(1.25, rel=0.01)
     assert {one["from"] for one in scale["measures"]} == {"altimeter", "ruler"}

@@ -78,7 +78,7 @@ DEFAULTS = {
     "reconstruct": {"backend": "gsplat", "command": [], "lingbot": None, "timeout_s": 14400.0},
     "stitch": {
         **{"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
-        **{"prune_floaters": True, "harmonise": False, "segment_ids": False},
+        **{"prune_floaters": True, "harmonise": False, "aspects": False, "segment_ids": False},
         **{"orthomosaic": True, "tiles": False, "quorum": None, "deadline_h": None},
     },
     "reclaim": {

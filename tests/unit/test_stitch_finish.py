@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from stitch.above import above
+from stitch.aspects import Shades
 from stitch.cloud_file import CloudFile, open_member
 from stitch.errors import FileUnreadable
 from stitch.floaters import Floaters
-from stitch.gaussians import SH_C0
+from stitch.gaussians import SH_C0, Gaussians
 from stitch.harmonise import tints
 from stitch.merge import Finish, merge_gaussians
 from stitch.ply import read_header, read_ply, write_ply
 from stitch.seams import Tally
-from stitch.sim3 import Sim3, transform_gaussians
+from stitch.sim3 import Sim3, sh_basis, transform_gaussians
 from stitch.splat import ROW, weight_of
 from stitch.territory import Member
 from stitch.tiles import write_tiles
-from tests.stitch_world import Seabed, random_gaussians, random_sim3
+from tests.stitch_world import Seabed, flown, random_gaussians, random_sim3
 
 RNG = np.random.default_rng(0)
 
@@ -132,6 +133,51 @@ def test_a_finished_scene_has_no_floaters_one_colour_and_says_whose_each_gaussia
     colours = [0.5 + SH_C0 * table["f_dc_0"][border & (table["segment"] == k)] for k in (0, 1)]
     if all(len(colour) for colour in colours):
         assert abs(colours[0].mean() - colours[1].mean()) < 0.05
+
+
+def test_ground_looks_to_each_ones_cameras_as_that_one_saw_it(tmp_path: Path) -> None:
+    """The second passed on the other side, and saw all darker."""
+    made, paths = members(tmp_path)
+    made = [flown(member, y, 2.0) for member, y in zip(made, (1.5, -1.5), strict=True)]
+    path = tmp_path / "scene.ply"
+    plain = merge_gaussians(made, paths, path)
+    before = read_ply(path)
+    sided = merge_gaussians(made, paths, path, finish=Finish(aspects=True))
+    after = read_ply(path)
+    assert sided.kept == plain.kept and np.array_equal(after.means, before.means)
+    alone = before.means[:, 0] < 3.5
+    assert np.array_equal(after.sh0[alone], before.sh0[alone])
+    assert np.array_equal(after.shN[alone], before.shN[alone])
+    shared = np.flatnonzero((before.means[:, 0] > 4.5) & (before.means[:, 0] < 6.5))
+    first = shared[shared < plain.kept[0]]
+
+    def seen(scene: Gaussians, which: np.ndarray, y: float) -> float:
+        """Mean brightness from right beside, on that side."""
+        way = scene.means[which].astype(float) * [0, 1, 1] - [0, y, 2.0]
+        way /= np.linalg.norm(way, axis=1, keepdims=True)
+        every = np.concatenate([scene.sh0[which, None], scene.shN[which]], axis=1)
+        return float(0.5 + np.einsum("nk,nkc->nc", sh_basis(way, 1), every).mean())
+
+    assert len(first) > 1000
+    assert seen(after, first, 1.5) == pytest.approx(seen(before, first, 1.5), abs=0.02)
+    assert seen(before, first, -1.5) == pytest.approx(0.5, abs=0.03)
+    assert seen(after, first, -1.5) == pytest.approx(0.35, abs=0.04)
+
+
+def test_colours_of_a_member_are_compared_in_the_frame_of_the_scene() -> None:
+    any_ = random_gaussians(RNG, 300, 2)
+    look = RNG.normal(size=(4, 3))
+    scene = dataclasses.replace(
+        any_,
+        means=RNG.uniform(0.1, 0.9, (300, 3)),
+        sh0=np.tile(look[0], (300, 1)),
+        shN=np.concatenate([np.tile(look[1:], (300, 1, 1)), any_.shN[:, 3:]], axis=1),
+    )
+    pose = random_sim3(RNG)
+    shades = Shades(1.0, pose.rotation)
+    shades.add(scene.means.astype(float), transform_gaussians(scene, pose.inverse()))
+    _, means = shades.total()
+    assert np.allclose(means, look, atol=1e-5)
 
 
 def test_a_plain_cloud_is_merged_as_gaussians(tmp_path: Path) -> None:

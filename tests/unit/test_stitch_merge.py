@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from stitch import merge
 from stitch.cover import Cover
@@ -17,10 +16,9 @@ from stitch.ply import read_ply, write_ply
 from stitch.register import register
 from stitch.score import Thresholds, judge
 from stitch.seams import Tally, seams
-from stitch.sidecar import Sidecar
 from stitch.sim3 import transform_gaussians
 from stitch.territory import Member, Territory
-from tests.stitch_world import Seabed, random_gaussians, random_sim3
+from tests.stitch_world import Seabed, flown, random_gaussians, random_sim3, rotation
 
 
 def members(seed: int, spans: list[tuple[float, float]]) -> list[Member]:
@@ -111,16 +109,6 @@ def test_who_flew_right_over_a_place_keeps_it() -> None:
     assert land.keeps(0, beside).all() and not land.keeps(1, beside).any()
 
 
-def flown(member: Member, y: float, height: float) -> Member:
-    """The same, seen from another track."""
-    centres = member.pose.apply(member.sidecar.centres()) * [1, 0, 0] + [0, y, height]
-    turn = rotation(member.sidecar)
-    moved = -turn.apply(member.pose.inverse().apply(centres))
-    return dataclasses.replace(
-        member, sidecar=dataclasses.replace(member.sidecar, translations=moved)
-    )
-
-
 def test_gaussians_without_a_place_are_dropped() -> None:
     places = np.array([[1.0, 0, 0], [np.nan, 0, 0], [np.inf, 0, 0]])
     for spans in ([(0.0, 7.0)], [(0.0, 7.0), (4.0, 12.0)]):
@@ -135,10 +123,6 @@ def test_no_gaussians_at_all() -> None:
     nothing.add(np.empty((0, 3)))
     nothing.close()
     assert not nothing.grade(np.zeros((3, 3))).any()
-
-
-def rotation(sidecar: Sidecar) -> Rotation:
-    return Rotation.from_quat(np.roll(sidecar.rotations, -1, axis=1))
 
 
 def test_merged_keyframes_see_the_scene_as_their_members_did() -> None:

@@ -94,8 +94,9 @@ class _Files:
 
     @property
     def masks(self) -> Path:
-        """By member: which of its gaussians are in the scene, eight to a byte. With the members'
-        poses in the report, a stitch can be undone."""
+        """By member: which of its gaussians are in the scene, eight to a byte, and the steps of
+        their colours where there are any. With the members' poses in the report, a stitch can be
+        undone."""
         return self.output / "masks.npz"
 
 
@@ -331,6 +332,8 @@ def _merge_all(
         plys = [group.told.members[i].ply for i in part]
         merged = merge.merge_gaussians(members, plys, path, on_member, settings.finish)
         masks |= {m.name: mask for m, mask in zip(members, merged.masks, strict=True)}
+        for member, side in zip(members, merged.aspects, strict=bool(merged.aspects)):
+            masks |= {f"{member.name}/{what}": value for what, value in side.arrays().items()}
         entries = _member_entries(group, evidence, part, members, merged, sure)
         frame = evidence.standing.frames[evidence.solution.components.index(part)]
         scenes.append(
