@@ -132,11 +132,13 @@ class Assigner:
         avoid = self._avoided(job, label)
         plain = not (avoid or label.leaves or label.cached)
         best: tuple[Key, Rank] | None = None
-        latest = self._latest_s(job, label, avoid)
+        latest: float | None = None
         few = self._closing.few
         for kind in self._yard.open_kinds(label.fit.kinds):
             if few and self._needs_none(kind):
                 continue
+            if latest is None:
+                latest = self._latest_s(job, label, avoid)
             if label.bytes >= self._full.get(kind.bit, label.bytes + 1):
                 continue
             refused: set[Reason] = set()
@@ -281,11 +283,13 @@ class Assigner:
         for kind in self._yard.open_kinds(label.fit.kinds):
             for rank in kind.open:
                 ledger = self._ledgers[rank[-1]]
-                refusal = self._refuse(job, label, ledger, avoid)
-                if refusal is None or refusal[0] is not Reason.DISK_LOW or rank[-1] in self._kept:
+                has, missing = ledger.open_disk(), self._missing(label, ledger)
+                # Few hosts lack disk; to ask each for all of its reasons costs more.
+                if has >= missing or rank[-1] in self._kept or ledger.idle_disk() < missing:
                     continue
-                if ledger.idle_disk() >= self._missing(label, ledger):
-                    roomy.append((ledger.open_disk(), rank[-1]))
+                refusal = self._refuse(job, label, ledger, avoid)
+                if refusal is not None and refusal[0] is Reason.DISK_LOW:
+                    roomy.append((has, rank[-1]))
         if roomy:
             self._kept[max(roomy)[1]] = job.id
 

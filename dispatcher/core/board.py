@@ -110,9 +110,29 @@ class Board:
     def put_job(self, job: Job) -> None:
         """A new job, or its new state."""
         self._undo()
+        if self._goes_on(job):
+            return
         self._take_off(job.id)
         self._jobs[job.id] = job
         self._set_down(job)
+
+    def _goes_on(self, job: Job) -> bool:
+        """Whether the job only does what was decided: started by the last decision, or further on
+        in the same attempt. Then all there is to decide on its host has been decided."""
+        before, ledger = self._jobs.get(job.id), self._ledgers.get(job.host or "")
+        if before is None or ledger is None or before.host != job.host or job.host in self._dirty:
+            return False
+        same = before.stage is job.stage and self._policy.work(before) == self._policy.work(job)
+        if job.reservation is None or not same:
+            return False
+        if before.reservation != job.reservation:
+            if not ledger.final or ledger.starts != [job.reservation]:
+                return False
+            ledger.starts = []
+            self._starting.discard(ledger.host.name)
+            self._waits.pop(job.id, None)
+        self._jobs[job.id] = ledger.residents[job.id] = job
+        return True
 
     def drop_job(self, job: str) -> None:
         self._undo()

@@ -33,6 +33,7 @@ class Ledger:
         self.coming: dict[str, Job] = {}  # given this host by the last decision
         self.promises: dict[tuple[str, int], Reservation] = {}  # those of the last decision, too
         self.starts: list[Reservation] = []  # the last decision's
+        self.final = False  # once these are told, a decision on this host would change nothing
         self.movers: dict[str, Refusal] = {}  # residents that this host will not serve, and why
         self.kept: dict[str, str] = {}  # GPU UUID, "RAM", "cores", "disk" -> job it is kept for
         self._ahead: dict[str, Ahead] = {}  # of the jobs whose main stage is still ahead here

@@ -28,16 +28,22 @@ def start_all(ledger: Ledger, now: float) -> None:
     ledger.movers = {}
     waits = [j for j in ledger.residents.values() if j.step is Step.PLACE and j.not_before <= now]
     running = Counter(share_key(j) for j in ledger.residents.values() if j.reservation is not None)
+    refused: set[Reason] = set()
     for job in _in_order(waits, running, ledger.policy.patience_s, now):
         outcome = _try(ledger, job)
         if isinstance(outcome, Reservation):
             ledger.promise(outcome)
             ledger.starts.append(outcome)
             running[share_key(job)] += 1
-        elif _must_move(ledger, outcome):
+            continue
+        refused.add(outcome[0])
+        if _must_move(ledger, outcome):
             ledger.movers[job.id] = outcome
         elif job.assigned_at + ledger.policy.patience_s <= now:
             _keep(ledger, job, outcome[0])
+    # What was refused is refused beside what started later, too, but for cores: a device that gets
+    # work gives back the one that was left to it.
+    ledger.final = not ledger.kept and Reason.CPU_BUSY not in refused
 
 
 def why_not(ledger: Ledger, job: Job) -> Refusal | None:

@@ -3,6 +3,7 @@ twice and every reservation ends."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -13,13 +14,14 @@ from dispatcher.core import events as ev
 from dispatcher.core.board import Board
 from dispatcher.core.ledger import Ledger
 from dispatcher.core.machine import step
-from dispatcher.core.model import SETTLED, Reason, Stage
-from dispatcher.core.need import Needs
+from dispatcher.core.model import SETTLED, Job, Reason, Reservation, Stage
+from dispatcher.core.need import Need, Needs
 from dispatcher.core.place import place
 from dispatcher.core.policy import Order, Policy
 from dispatcher.core.queue import Queue
+from dispatcher.core.views import GpuView
 from dispatcher.core.yard import Yard
-from tests.unit.farms import NOW, Choosy, Hungry, at, gpu, host, job
+from tests.unit.farms import NOW, Choosy, Hungry, at, gpu, host, job, running
 from tests.unit.worlds import World
 
 ORDERS: tuple[Order, ...] = ("earliest_finish", "most_free", "best_fit")
@@ -140,3 +142,47 @@ def test_what_was_learned_counts_for_all_that_waits_and_on_every_host(
     for one in waiting:
         queue.drop(one.id)
     assert not any(queue.work_ms.values()) and not any(queue.jobs.values())
+
+
+class Frugal(Hungry):
+    """A training that keeps a quarter of a core busy."""
+
+    def of(self, job: Job, gpu: GpuView | None) -> Need:
+        need = super().of(job, gpu)
+        return dataclasses.replace(need, cpu_cores=0.25) if gpu is not None else need
+
+
+def test_what_a_start_gives_back_is_used_once_the_start_is_told() -> None:
+    """An idle GPU keeps a core, which its training needs a quarter of."""
+    board = Board(Policy(needs=Frugal()))
+    board.put_host(host("gpu-a", gpu(), cpu_cores=2, max_parallel={"extract": 2, "train": 1}))
+    busy = dataclasses.replace(
+        running("busy", Stage.FRAME_EXTRACTION),
+        reservation=Reservation(
+            job="busy", attempt=1, host="gpu-a", slot="extract", cpu_cores=0.5
+        ),
+    )  # fmt: skip
+    trains = at("t", Stage.TRAINING, assigned_at=NOW)
+    for one in (busy, trains, at("x", Stage.VALIDATION, priority=1, frames=100, assigned_at=NOW)):
+        board.put_job(one)
+    (start,) = board.decide(NOW).stages
+    assert start.job == "t"
+    told, _ = step(trains, ev.StagePlaced(at=NOW, reservation=start))
+    board.put_job(told)
+    (start,) = board.decide(NOW).stages
+    assert start.job == "x"
+
+
+def test_a_start_that_is_told_leaves_nothing_to_decide_on_its_host() -> None:
+    board = Board(Policy(needs=Hungry()))
+    board.put_host(host("gpu-a", gpu(), max_parallel={"train": 1}))
+    first = at("a", Stage.TRAINING, assigned_at=NOW)
+    for one in (first, at("b", Stage.TRAINING, assigned_at=NOW + 1.0)):
+        board.put_job(one)
+    (start,) = board.decide(NOW).stages
+    placed, _ = step(first, ev.StagePlaced(at=NOW, reservation=start))
+    begun, _ = step(placed, ev.AttemptStarted(at=NOW, attempt=start.attempt))
+    for told in (placed, begun):
+        board.put_job(told)
+        assert (board.decide(NOW).stages, board.waits) == ((), {"b"})
+    assert board.why(["a", "b"])["b"] is not None
