@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
 from stitch.certainty import sigmas_of
@@ -30,6 +31,7 @@ _ROUNDS = 3
 _STEPS = 4
 _GRAVITY_FLOOR = np.radians(0.5)
 _POSITION_FLOOR_M = 0.05
+_MOST_POSITIONS = 100  # of a member, evenly: more would only repeat each other
 _DOWN = np.array([0.0, 0.0, -1.0])
 
 
@@ -189,13 +191,20 @@ def _measured(
     positions, radians = {}, {}
     for i in group:
         own, pose = members[i], located[i]
-        known = np.isfinite(own.positions).all(axis=1)
-        if metric and known.sum() >= MIN_READINGS:
+        known = _known(own)
+        if metric and len(known) >= MIN_READINGS:
             positions[i] = _apart(pose.apply(own.centres[known]), own.positions[known])
         if own.down is not None:
             cosine = float((pose.rotation @ own.down) @ _DOWN)
             radians[i] = max(float(np.arccos(np.clip(cosine, -1.0, 1.0))), own.spread)
     return _Off(positions, radians)
+
+
+def _known(own: Readings) -> npt.NDArray[np.intp]:
+    """Rows of the positions that count, in the order of time."""
+    known = np.flatnonzero(np.isfinite(own.positions).all(axis=1))
+    count = min(len(known), _MOST_POSITIONS)
+    return known[np.linspace(0, len(known) - 1, count).astype(np.intp)]
 
 
 def _apart(found: F64, told: F64) -> _PositionsOff:
@@ -290,13 +299,10 @@ def _positions(
     row: int, pose: Sim3, unit: Sim3, own: Readings, off: _PositionsOff, mean_sigma: F64
 ) -> tuple[F64, list[tuple[int, F64]]]:
     """Rows of a member's positions: their mean, and what each is off from it."""
-    known = np.isfinite(own.positions).all(axis=1)
+    known = _known(own)
     inside = unit.inverse().apply(own.centres[known])
     away = pose.apply(inside) - own.positions[known]
-    turn = pose.scale * pose.rotation
-    moves = np.stack(
-        [np.concatenate([-turn @ cross(u), turn, (turn @ u)[:, None]], axis=1) for u in inside]
-    )
+    moves = pose.scale * pose.rotation @ motion(inside)[:, :, [1, 2, 3, 4, 5, 6, 0]]
     every = np.concatenate([moves, away[:, :, None]], axis=2)  # (N,3,7+1)
     mean = every.mean(axis=0)
     weight = 1.0 / (off.scatter * off.shape * np.sqrt(len(every)))
