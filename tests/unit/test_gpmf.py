@@ -106,6 +106,20 @@ def test_a_position_without_a_fix_is_no_position(
     assert found.gps_note == "1 of 1 GPS samples without a fix were dropped"
 
 
+def test_a_position_that_does_not_move_any_more_is_old_whatever_its_fix() -> None:
+    moving = [(42.0 + 1e-6 * i, -8.0, 12.0) for i in range(4)]
+    stuck = [(42.1, -8.0, 12.0 + i) for i in range(4)]
+    tracks = [moving, stuck, stuck, stuck, moving]
+    found = read_telemetry(
+        [payload(gps5(rows, 3, 1.0), time_s=float(t)) for t, rows in enumerate(tracks)]
+    )
+    assert [fix.time_s for fix in found.gps] == [0.0, 0.25, 0.5, 0.75, 1.0, 4.0, 4.25, 4.5, 4.75]
+    assert found.gps_note == "11 that repeat an old position were dropped"
+    # A short while it may.
+    short = read_telemetry([payload(gps5(stuck, 3, 1.0)), payload(gps5(moving, 3, 1.0), time_s=1)])
+    assert len(short.gps) == 8 and short.gps_note == ""
+
+
 def test_the_fix_of_newer_cameras_stands_in_each_sample() -> None:
     found = read_telemetry([payload(gps9(47.5, 8.25, 3, 1.5), gps9(47.6, 8.25, 0, 1.5))])
     assert [(g.lat, g.lon, g.alt) for g in found.gps] == [(47.5, 8.25, 12.5)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from worker_agent.stages.klv import GpmfError, Klv, find, samples, scaled, streams
+from worker_agent.stages.navigation import FROZEN_POSITION_S, first_of_frozen
 
 __all__ = [
     "GpsFix",
@@ -132,10 +133,23 @@ def read_telemetry(payloads: Sequence[TimedPayload]) -> Telemetry:
         note = "no GPS stream"
     elif len(gps) < seen:
         note = f"{seen - len(gps)} of {seen} GPS samples without a fix were dropped"
+    live = _live(gps)
+    if len(live) < len(gps):
+        old = f"{len(gps) - len(live)} that repeat an old position were dropped"
+        note, gps = "; ".join(filter(None, (note, old))), live
     started_at = statistics.median(starts) if starts else None
     if any(stabilised):  # the pictures are turned against the camera
         orientation = []
     return Telemetry(device, gps, note, gravity, readings, orientation, started_at)
+
+
+def _live(fixes: Sequence[GpsFix]) -> list[GpsFix]:
+    """Without those that do not move to the last digit, though the receiver claims a fix: it shows
+    where it lost its satellites. One that stands still on land trembles."""
+    places = first_of_frozen(
+        [fix.time_s for fix in fixes], [(fix.lat, fix.lon) for fix in fixes], FROZEN_POSITION_S
+    )
+    return [fix for fix, place in zip(fixes, places, strict=True) if place is not None]
 
 
 def _readings(

@@ -14,7 +14,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
-__all__ = ["NavError", "NavLog", "NavSample", "clip_starts", "on_timeline", "parse_log"]
+__all__ = [
+    "FROZEN_POSITION_S",
+    "NavError",
+    "NavLog",
+    "NavSample",
+    "clip_starts",
+    "first_of_frozen",
+    "on_timeline",
+    "parse_log",
+]
 
 Clock = Literal["utc", "clip"]
 Geodesy = Literal["wgs84", "enu"]
@@ -300,18 +309,20 @@ def _alive(samples: Sequence[NavSample]) -> tuple[NavSample, ...]:
     """With what stays the same for too long taken out but for its first sample: that one was
     measured, the others repeat it."""
     times = [sample.time_s for sample in samples]
-    positions = _first_of_frozen(times, [sample.position for sample in samples], FROZEN_POSITION_S)
-    depths = _first_of_frozen(times, [sample.depth_m for sample in samples], FROZEN_SCALAR_S)
-    heights = _first_of_frozen(times, [sample.altitude_m for sample in samples], FROZEN_SCALAR_S)
+    positions = first_of_frozen(times, [sample.position for sample in samples], FROZEN_POSITION_S)
+    depths = first_of_frozen(times, [sample.depth_m for sample in samples], FROZEN_SCALAR_S)
+    heights = first_of_frozen(times, [sample.altitude_m for sample in samples], FROZEN_SCALAR_S)
     return tuple(
         replace(sample, position=position, depth_m=depth, altitude_m=height)
         for sample, position, depth, height in zip(samples, positions, depths, heights, strict=True)
     )
 
 
-def _first_of_frozen(
+def first_of_frozen(
     times: Sequence[float], values: Sequence[T | None], longest_s: float
 ) -> list[T | None]:
+    """`values` with None for those that repeat the one before them for longer than that; the first
+    of them was measured."""
     kept = list(values)
     for start, end in _runs(values, lambda one, two: one is not None and one == two):
         if times[end] - times[start] > longest_s:
