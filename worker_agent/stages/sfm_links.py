@@ -4,7 +4,7 @@ Two views of a point say nothing of how far apart they are, three do. Where hard
 from three places, what comes before and what after are two models that turn and grow about a hinge:
 both look right, and no reprojection error tells. A rendered track with each picture twice, 0.7 m
 apart, was registered whole, to 0.03 px, with its second half at a quarter of the size; 10 points
-held the two together. Good models, drones' included, have 300 and more.
+held the two together. Good models of real footage have 150 and more.
 """
 
 from __future__ import annotations
