@@ -98,6 +98,7 @@ class Ledger:
                 self.promises.pop((one.job, one.attempt), None)
         self.starts = []
         self.kept = {}
+        self._has_enough = None  # it knows who is to leave
 
     # --- the pipeline: how much is in it, how long it takes ---
 
@@ -148,7 +149,8 @@ class Ledger:
         wire = len(self._on_the_wire())
         if wire > gpus:
             return Reason.SLOT_BUSY, f"has {wire} jobs on the wire (limit {gpus + 1})"
-        heading = len(self._ahead)
+        # What this host will not serve waits for another, for ever where there is none.
+        heading = len(self._ahead) - sum(job in self._ahead for job in self.movers)
         if not gpus:
             limit = self.limit("extract") + 1
             if heading < limit:

@@ -42,6 +42,12 @@ def test_it_is_given_a_host_whose_gpus_may_not_be_used(device: GpuView) -> None:
     assert decided.assignments == (("reef-stitch-a-v1", "gpu-a"),)
 
 
+def test_segments_that_no_host_can_train_any_more_keep_no_host_from_it() -> None:
+    stuck = [at(f"s{n}", Stage.TRAINING, "bare") for n in range(5)]
+    decided = place([*stuck, stitch()], [BARE], POLICY, NOW)
+    assert decided.assignments == (("reef-stitch-a-v1", "bare"),)
+
+
 def test_a_host_without_a_gpu_takes_it_from_first_to_last() -> None:
     decided = place([stitch()], [BARE], POLICY, NOW)
     assert decided.assignments == (("reef-stitch-a-v1", "bare"),)
