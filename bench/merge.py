@@ -135,7 +135,8 @@ def sh_error() -> float:
         ):
             every = np.concatenate([gaussians.sh0[:, None], gaussians.shN], axis=1)
             colours.append(np.einsum("mk,nkc->nmc", sh_basis(seen, degree), every.astype(float)))
-        worst = max(worst, float(np.abs(colours[0] - colours[1]).max()))
+        # np.maximum, as max() would pass over what is not a number.
+        worst = float(np.maximum(worst, np.abs(colours[0] - colours[1]).max()))
     return worst
 
 
