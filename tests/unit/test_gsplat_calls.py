@@ -148,5 +148,6 @@ def test_both_train_alike(gsplat: Backend, learned: dict[str, Any], tmp_path: Pa
         losses.append([one.loss for one in seen])
     assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-3)
     assert losses[0][-1] < 0.9 * losses[0][0] and losses[1][-1] < 0.9 * losses[1][0]
-    assert results[1].gaussians == results[0].gaussians > 110
+    assert results[0].gaussians > 110
+    assert results[1].gaussians == pytest.approx(results[0].gaussians, abs=3)
     assert results[1].quality.psnr == pytest.approx(results[0].quality.psnr, abs=0.5)
