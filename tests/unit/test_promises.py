@@ -1,5 +1,5 @@
-"""Of a host's memory, disk, cores and decoder sessions nothing is promised twice, and what is left is
-used: whatever was promised before, and whatever others have."""
+"""Of a host's memory, disk, cores and decoder sessions nothing is promised twice, and what is left
+is used: whatever was promised before, and whatever others have."""
 
 from __future__ import annotations
 
