@@ -18,6 +18,7 @@ from torch import Tensor
 from stitch.gaussians import SH_C0
 from worker_agent.training.backend import Backend
 from worker_agent.training.dataset import Dataset
+from worker_agent.training.default import scene_extent
 from worker_agent.training.evaluation import Quality, evaluate
 from worker_agent.training.ssim import ssim
 from worker_agent.training.views import Views
@@ -47,8 +48,7 @@ def simple_trainer(dataset: Dataset, backend: Backend, *, steps: int, seed: int 
     torch.manual_seed(seed)
     device = backend.device
     views = Views(dataset, device)
-    centres = -torch.einsum("vji,vj->vi", dataset.viewmats[:, :3, :3], dataset.viewmats[:, :3, 3])
-    scale = 1.1 * float((centres - centres.mean(dim=0)).norm(dim=-1).max())
+    scale = scene_extent(dataset.viewmats)
     splats = _initial(dataset, device)
     optimizers = {
         name: torch.optim.Adam(

@@ -115,7 +115,8 @@ class TrainConfig(Frozen):
     test_every: int = Field(default=8, ge=2)
     checkpoint_every_s: float = Field(default=20.0, gt=0)
     ssim_weight: float = Field(default=0.2, ge=0, le=1)
-    strategy: Literal["budget", "mcmc"] = "budget"  # how gaussians are added (docs/decisions/0007)
+    # How gaussians are added: docs/decisions/0007.
+    strategy: Literal["budget", "default", "mcmc"] = "budget"
     exposure: bool = False
     medium: bool = False
     depth_weight: float = Field(default=0.0, ge=0, le=10)  # of the depth maps; 0: not used

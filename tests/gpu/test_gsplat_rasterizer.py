@@ -132,8 +132,8 @@ def settings(**more: Any) -> TrainSettings:
 
 @pytest.mark.parametrize(
     "learned",
-    [{}, {"strategy": "mcmc"}, {"exposure": True}, {"medium": True}],
-    ids=["budget", "mcmc", "exposure", "water"],
+    [{}, {"strategy": "mcmc"}, {"strategy": "default"}, {"exposure": True}, {"medium": True}],
+    ids=["budget", "mcmc", "default", "exposure", "water"],
 )
 def test_training_on_the_gpu_improves_and_reports_its_memory(
     learned: dict[str, Any], tmp_path: Path

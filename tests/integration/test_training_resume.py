@@ -114,7 +114,9 @@ def stopped(spec: AttemptSpec, log: Path, *, at: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "learned", [{"exposure": True, "medium": True}, {"strategy": "mcmc"}], ids=["water", "mcmc"]
+    "learned",
+    [{"exposure": True, "medium": True}, {"strategy": "mcmc"}, {"strategy": "default"}],
+    ids=["water", "mcmc", "default"],
 )
 def test_all_that_is_learned_resumes_bit_identically(
     learned: dict[str, Any], source: Path, tmp_path: Path

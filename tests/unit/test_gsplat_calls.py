@@ -133,8 +133,13 @@ def settings(steps: int, **more: Any) -> TrainSettings:
 
 @pytest.mark.parametrize(
     "learned",
-    [{}, {"strategy": "mcmc"}, {"exposure": True, "medium": True, "depth_weight": 0.1}],
-    ids=["budget", "mcmc", "all that is learned"],
+    [
+        {},
+        {"strategy": "mcmc"},
+        {"strategy": "default"},
+        {"exposure": True, "medium": True, "depth_weight": 0.1},
+    ],
+    ids=["budget", "mcmc", "default", "all that is learned"],
 )
 def test_both_train_alike(gsplat: Backend, learned: dict[str, Any], tmp_path: Path) -> None:
     """Closely until gaussians are divided, at step 25: there last digits decide which."""

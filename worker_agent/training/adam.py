@@ -47,6 +47,13 @@ class Adam:
             for moments in (self._first, self._second):
                 moments[name] = torch.cat([moments[name][keep], torch.zeros_like(new)])
 
+    @torch.no_grad()
+    def put(self, name: str, values: Tensor) -> None:
+        """Other values for a parameter, whose moments begin anew."""
+        self.parameters[name].copy_(values)
+        self._first[name].zero_()
+        self._second[name].zero_()
+
     def state(self) -> dict[str, object]:
         """Everything but the parameters, for a checkpoint."""
         return {"steps": self.steps, "first": self._first, "second": self._second}

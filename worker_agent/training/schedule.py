@@ -10,6 +10,8 @@ from dataclasses import dataclass
 _REFERENCE_STEPS = 30_000
 _MEANS_RATE = 3.2e-4  # of the median view depth, at the reference length
 _MEANS_DECAY = 0.01  # the rate of the means falls to this share of its start
+_RESET_REFINEMENTS = 5  # from one reset of opacities to the next: gsplat's share of its refinements
+_RESET_MIN = 300  # steps: about 100 of Adam's bring an opacity back from 0.01
 _RATES = {"scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 1.25e-4}
 
 
@@ -21,6 +23,7 @@ class Schedule:
     cap: int
     sh_degree: int
     initial: int  # gaussians at the start
+    gradual: bool = True  # whether the budget grows from these to the cap, else it is the cap
     coarse_share: float = 0.0  # of the steps, rendered at half resolution
     refine_from: float = 0.1  # shares of the steps between which gaussians are added
     refine_until: float = 0.7
@@ -57,12 +60,26 @@ class Schedule:
         inside = self.refine_from * self.steps <= step <= self.refine_until * self.steps
         return inside and step > 0 and step % self.refine_every == 0
 
+    @property
+    def reset_every(self) -> int:
+        """Steps between two resets of the opacities, where the strategy resets them."""
+        return self.refine_every * max(_RESET_REFINEMENTS, -(-_RESET_MIN // self.refine_every))
+
+    def resets_at(self, step: int) -> bool:
+        """Whether opacities are reset with the refinement after this step: never at the last one,
+        nor where the run ends before they can be as they were."""
+        inside = self.refines_at(step) and step < self.refine_until * self.steps
+        left = self.steps - step >= self.reset_every
+        return inside and left and step % self.reset_every == 0
+
     def budget(self, step: int) -> int:
         """Number of gaussians allowed after the refinement at `step`.
 
         Grows as 1 - (1 - u)² over the refinement window, fast at first and level at its end, so
         that late gaussians still have time to converge (after Taming 3DGS, Mallick et al. 2024).
         """
+        if not self.gradual:
+            return self.cap
         start, end = self.refine_from * self.steps, self.refine_until * self.steps
         u = min(1.0, max(0.0, (step - start + self.refine_every) / max(1.0, end - start)))
         low = min(self.initial, self.cap)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-STRATEGIES = ("budget", "mcmc")
+STRATEGIES = ("budget", "default", "mcmc")
 
 
 class SettingsInvalid(ValueError):
@@ -28,7 +28,7 @@ class TrainSettings:
     sh_degree: int
     threads: int = 1  # of the CPU rasterizer
     frame_stride: int = 1  # every n-th frame is used: all of them did not fit into memory
-    strategy: str = "budget"  # where gaussians are added and removed: budget | mcmc
+    strategy: str = "budget"  # where gaussians are added and removed: STRATEGIES
     exposure: bool = False  # a gain and an offset per view and channel are learned
     medium: bool = False  # water is learned and taken out of the gaussians' colours
     depth_weight: float = 0.0  # of the depth maps' term in the loss, where there are any
@@ -58,7 +58,7 @@ class TrainSettings:
             if not low <= value <= high:
                 raise SettingsInvalid(f"train.{name} is {value}, must be {low} to {high}")
         if self.strategy not in STRATEGIES:
-            names = " or ".join(STRATEGIES)
+            names = ", ".join(STRATEGIES[:-1]) + f" or {STRATEGIES[-1]}"
             raise SettingsInvalid(f"train.strategy is {self.strategy!r}, must be {names}")
 
     @classmethod

@@ -1,8 +1,9 @@
-"""Where gaussians are added and removed: a budget over time, not a gradient threshold.
+"""Where gaussians are added and removed: by default a budget over time, no gradient threshold.
 
 Fixed thresholds on the screen gradient depend on resolution and contrast: murky footage never
 reaches them, small images explode. Here the schedule says how many gaussians there may be and the
 ones with the largest mean absolute screen gradient (AbsGS) are divided until that many exist.
+`default.py` has the threshold of the field, which looks at the same gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from worker_agent.training.projection import rotation_rows
 from worker_agent.training.schedule import Schedule
 
 OPACITY_MIN = 0.005
-_SPLIT_SHRINK = 1.6  # 3DGS
+SPLIT_SHRINK = 1.6  # 3DGS
 _SPLIT_SCALE = 0.005  # of the median view depth: larger gaussians are split, smaller ones cloned
 _STALLED_REFINEMENTS = 3
 _GROWN_LEAST = 0.1  # of what the budget allows; below it growth stalls
@@ -38,7 +39,7 @@ class Refinement:
 
 
 class Strategy(Protocol):
-    """What the trainer asks of one; see BudgetStrategy and mcmc.McmcStrategy."""
+    """What the trainer asks of one: BudgetStrategy, default.DefaultStrategy, mcmc.McmcStrategy."""
 
     def observe(self, meta: dict[str, Any]) -> None:
         """Look at the view just back-propagated."""
@@ -62,8 +63,8 @@ class Strategy(Protocol):
         """Take over what `state` returned."""
 
 
-class BudgetStrategy:
-    """Collects screen gradients and refines the gaussians at the steps of the schedule."""
+class GradientStrategy:
+    """Collects screen gradients and divides gaussians; those that derive from it say which."""
 
     def __init__(
         self, schedule: Schedule, count: int, *, seed: int, warn: Callable[[str], None]
@@ -99,40 +100,41 @@ class BudgetStrategy:
     def moved(self, step: int, parameters: Parameters, rate: float) -> None:
         """Nothing."""
 
-    @torch.no_grad()
-    def refine(self, step: int, adam: Adam) -> Refinement:
-        """Remove transparent gaussians, then divide the most needed ones up to the budget."""
-        parameters = adam.parameters
-        score = self._score / self._seen.clamp_min(1.0)
+    def _mean_gradients(self) -> Tensor:
+        """(N,) over the views that saw each gaussian; 0 where none did."""
+        return self._score / self._seen.clamp_min(1.0)
+
+    @staticmethod
+    def _alive(parameters: Parameters) -> Tensor:
+        """(N,) bool: neither transparent nor broken."""
         alive = torch.sigmoid(parameters["opacities"]) >= OPACITY_MIN
         alive &= torch.isfinite(parameters["means"]).all(dim=-1)
-        total, survivors = int(alive.numel()), int(alive.sum())
-        wanted = max(0, self._schedule.budget(step) - survivors)
-        candidates = torch.where(alive & (self._seen > 0), score, score.new_zeros(()))
-        number = min(wanted, int((candidates > 0).sum()))
-        chosen = torch.topk(candidates, number).indices.sort().values
-        replaced, children = self._divide(step, adam, chosen)
+        return alive
+
+    def _replace(
+        self, step: int, adam: Adam, alive: Tensor, chosen: Tensor, *, split_above: float
+    ) -> None:
+        """Keep the gaussians that are alive, divide the chosen ones (indices), look anew."""
+        replaced, children = self._divide(step, adam, chosen, split_above)
         alive[replaced] = False
         adam.replace(alive.nonzero()[:, 0], children)
         after = len(adam.parameters["means"])
-        self._score = score.new_zeros(after)
-        self._seen = score.new_zeros(after)
-        seen = score[score > 0]
-        median = float(seen.median()) if seen.numel() else 0.0
-        self._watch(step, wanted, number, median)
-        return Refinement(number, total - survivors, after, median)
+        self._score, self._seen = self._score.new_zeros(after), self._score.new_zeros(after)
 
-    def _divide(self, step: int, adam: Adam, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _divide(
+        self, step: int, adam: Adam, chosen: Tensor, split_above: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """(rows that their two children replace, the new gaussians).
 
-        Large gaussians are split into two smaller ones drawn from them; small ones get a copy
-        beside them. A copy and its parent get the opacity 1 - sqrt(1 - o), which together cover
-        as much as the parent did (Rota Bulo et al. 2024), so that quality does not dip.
+        Gaussians larger than `split_above` are split into two smaller ones drawn from them; the
+        others get a copy beside them. A copy and its parent get the opacity 1 - sqrt(1 - o), which
+        together cover as much as the parent did (Rota Bulo et al. 2024), so that quality does not
+        dip.
         """
         parameters = adam.parameters
         old = {name: value.data[chosen] for name, value in parameters.items()}
         scales = old["scales"].exp()
-        large = scales.amax(dim=-1) > _SPLIT_SCALE
+        large = scales.amax(dim=-1) > split_above
         small = ~large
         # Drawn on the CPU from the seed and the step alone: the same on every device, and a
         # resumed run needs no generator state.
@@ -153,7 +155,7 @@ class BudgetStrategy:
                 old["means"][small] + offsets[0][small],
             ]
         )
-        children["scales"][: 2 * count] -= math.log(_SPLIT_SHRINK)
+        children["scales"][: 2 * count] -= math.log(SPLIT_SHRINK)
         children["opacities"][2 * count :] = shared[small]
         return chosen[large], children
 
@@ -163,15 +165,14 @@ class BudgetStrategy:
         x, y, z = vectors.unbind(-1)
         return torch.stack([a * x + b * y + c * z for a, b, c in rotation_rows(quats)], dim=-1)
 
-    def _watch(self, step: int, wanted: int, grown: int, median: float) -> None:
-        """Say so when the budget asks for growth and hardly any comes: training would silently stay
-        blurred, which is how murky footage fails under fixed thresholds."""
-        self._stalled = self._stalled + 1 if grown < _GROWN_LEAST * wanted else 0
+    def _watch(self, step: int, stalls: bool, told: str) -> None:
+        """Say so when hardly a gaussian is added though there may be more: training would silently
+        stay blurred, which is how murky footage fails under fixed thresholds."""
+        self._stalled = self._stalled + 1 if stalls else 0
         if self._stalled == _STALLED_REFINEMENTS:
             self._warn(
                 f"densification stalled at step {step}: in {_STALLED_REFINEMENTS} refinements "
-                f"hardly a gaussian was added, now {grown} of {wanted} that were allowed "
-                f"(median screen gradient {median:.2e}); the views may have no usable contrast"
+                f"hardly a gaussian {told}; the views may have no usable contrast"
             )
 
     def kept(self, rows: Tensor) -> None:
@@ -191,3 +192,33 @@ class BudgetStrategy:
         ):
             raise ValueError("strategy state has an unexpected form")
         self._score, self._seen, self._stalled = score, seen, stalled
+
+
+class BudgetStrategy(GradientStrategy):
+    """Divides those with the largest gradients at the steps of the schedule, up to its budget."""
+
+    @torch.no_grad()
+    def refine(self, step: int, adam: Adam) -> Refinement:
+        """Remove transparent gaussians, then divide the most needed ones up to the budget."""
+        score, alive = self._mean_gradients(), self._alive(adam.parameters)
+        total, survivors = int(alive.numel()), int(alive.sum())
+        wanted = max(0, self._schedule.budget(step) - survivors)
+        candidates = torch.where(alive & (self._seen > 0), score, score.new_zeros(()))
+        number = min(wanted, int((candidates > 0).sum()))
+        chosen = torch.topk(candidates, number).indices.sort().values
+        self._replace(step, adam, alive, chosen, split_above=_SPLIT_SCALE)
+        median = median_of_seen(score)
+        self._watch(
+            step,
+            number < _GROWN_LEAST * wanted,
+            f"was added, now {number} of {wanted} that were allowed "
+            f"(median screen gradient {median:.2e})",
+        )
+        after = len(adam.parameters["means"])
+        return Refinement(number, total - survivors, after, median)
+
+
+def median_of_seen(score: Tensor) -> float:
+    """Of (N,) mean gradients, of which those of gaussians that no view saw are 0."""
+    seen = score[score > 0]
+    return float(seen.median()) if seen.numel() else 0.0

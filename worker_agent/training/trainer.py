@@ -23,6 +23,7 @@ from worker_agent.training.checkpoint import (
     save_checkpoint,
 )
 from worker_agent.training.dataset import Dataset
+from worker_agent.training.default import DefaultStrategy, scene_extent
 from worker_agent.training.depth_prior import depth_loss, expected_depth
 from worker_agent.training.draw import draw
 from worker_agent.training.evaluation import Quality, evaluate
@@ -102,6 +103,7 @@ class Trainer:
             cap=settings.cap,
             sh_degree=settings.sh_degree,
             initial=initial,
+            gradual=settings.strategy != "default",
             coarse_share=_COARSE_SHARE if min(dataset.size) >= _COARSE_MIN_PIXELS else 0.0,
         )
         parameters = initial_gaussians(
@@ -114,11 +116,7 @@ class Trainer:
         self._adam = Adam(
             {name: torch.nn.Parameter(value.data.to(device)) for name, value in parameters.items()}
         )
-        self._strategy: Strategy = (
-            McmcStrategy(self._schedule, seed=settings.seed)
-            if settings.strategy == "mcmc"
-            else BudgetStrategy(self._schedule, initial, seed=settings.seed, warn=warn)
-        )
+        self._strategy = _strategy(settings, self._schedule, dataset, warn)
         self._exposures = (
             Exposures(len(dataset.names), dataset.train, device) if settings.exposure else None
         )
@@ -375,3 +373,15 @@ class Trainer:
         self._adam.replace(kept, {name: value.data[:0] for name, value in self.parameters.items()})
         self._strategy.kept(kept)
         return f"; the {surplus} least opaque gaussians are left out"
+
+
+def _strategy(
+    settings: TrainSettings, schedule: Schedule, dataset: Dataset, warn: Callable[[str], None]
+) -> Strategy:
+    count, seed = schedule.initial, settings.seed
+    if settings.strategy == "mcmc":
+        return McmcStrategy(schedule, seed=seed)
+    if settings.strategy == "default":
+        extent = scene_extent(dataset.viewmats)
+        return DefaultStrategy(schedule, count, extent=extent, seed=seed, warn=warn)
+    return BudgetStrategy(schedule, count, seed=seed, warn=warn)
