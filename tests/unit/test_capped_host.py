@@ -10,6 +10,7 @@ import pytest
 
 from dispatcher.executors import passing, relay
 from dispatcher.executors.ssh import SshExecutor
+from dispatcher.executors.transfer import SMALL
 from dispatcher.inventory_model import InventoryHost
 from worker_agent.protocol import FetchRequest, UnpackRequest
 
@@ -44,10 +45,12 @@ async def test_one_at_a_time_where_there_is_a_cap(
     monkeypatch.setattr(passing, "pass_on", ways.way)
     monkeypatch.setattr(relay, "unpack", ways.way)
 
-    async def at_once(function: Any, *_: Any) -> Any:
-        return type("Facts", (), {"st_size": 1 << 30})  # of a large file
+    async def at_once(function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
 
     monkeypatch.setattr(asyncio, "to_thread", at_once)
+    with (tmp_path / "a").open("wb") as large:
+        large.truncate(SMALL + 1)
     fetch = FetchRequest(source="nas:/a", run_dir="/r", path="input/a")
     unpack = UnpackRequest(epoch=1, job="j", run_dir="/r", files=(), source_run_dir="")
     await asyncio.gather(
