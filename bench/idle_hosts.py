@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from bench.results import Result, parser, show
+from dispatcher import event_loop
 from dispatcher.embedded import EmbeddedHosts
 from dispatcher.transport.ssh import KEEPALIVE_S, SshTransport
 from dispatcher.transport.target import SshTarget
@@ -74,7 +75,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as base,
         EmbeddedHosts(given.servers, Path(base)) as farm,
     ):
-        results = asyncio.run(measure(farm, given.hosts, given.idle_s))
+        results = event_loop.run(measure(farm, given.hosts, given.idle_s))
     return show("idle_hosts", results, as_json=given.json)
 
 

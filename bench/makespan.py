@@ -58,6 +58,7 @@ import yaml
 
 from bench.results import Result, parser, show
 from bench.timed_stage import LONG_STAGES, SETTINGS, seconds
+from dispatcher import event_loop
 from dispatcher.core import model
 from dispatcher.core.model import RECONSTRUCT_STAGES, JobState, Stage
 from dispatcher.daemon import run_dispatcher
@@ -255,7 +256,7 @@ def measure(base: Path, shape: Shape, hosts: int, jobs: int, seed: int) -> Run:
         hosts_file = inventory(farm, stage_python)
         try:
             with CpuClock() as cpu:
-                ended = asyncio.run(run_dispatcher(settings, hosts_file, once=True))
+                ended = event_loop.run(run_dispatcher(settings, hosts_file, once=True))
         finally:
             farm.power_off()
     undone = [job for job in queued if ended.jobs[job].state is not JobState.DONE]

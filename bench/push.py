@@ -37,7 +37,7 @@ from pathlib import Path
 
 from bench.delay import THERE, delayed
 from bench.results import Result, parser, show
-from dispatcher import agent_bundle
+from dispatcher import agent_bundle, event_loop
 from dispatcher.executors.ssh import SshExecutor
 from dispatcher.executors.transfer import file_sha256
 from tests.sshd import SSHD, Farm, Sshd
@@ -368,11 +368,11 @@ def main() -> int:
         farm = Farm(Path(base))
         try:
             server = farm.start("near")
-            at_hand = asyncio.run(near(source, server, given.rounds))
+            at_hand = event_loop.run(near(source, server, given.rounds))
             other = farm.start("other")
-            at_hand |= asyncio.run(between(source, server, other, given.rounds))
+            at_hand |= event_loop.run(between(source, server, other, given.rounds))
             with far_away(farm) as server:
-                away = asyncio.run(far(source, server, given.rounds))
+                away = event_loop.run(far(source, server, given.rounds))
         finally:
             farm.stop()
     return show("push", results(given.mib, at_hand, away), as_json=given.json)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import settings
 
 from tests.once import once
@@ -20,6 +22,11 @@ settings.load_profile("any machine")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], uvloop.Loop]]:
+    """Tests of the dispatcher run on the loop that it runs on."""
+    return {"libuv": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from dispatcher import event_loop
 from dispatcher.cli import options
 from dispatcher.cli.render import print_json
 from dispatcher.core.model import JobState
@@ -43,7 +43,7 @@ def dispatch(
             fix="Name another one with --artifacts",
         )  # fmt: skip
     with operator_log(logging.DEBUG if verbose else logging.INFO):
-        ended = asyncio.run(run_dispatcher(settings, inventory, once=once))
+        ended = event_loop.run(run_dispatcher(settings, inventory, once=once))
     states = Counter(job.state.value for job in ended.jobs.values())
     if json:
         print_json({"jobs": dict(sorted(states.items())), "unreachable": ended.unreachable})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from dispatcher import event_loop
 from dispatcher.core.model import Job
 from dispatcher.core.survey import slug
 from dispatcher.errors import UsageError
@@ -43,7 +43,7 @@ def with_store(
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    return event_loop.run(run())
 
 
 async def known_acquisition(store: Store, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dispatcher import agent_bundle, bootstrap, inventory_edit
+from dispatcher import agent_bundle, bootstrap, event_loop, inventory_edit
 from dispatcher.cli import cordon, options, render, worker_view
 from dispatcher.cli.stored import with_store
 from dispatcher.core.breaker import Breaker
@@ -143,7 +142,7 @@ def probe(
 def _report(
     inventory: Inventory, db: Path | None, as_json: bool, timeout_s: float, *, devices: bool = False
 ) -> None:
-    found = asyncio.run(_probe(inventory, timeout_s, _held_against(db)))
+    found = event_loop.run(_probe(inventory, timeout_s, _held_against(db)))
     states = [state for state, _ in found]
     if as_json:
         render.print_json([worker_view.document(state, view) for state, view in found])
@@ -202,7 +201,7 @@ async def _probe(
 def bootstrap_host(host: Name, inventory: options.Inventory = None) -> None:
     """Make the virtual environment on a host that the stages run in; can be run again."""
     entry = _one(find_inventory(inventory), host).hosts[0]
-    python = asyncio.run(_bootstrap(entry))
+    python = event_loop.run(_bootstrap(entry))
     print(python)
 
 
