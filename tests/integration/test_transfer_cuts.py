@@ -91,12 +91,14 @@ class Link:
             back.transport.abort()
             return
         self.ends |= {back, there}
-        await asyncio.gather(self._carry(near, there), self._carry(far, back))
-        self.ends -= {back, there}
+        try:
+            await asyncio.gather(self._carry(near, there), self._carry(far, back))
+        finally:
+            self.ends -= {back, there}
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while data := await source.read(1 << 16):
+            while (data := await source.read(1 << 16)) and not sink.is_closing():
                 sink.write(data)
                 await sink.drain()
         sink.close()
