@@ -73,18 +73,18 @@ def main() -> int:
 
 def gpus() -> tuple[str, ...]:
     """Compute capabilities ("8.6") of the NVIDIA GPUs, each once, as the driver tells them."""
+    told = said_by("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    return tuple(sorted({line.strip() for line in told.splitlines() if re.match(r"\d", line)}))
+
+
+def said_by(*argv: str) -> str:
+    """Nothing where the program is missing or fails."""
     try:
-        said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
+        return subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(sorted({line.strip() for line in said.splitlines() if re.match(r"\d", line)}))
+        return ""
 
 
 def build() -> None:
@@ -161,18 +161,7 @@ def nvcc_home(cuda: str) -> Path | None:
         *toolkit_in_packages(cuda),
     ]
     for home in homes:
-        try:
-            said = subprocess.run(
-                [str(home / "bin" / "nvcc"), "--version"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            ).stdout
-        except (OSError, subprocess.SubprocessError):
-            continue
-        release = re.search(r"release (\d+)\.", said)
+        release = re.search(r"release (\d+)\.", said_by(str(home / "bin" / "nvcc"), "--version"))
         if release and release[1] == cuda.split(".")[0]:
             return home
     return None
