@@ -10,34 +10,39 @@ what the member's own cameras saw weighs more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csc_array, csr_array
 from scipy.spatial import cKDTree
 
 from stitch.cells import key_of, pack, unpack
 from stitch.gaussians import F32, Gaussians
 from stitch.sim3 import F64, sh_basis, sh_rotation
+from stitch.standin import STAND_IN
 from stitch.territory import Member
 
 _NEAREST = 6  # cameras of a member that stand for where it saw a place from
 _OWN = 3.0  # weight of the member's own cameras
 _PULL = 0.004  # for each camera, towards no step
 _FIRST = 4  # coefficients of bands 0 and 1
+_WAITING = 1 << 16  # sums of cells that are kept apart before they are joined
 _CORNERS = np.stack(np.meshgrid(*[(0, 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+_I64 = npt.NDArray[np.int64]
 
 
 class Shades:
     """Mean colours of one member's gaussians by cells of the scene. Filled by `add`, then asked for
-    `total`."""
+    `total`; in the memory of the cells met."""
 
     def __init__(self, cell: float, rotation: F64) -> None:
         """`rotation` (3,3) takes the member's frame to the scene's."""
         self._cell, self._turn = cell, sh_rotation(rotation, 1)
-        self._keys: list[npt.NDArray[np.int64]] = []
+        self._keys: list[_I64] = []
         self._sums: list[F64] = []
+        self._waiting = 0
 
     def add(self, places: F64, block: Gaussians) -> None:
         """Gaussians of the member's frame, at `places` (N,3) of the scene."""
@@ -46,99 +51,136 @@ class Shades:
         scales = np.sort(block.scales[usable].astype(np.float64), axis=1)
         weight = np.exp(scales[:, 1] + scales[:, 2]) / (1.0 + np.exp(-block.opacities[usable]))
         weight = np.minimum(weight, 4.0 * np.median(weight)) if len(weight) else weight
-        columns = [weight]
-        for band in (block.sh0[usable, None], block.shN[usable, : _FIRST - 1]):
-            columns += [weight * column for column in band.reshape(len(weight), -1).T]
-        sums = np.zeros((len(cells), 1 + 3 * _FIRST))
-        for number, column in enumerate(columns):
-            sums[:, number] = np.bincount(row, column, len(cells))
+        values = np.zeros((len(weight), 1 + 3 * _FIRST))
+        values[:, 0] = 1.0
+        values[:, 1:4] = block.sh0[usable]
+        rest = block.shN[usable, : _FIRST - 1].reshape(len(weight), -1)
+        values[:, 4 : 4 + rest.shape[1]] = rest
+        into = csc_array((weight, row, np.arange(len(row) + 1)), shape=(len(cells), len(row)))
         self._keys.append(cells)
-        self._sums.append(sums)
+        self._sums.append(into @ values)
+        self._waiting += len(cells)
+        if self._waiting > max(_WAITING, 2 * len(self._keys[0])):
+            self._join()
 
-    def total(self) -> tuple[npt.NDArray[np.int64], F64]:
+    def total(self) -> tuple[_I64, F64]:
         """Cells, ascending, and the mean coefficients (C,4,3) of bands 0 and 1 there, in the
         scene's frame."""
         if not self._keys:
             return np.empty(0, np.int64), np.empty((0, _FIRST, 3))
+        self._join()
+        sums = self._sums[0]
+        mean = (sums[:, 1:] / np.maximum(sums[:, :1], 1e-300)).reshape(-1, _FIRST, 3)
+        mean[:, 1:] = self._turn @ mean[:, 1:]
+        return self._keys[0], mean
+
+    def _join(self) -> None:
         cells, row = np.unique(np.concatenate(self._keys), return_inverse=True)
         sums = np.zeros((len(cells), 1 + 3 * _FIRST))
         np.add.at(sums, row, np.concatenate(self._sums))
-        mean = (sums[:, 1:] / np.maximum(sums[:, :1], 1e-300)).reshape(-1, _FIRST, 3)
-        mean[:, 1:] = self._turn @ mean[:, 1:]
-        return cells, mean
+        self._keys, self._sums, self._waiting = [cells], [sums], len(cells)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Aspect:
-    """Steps (C,4,3) of one member's colours by its cells; none where nobody else saw the ground."""
+    """Steps of one member's colours by its cells; none where nobody else saw the ground."""
 
-    cell: float
-    keys: npt.NDArray[np.int64]
-    steps: F64
+    def __init__(self, cell: float, keys: _I64, steps: F64) -> None:
+        """`keys` (C,) ascending: the member's cells; `steps` (C,4,3) of bands 0 and 1."""
+        self.cell, self.keys, self.steps = cell, keys, steps
+        self._flat = steps.reshape(len(keys), -1).astype(np.float32)
+        # Between which eight cells' middles a place lies is looked up for all of them at once.
+        moving = unpack(keys[self._flat.any(axis=1)])
+        self._low = np.unique(pack((moving[:, None] - _CORNERS).reshape(-1, 3)))
+        corners = pack((unpack(self._low)[:, None] + _CORNERS).reshape(-1, 3))
+        row = np.minimum(np.searchsorted(keys, corners), max(len(keys) - 1, 0)).reshape(-1, 8)
+        self._row = row.astype(np.int32)
+        self._held = (keys[row] == corners.reshape(-1, 8)).astype(np.float32)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All of it, to be stored: taken from the scene's colours again, it undoes the change."""
+        """All of it, to be stored: applied with the steps' signs turned, it undoes the change."""
         return {"cell": np.array(self.cell), "keys": self.keys, "steps": self.steps}
 
+    @property
+    def moves(self) -> bool:
+        """Whether there is any step."""
+        return len(self._low) > 0
+
     def apply(self, gaussians: Gaussians) -> Gaussians:
-        """Those of the member, in the scene's frame; of degree 1 at least afterwards."""
-        step = self._at(gaussians.means)
-        rest = gaussians.shN.copy()
+        """Those of the member, in the scene's frame; of degree 1 at least when anything moves."""
+        if not self.moves:
+            return gaussians
         if not gaussians.sh_degree:
-            rest = np.zeros((len(gaussians), _FIRST - 1, 3), np.float32)
-        rest[:, : _FIRST - 1] += step[:, 1:]
-        return Gaussians(
-            gaussians.means,
-            gaussians.scales,
-            gaussians.quats,
-            gaussians.opacities,
-            gaussians.sh0 + step[:, 0],
-            rest,
-        )
+            bands = np.zeros((len(gaussians), _FIRST - 1, 3), np.float32)
+            gaussians = replace(gaussians, shN=bands)
+        near, step = self._at(gaussians.means)
+        changed = gaussians.copied()
+        changed.sh0[near] += step[:, 0]
+        changed.shN[near, : _FIRST - 1] += step[:, 1:]
+        return changed
 
-    def _at(self, means: F32) -> F32:
-        """(N,4,3) between the middles of the cells around, as far as the member holds them."""
-        place = means.astype(np.float64) / self.cell - 0.5
-        low = np.floor(place)
-        part = place - low
-        found = np.zeros((len(means), _FIRST, 3))
-        weights = np.full(len(means), 1e-12)
-        for corner in _CORNERS if len(self.keys) else ():
-            key = pack(np.clip(low + corner, -1e6, 1e6).astype(np.int64))
-            row = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-            share = np.where(corner, part, 1.0 - part).prod(axis=1)
-            share *= self.keys[row] == key
-            weights += share
-            found += share[:, None, None] * self.steps[row]
-        found /= weights[:, None, None]
-        return np.asarray(found, np.float32)
+    def _at(self, means: F32) -> tuple[npt.NDArray[np.intp], F32]:
+        """The gaussians for which there is a step, and it (N,4,3): between the middles of the cells
+        around, as far as the member holds them."""
+        place = np.divide(means.T, self.cell, dtype=np.float64) - 0.5
+        floor = np.floor(np.clip(place, -1e6, 1e6, out=place))
+        key = pack(floor.T.astype(np.int64))
+        low = np.minimum(np.searchsorted(self._low, key), len(self._low) - 1)
+        near = np.flatnonzero(self._low[low] == key)
+        low = low[near]
+        part = (place - floor)[:, near].astype(np.float32)
+        share = self._held[low]
+        for corner, column in zip(_CORNERS, share.T, strict=True):
+            for far, along in zip(corner, part, strict=True):
+                column *= along if far else 1.0 - along
+        share /= share.sum(axis=1, keepdims=True) + np.float32(1e-12)
+        ends = np.arange(0, share.size + 1, 8, dtype=np.int32)
+        shape = (len(near), len(self.keys))
+        mean = csr_array((share.ravel(), self._row[low].ravel(), ends), shape=shape) @ self._flat
+        return near, np.asarray(mean.reshape(-1, _FIRST, 3), np.float32)
 
 
-def aspects(members: Sequence[Member], shades: Sequence[Shades], cell: float) -> list[Aspect]:
-    """One for each member; `shades` have all its gaussians."""
-    totals = [one.total() for one in shades]
+def aspects(
+    members: Sequence[Member], means: Sequence[tuple[_I64, F64]], cell: float
+) -> list[Aspect]:
+    """One for each member; `means` are those of all its gaussians (`Shades.total`). Of a member
+    that has no cameras of its own nobody knows from where it saw the ground: it stays as it is."""
     cameras = [cKDTree(member.pose.apply(member.sidecar.centres())) for member in members]
+    known = [STAND_IN not in member.sidecar.quality for member in members]
+    at = [unpack(keys) for keys, _ in means]
+    middles = [np.asarray((cells + 0.5) * cell, np.float64) for cells in at]
+    near = _neighbours(at)
     found = []
-    for own, (keys, mine) in enumerate(totals):
-        middles = np.asarray((unpack(keys) + 0.5) * cell, np.float64)
-        seen = _from(cameras[own], middles)
-        normal = _OWN * _squares(seen)
-        right = np.zeros((len(keys), _FIRST, 3))
-        shared = np.zeros(len(keys), np.bool_)
-        for other, (theirs, colours) in enumerate(totals):
-            if other == own:
+    for own, (keys, mine) in enumerate(means):
+        steps = np.zeros((len(keys), _FIRST, 3))
+        right, shared = np.zeros_like(steps), np.zeros(len(keys), np.bool_)
+        normal = np.zeros((len(keys), _FIRST, _FIRST))
+        for other in near[own] if known[own] else ():
+            if not known[other]:
                 continue
+            theirs, colours = means[other]
             _, here, there = np.intersect1d(keys, theirs, assume_unique=True, return_indices=True)
-            basis = _from(cameras[other], middles[here])
+            basis = _from(cameras[other], middles[own][here])
             normal[here] += _squares(basis)
             wanted = basis @ (colours[there] - mine[here])
             right[here] += basis.transpose(0, 2, 1) @ wanted
             shared[here] = True
-        steps = np.zeros((len(keys), _FIRST, 3))
+        normal = normal[shared] + _OWN * _squares(_from(cameras[own], middles[own][shared]))
         pull = _PULL * _NEAREST * np.eye(_FIRST)
-        steps[shared] = np.linalg.solve(normal[shared] + pull, right[shared])
+        steps[shared] = np.linalg.solve(normal + pull, right[shared])
         found.append(Aspect(cell, keys, steps))
     return found
+
+
+def _neighbours(cells: Sequence[_I64]) -> list[list[int]]:
+    """For each member those whose cells (C,3) may be its own, too: their boxes meet."""
+    far = np.iinfo(np.int64).max
+    low = np.stack([at.min(axis=0, initial=far) for at in cells])
+    high = np.stack([at.max(axis=0, initial=-far) for at in cells])
+    meet = np.all((low[:, None] <= high) & (low <= high[:, None]), axis=2, keepdims=True)
+    return [
+        [int(other) for other in np.flatnonzero(row) if other != own]
+        for own, row in enumerate(meet)
+    ]
 
 
 def _from(cameras: cKDTree, places: F64) -> F64:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,15 +31,21 @@ class Tint:
 
     def apply(self, gaussians: Gaussians) -> Gaussians:
         gain = self.gain.astype(np.float32)
-        shift = ((0.5 * self.gain + self.offset - 0.5) / SH_C0).astype(np.float32)
-        return Gaussians(
-            gaussians.means,
-            gaussians.scales,
-            gaussians.quats,
-            gaussians.opacities,
-            gaussians.sh0 * gain + shift,
-            gaussians.shN * gain,
+        return replace(
+            gaussians,
+            sh0=gaussians.sh0 * gain + self._shift().astype(np.float32),
+            shN=gaussians.shN * gain,
         )
+
+    def of_means(self, means: F64) -> F64:
+        """The same of coefficients (C,K,3) of all bands."""
+        changed = means * self.gain
+        changed[:, 0] += self._shift()
+        return changed
+
+    def _shift(self) -> F64:
+        """(3,) of band 0."""
+        return np.asarray((0.5 * self.gain + self.offset - 0.5) / SH_C0, np.float64)
 
 
 def tints(tallies: Sequence[Tally]) -> list[Tint]:

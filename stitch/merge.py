@@ -81,10 +81,13 @@ def merge_gaussians(
     shades = tints([look.tally for look in looked]) if finish.harmonise else []
     sides: list[Aspect] = []
     if finish.aspects:
-        sides = aspects(members, [look.shades for look in looked], CELL_DEPTHS * scene)
+        means = [look.shades.total() for look in looked]
+        if shades:
+            means = [(k, shade.of_means(m)) for shade, (k, m) in zip(shades, means, strict=True)]
+        sides = aspects(members, means, CELL_DEPTHS * scene)
     tallies = [Tally(CELL_DEPTHS * scene) for _ in members]
     masks, kept, floating = [], [], []
-    degree = max(int(finish.aspects), *(file.sh_degree for file in files))
+    degree = max([file.sh_degree for file in files] + [1] * any(side.moves for side in sides))
     with writing_ply(path, degree, labelled=finish.label) as writer:
         for own, (member, file) in enumerate(zip(members, files, strict=True)):
             parcel, before = land.parcel(own), writer.count
@@ -99,8 +102,8 @@ def merge_gaussians(
                     stays &= ~floats
                 tallies[own].add(places, block.sh0, stays)
                 moved = transform_gaussians(block.select(stays), member.pose)
-                moved = sides[own].apply(moved) if sides else moved
-                writer.write(shades[own].apply(moved) if shades else moved, own)
+                moved = shades[own].apply(moved) if shades else moved
+                writer.write(sides[own].apply(moved) if sides else moved, own)
                 mask[start : start + len(block)] = stays
             masks.append(np.packbits(mask))
             kept.append(writer.count - before)

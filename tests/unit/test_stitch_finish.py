@@ -140,7 +140,7 @@ def test_ground_looks_to_each_ones_cameras_as_that_one_saw_it(tmp_path: Path) ->
     made, paths = members(tmp_path)
     made = [flown(member, y, 2.0) for member, y in zip(made, (1.5, -1.5), strict=True)]
     path = tmp_path / "scene.ply"
-    plain = merge_gaussians(made, paths, path)
+    plain = merge_gaussians(made, paths, path, finish=Finish(aspects=False))
     before = read_ply(path)
     sided = merge_gaussians(made, paths, path, finish=Finish(aspects=True))
     after = read_ply(path)
