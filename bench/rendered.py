@@ -1,24 +1,32 @@
 """What a stitch does to pictures: held-out views of two segments, alone and merged.
 
-`python -m bench.rendered [--json] [--pair A1 A2] [--steps N] [--keep DIR]`
+`python -m bench.rendered [--json] [--pair A1 A2] [--steps N] [--degree N] [--aspects] [--keep DIR]`
 
-Data: COSMA_TEST_DATA/synth_seabed (by default ../shared/data). Two tracks, neighbours of one
-vehicle or (A2 B1) crossing ones of two, are reconstructed and trained one by one on the CPU, as the
-farm does it, registered by their sidecars and merged; every held-out view of both is then rendered
-from its own segment, from the other one (moved to it) and from the merged scene. Names:
+Data: COSMA_TEST_DATA (by default ../shared/data). The segments of --pair are reconstructed and
+trained one by one on the CPU, as the farm does it, placed as in a stitch and merged; every held-out
+view of both is then rendered from its own segment, from the other one (moved to it) and from the
+merged scene. What there is (bench/rendered_segments.py):
+
+A1 A2 A3 B1 B2               made-up seabed: tracks of two vehicles, neighbours or (A2 B1) crossing
+gx01 gx02                    reef, one swim: the first looks ahead over ground of the second
+drone_a drone_b1 drone_b2    photographs of a survey from above: two vehicles, the second one twice
+
+Names:
 
 rendered_loss_alone_db      where only the view's own segment holds ground: PSNR lost by the merge
 rendered_gain_overlap_db    where both do: PSNR of the merged scene over that of the better segment,
-                             each over the held-out views of both tracks
-rendered_over_own_db        there, view by view, over the segment that the view itself is of (on its
-                             own track a segment is at its best; the merged scene is of both)
+                             each over the held-out views of both
+rendered_over_own_db        there, view by view, over the segment that the view itself is of (in its
+                             own views a segment is at its best; the merged scene is of both)
 rendered_over_mean_db       there, view by view, over the mean of both segments
 rendered_holes              share of the pixels where the view's own segment is solid (opacity 0.9)
                              and the merged scene is not (0.5)
 rendered_own_db             PSNR of the segments on their own held-out views, for scale
 rendered_density            gaussians at the seam over those of a single capture
 
-With --aspects the scene is merged with `stitch.aspects`.
+With --aspects the scene is merged with `stitch.aspects`. With --keep what was trained stays in DIR
+and is taken from there the next time; beside the scene are its pictures: for each held-out view
+what was filmed, and what its own segment, the other one and the scene show.
 """
 
 from __future__ import annotations
@@ -28,65 +36,16 @@ import os
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.reconstruct import DATA, run_stage, stages_up_to_sfm
-from bench.results import Result, parser, show
-from dispatcher.settings import PipelineConfig
+from bench.reconstruct import DATA
+from bench.rendered_segments import FILMS, TRACKS, Trained, trained
+from bench.results import parser, show, told
 
-FPS, WIDTH, SFM_WIDTH = 2.0, 240, 480
-CAP = 12_000
 HELD = 0.5  # opacity of a rendered pixel that counts as ground that a segment holds
 SOLID = 0.9
 MOST_PIXELS = 0.02  # of a view: fewer say nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """`gaussians` in the frame of the segment's own reconstruction."""
-
-    ply: Path
-    sidecar: Any
-    dataset: Any
-    gaussians: Any
-
-
-def trained(name: str, clip: Path, folder: Path, steps: int) -> Trained:
-    from stitch.ply import write_ply
-    from stitch.sidecar import Sidecar
-    from worker_agent.stages import sfm
-    from worker_agent.training.backend import cpu_backend
-    from worker_agent.training.dataset import load_dataset
-    from worker_agent.training.gaussians import to_world
-    from worker_agent.training.settings import TrainSettings
-    from worker_agent.training.trainer import Trainer
-
-    run_dir = folder / name
-    config = PipelineConfig().as_dict()
-    config["frames"] |= {"fps": FPS, "width": SFM_WIDTH}
-    config["sfm"] |= {"threads": 1}
-    config["train"]["cpu"] |= {"width": WIDTH, "steps": steps, "cap": CAP, "threads": 1}
-    stages_up_to_sfm(run_dir, clip, config)
-    run_stage(sfm.main, run_dir, clip.name, config)
-    settings = TrainSettings.from_config(config["train"], "cpu")
-    dataset = load_dataset(
-        run_dir / "frames", run_dir / "sfm" / "model", width=WIDTH, test_every=settings.test_every
-    )
-    trainer = Trainer(
-        dataset,
-        settings,
-        cpu_backend(settings.threads),
-        checkpoint=run_dir / "checkpoint.pt",
-        warn=lambda line: print(line, file=sys.stderr),
-    )
-    trainer.run(lambda _: None)
-    gaussians = to_world(trainer.parameters, dataset.normalisation)
-    ply = run_dir / "own.ply"
-    write_ply(ply, gaussians)
-    sidecar = Sidecar.load(run_dir / "output" / "registration.npz")
-    return Trained(ply, sidecar, dataset, gaussians)
 
 
 def rendered(gaussians: Any, dataset: Any, view: int) -> tuple[Any, Any]:
@@ -117,31 +76,25 @@ def rendered(gaussians: Any, dataset: Any, view: int) -> tuple[Any, Any]:
 def compared(
     names: list[str], segments: list[Trained], folder: Path, aspects: bool = False
 ) -> dict[str, list[float]]:
-    import numpy as np
     import torch
 
+    from bench.stitch_real import Scene
     from stitch.merge import Finish, merge_gaussians
-    from stitch.pairs import Known, register_pair
     from stitch.ply import read_ply
-    from stitch.score import Thresholds, judge
-    from stitch.sim3 import Sim3, transform_gaussians
+    from stitch.sim3 import transform_gaussians
     from stitch.territory import Member
 
-    known = [Known(one.ply, one.sidecar) for one in segments]
-    edge = register_pair(1, known[1], 0, known[0], 0.85)
-    verdict = judge(edge, Thresholds(min_inliers=12, min_share=0.2, min_hull_share=0.1))
-    print(verdict.reason, file=sys.stderr)
-    if edge.sim3 is None or not verdict.accepted:
-        raise SystemExit(f"the pair is refused: {verdict.reason}")
-    poses = [Sim3.identity(), edge.sim3]
+    placed = Scene([one.sidecar for one in segments]).poses
+    if len(placed) < len(segments):
+        raise SystemExit(f"{' and '.join(names)} are not one scene")
+    poses = [placed[number] for number in range(len(segments))]
     members = [Member(n, p, s.sidecar) for n, p, s in zip(names, poses, segments, strict=True)]
+    path = folder / f"{'_'.join(names)}{'_aspects' * aspects}" / "scene.ply"
+    path.parent.mkdir(exist_ok=True)
     merged = merge_gaussians(
-        members,
-        [one.ply for one in segments],
-        folder / "scene.ply",
-        finish=Finish(aspects=aspects),
+        members, [one.ply for one in segments], path, finish=Finish(aspects=aspects)
     )
-    scene = read_ply(folder / "scene.ply")
+    scene = read_ply(path)
     found: dict[str, list[float]] = {
         name: [] for name in ("loss_alone", "over_own", "over_mean", "own", "holes")
     }
@@ -156,10 +109,11 @@ def compared(
         other = transform_gaussians(segments[1 - number].gaussians, back @ poses[1 - number])
         whole = transform_gaussians(scene, back)
         for view in own.dataset.test:
-            truth = torch.from_numpy(np.asarray(own.dataset.images[view])).float()
-            truth = truth / 255 if truth.max() > 1.5 else truth
+            truth = own.dataset.images[view].float() / 255
             pictures = [rendered(g, own.dataset, view) for g in (own.gaussians, other, whole)]
             (mine, here), (theirs, there), (both, merged_there) = pictures
+            name = f"{names[number]}_{own.dataset.names[view]}"
+            _save(path.with_name(name).with_suffix(".png"), [truth, mine, theirs, both])
             bare = (here > SOLID) & (merged_there < HELD)
             found["holes"].append(float(bare.float().mean()))
             alone = (here > HELD) & (there < 0.1)
@@ -178,53 +132,46 @@ def compared(
     return found
 
 
+def _save(path: Path, pictures: list[Any]) -> None:
+    """Side by side."""
+    import torch
+    from PIL import Image
+
+    row = torch.cat(pictures, dim=1)
+    Image.fromarray((255 * row).round().byte().numpy()).save(path)
+
+
 def main() -> int:
     options = parser(__doc__)
-    options.add_argument("--pair", nargs=2, default=["A1", "A2"], metavar="TRACK")
+    options.add_argument(
+        "--pair", nargs=2, choices=TRACKS + FILMS, default=["A1", "A2"], metavar="SEGMENT"
+    )
     options.add_argument("--steps", type=int, default=500, help="of each training")
+    options.add_argument("--degree", type=int, default=1, help="of the spherical harmonics")
     options.add_argument("--aspects", action="store_true")
-    options.add_argument("--keep", metavar="DIR", help="leave the runs and the scene there")
+    options.add_argument("--keep", type=Path, metavar="DIR", help="holds runs, scene and pictures")
     given = options.parse_args()
-    clips = Path(os.environ.get("COSMA_TEST_DATA", DATA)) / "synth_seabed"
+    data = Path(os.environ.get("COSMA_TEST_DATA", DATA))
     with tempfile.TemporaryDirectory(prefix="cosma-bench-") as scratch:
-        folder = Path(given.keep or scratch)
-        segments = [
-            trained(name, clips / f"{name}.mp4", folder, given.steps) for name in given.pair
-        ]
+        folder = given.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        segments = [trained(name, data, folder, given.steps, given.degree) for name in given.pair]
         found = compared(given.pair, segments, folder, given.aspects)
+    figures: list[tuple[str, str, str, str, float | None]] = [
+        ("loss_alone_db", "loss_alone", "dB", "lower", 0.3),
+        ("gain_overlap_db", "gain_overlap", "dB", "higher", 0.0),
+        ("over_own_db", "over_own", "dB", "higher", None),
+        ("over_mean_db", "over_mean", "dB", "higher", None),
+        ("holes", "holes", "", "lower", 0.001),
+        ("own_db", "own", "dB", "higher", None),
+        ("density", "density", "x", "lower", 1.1),
+        ("density_low", "density", "x", "higher", 0.9),
+    ]
     results = [
-        Result(
-            name="rendered_loss_alone_db", value=statistics.mean(found["loss_alone"]), unit="dB",
-            better="lower", target=0.3,
-        ),
-        Result(
-            name="rendered_gain_overlap_db", value=statistics.mean(found["gain_overlap"]),
-            unit="dB", better="higher", target=0.0,
-        ),
-        Result(
-            name="rendered_over_own_db", value=statistics.mean(found["over_own"]), unit="dB",
-            better="higher",
-        ),
-        Result(
-            name="rendered_over_mean_db", value=statistics.mean(found["over_mean"]), unit="dB",
-            better="higher",
-        ),
-        Result(
-            name="rendered_holes", value=statistics.mean(found["holes"]), unit="",
-            better="lower", target=0.001,
-        ),
-        Result(
-            name="rendered_own_db", value=statistics.mean(found["own"]), unit="dB", better="higher"
-        ),
-        Result(
-            name="rendered_density", value=statistics.mean(found["density"]), unit="x",
-            better="lower", target=1.1,
-        ),
-        Result(
-            name="rendered_density_low", value=statistics.mean(found["density"]), unit="x",
-            better="higher", target=0.9,
-        ),
-    ]  # fmt: skip
+        told(f"rendered_{name}", statistics.mean(found[key]), unit, target, better)
+        for name, key, unit, better, target in figures
+        if found[key]  # in no view may there be ground that only its own segment holds
+    ]
     return show("rendered", results, as_json=given.json)
 
 
