@@ -32,7 +32,7 @@ class StitchConfig(Frozen):
     min_hull_share: float = Field(default=0.1, ge=0, le=1)
     prune_floaters: bool = True
     harmonise: bool = False  # one colour of the water and one exposure for all members
-    aspects: bool = False  # instead: colours by where ground that several saw is seen from
+    aspects: bool = True  # colours by where ground that several saw is seen from
     segment_ids: bool = False  # a column of the PLY: from which member each gaussian comes
     orthomosaic: bool = True
     tiles: bool = False
@@ -40,12 +40,6 @@ class StitchConfig(Frozen):
     # them is done, or so long after the last one was ingested. Late ones come into the next.
     quorum: float | None = Field(default=None, gt=0, le=1)
     deadline_h: float | None = Field(default=None, ge=0)
-
-    @model_validator(mode="after")
-    def _one_change_of_colours(self) -> Self:
-        if self.harmonise and self.aspects:
-            raise ValueError("harmonise and aspects both change colours: choose one")
-        return self
 
 
 class ReclaimConfig(ReclaimRules):

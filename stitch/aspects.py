@@ -10,7 +10,7 @@ what the member's own cameras saw weighs more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from stitch.cells import key_of, pack, unpack
 from stitch.gaussians import F32, Gaussians
+from stitch.harmonise import Tint
 from stitch.sim3 import F64, sh_basis, sh_rotation
 from stitch.standin import STAND_IN
 from stitch.territory import Member
@@ -33,9 +34,19 @@ _CORNERS = np.stack(np.meshgrid(*[(0, 1)] * 3, indexing="ij"), axis=-1).reshape(
 _I64 = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Means:
+    """Of one member's gaussians by cells of the scene: `keys` (C,) ascending; `colours` (C,4,3),
+    mean coefficients of bands 0 and 1 in the scene's frame; `weight` (C,), how much is there."""
+
+    keys: _I64
+    colours: F64
+    weight: F64
+
+
 class Shades:
     """Mean colours of one member's gaussians by cells of the scene. Filled by `add`, then asked for
-    `total`; in the memory of the cells met."""
+    `means`; in the memory of the cells met."""
 
     def __init__(self, cell: float, rotation: F64) -> None:
         """`rotation` (3,3) takes the member's frame to the scene's."""
@@ -63,16 +74,16 @@ class Shades:
         if self._waiting > max(_WAITING, 2 * len(self._keys[0])):
             self._join()
 
-    def total(self) -> tuple[_I64, F64]:
-        """Cells, ascending, and the mean coefficients (C,4,3) of bands 0 and 1 there, in the
-        scene's frame."""
+    def means(self, tint: Tint | None) -> Means:
+        """Of the gaussians as `tint` makes them."""
         if not self._keys:
-            return np.empty(0, np.int64), np.empty((0, _FIRST, 3))
+            return Means(np.empty(0, np.int64), np.empty((0, _FIRST, 3)), np.empty(0))
         self._join()
-        sums = self._sums[0]
-        mean = (sums[:, 1:] / np.maximum(sums[:, :1], 1e-300)).reshape(-1, _FIRST, 3)
+        weight = self._sums[0][:, 0]
+        mean = (self._sums[0][:, 1:] / np.maximum(weight[:, None], 1e-300)).reshape(-1, _FIRST, 3)
         mean[:, 1:] = self._turn @ mean[:, 1:]
-        return self._keys[0], mean
+        mean = tint.of_coefficients(mean) if tint else mean
+        return Means(self._keys[0], mean, weight)
 
     def _join(self) -> None:
         cells, row = np.unique(np.concatenate(self._keys), return_inverse=True)
@@ -139,35 +150,37 @@ class Aspect:
         return near, np.asarray(mean.reshape(-1, _FIRST, 3), np.float32)
 
 
-def aspects(
-    members: Sequence[Member], means: Sequence[tuple[_I64, F64]], cell: float
-) -> list[Aspect]:
-    """One for each member; `means` are those of all its gaussians (`Shades.total`). Of a member
-    that has no cameras of its own nobody knows from where it saw the ground: it stays as it is."""
+def aspects(members: Sequence[Member], means: Sequence[Means], cell: float) -> list[Aspect]:
+    """One for each member; `means` are those of all its gaussians. Of a member that has no cameras
+    of its own nobody knows from where it saw the ground: it stays as it is."""
     cameras = [cKDTree(member.pose.apply(member.sidecar.centres())) for member in members]
     known = [STAND_IN not in member.sidecar.quality for member in members]
-    at = [unpack(keys) for keys, _ in means]
-    middles = [np.asarray((cells + 0.5) * cell, np.float64) for cells in at]
+    at = [unpack(one.keys) for one in means]
     near = _neighbours(at)
     found = []
-    for own, (keys, mine) in enumerate(means):
-        steps = np.zeros((len(keys), _FIRST, 3))
-        right, shared = np.zeros_like(steps), np.zeros(len(keys), np.bool_)
-        normal = np.zeros((len(keys), _FIRST, _FIRST))
+    for own, mine in enumerate(means):
+        middles = np.asarray((at[own] + 0.5) * cell, np.float64)
+        steps = np.zeros_like(mine.colours)
+        right, shared = np.zeros_like(steps), np.zeros(len(steps), np.bool_)
+        normal = np.zeros((len(steps), _FIRST, _FIRST))
         for other in near[own] if known[own] else ():
             if not known[other]:
                 continue
-            theirs, colours = means[other]
-            _, here, there = np.intersect1d(keys, theirs, assume_unique=True, return_indices=True)
-            basis = _from(cameras[other], middles[own][here])
+            theirs = means[other]
+            _, here, there = np.intersect1d(
+                mine.keys, theirs.keys, assume_unique=True, return_indices=True
+            )
+            # On its rim the other holds less of a cell, and that is not the mean of the whole.
+            held = theirs.weight[there] / np.maximum(mine.weight[here], 1e-300)
+            basis = _from(cameras[other], middles[here]) * np.minimum(held, 1.0)[:, None, None]
             normal[here] += _squares(basis)
-            wanted = basis @ (colours[there] - mine[here])
+            wanted = basis @ (theirs.colours[there] - mine.colours[here])
             right[here] += basis.transpose(0, 2, 1) @ wanted
             shared[here] = True
-        normal = normal[shared] + _OWN * _squares(_from(cameras[own], middles[own][shared]))
+        normal = normal[shared] + _OWN * _squares(_from(cameras[own], middles[shared]))
         pull = _PULL * _NEAREST * np.eye(_FIRST)
         steps[shared] = np.linalg.solve(normal + pull, right[shared])
-        found.append(Aspect(cell, keys, steps))
+        found.append(Aspect(cell, mine.keys, steps))
     return found
 
 

@@ -37,9 +37,9 @@ class Tint:
             shN=gaussians.shN * gain,
         )
 
-    def of_means(self, means: F64) -> F64:
+    def of_coefficients(self, given: F64) -> F64:
         """The same of coefficients (C,K,3) of all bands."""
-        changed = means * self.gain
+        changed = given * self.gain
         changed[:, 0] += self._shift()
         return changed
 

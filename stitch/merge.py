@@ -40,7 +40,7 @@ class Finish:
 
     floaters: bool = True  # those that hang in the water are left out
     harmonise: bool = False  # one colour of the water and one exposure for all members
-    aspects: bool = False  # colours by where they are seen from, of ground that several saw
+    aspects: bool = True  # colours by where they are seen from, of ground that several saw
     label: bool = False  # a column that says from which member each gaussian comes
 
 
@@ -78,12 +78,11 @@ def merge_gaussians(
         for member, file in zip(members, files, strict=True)
     ]
     land = Territory(members, [look.cover for look in looked], axes[2])
-    shades = tints([look.tally for look in looked]) if finish.harmonise else []
+    tinting = tints([look.tally for look in looked]) if finish.harmonise else []
     sides: list[Aspect] = []
     if finish.aspects:
-        means = [look.shades.total() for look in looked]
-        if shades:
-            means = [(k, shade.of_means(m)) for shade, (k, m) in zip(shades, means, strict=True)]
+        pairs = itertools.zip_longest(looked, tinting)
+        means = [look.shades.means(tint) for look, tint in pairs]
         sides = aspects(members, means, CELL_DEPTHS * scene)
     tallies = [Tally(CELL_DEPTHS * scene) for _ in members]
     masks, kept, floating = [], [], []
@@ -102,7 +101,7 @@ def merge_gaussians(
                     stays &= ~floats
                 tallies[own].add(places, block.sh0, stays)
                 moved = transform_gaussians(block.select(stays), member.pose)
-                moved = shades[own].apply(moved) if shades else moved
+                moved = tinting[own].apply(moved) if tinting else moved
                 writer.write(sides[own].apply(moved) if sides else moved, own)
                 mask[start : start + len(block)] = stays
             masks.append(np.packbits(mask))
@@ -114,7 +113,7 @@ def merge_gaussians(
         masks=tuple(masks),
         kept=tuple(kept),
         floating=tuple(floating),
-        tints=tuple(shades),
+        tints=tuple(tinting),
         aspects=tuple(sides),
         seams=tuple(seams(tallies, axes[2])),
     )

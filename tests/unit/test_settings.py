@@ -35,6 +35,7 @@ DEFAULTS = {
         "min_registered_share": 0.8,
         "max_reprojection_px": 2.0,
         "memory_limit_mib": None,
+        "patience": 1.0,
         "mask": [],
         "mask_command": [],
     },
@@ -78,7 +79,7 @@ DEFAULTS = {
     "reconstruct": {"backend": "gsplat", "command": [], "lingbot": None, "timeout_s": 14400.0},
     "stitch": {
         **{"ratio": 0.85, "min_inliers": 12, "min_inlier_share": 0.2, "min_hull_share": 0.1},
-        **{"prune_floaters": True, "harmonise": False, "aspects": False, "segment_ids": False},
+        **{"prune_floaters": True, "harmonise": False, "aspects": True, "segment_ids": False},
         **{"orthomosaic": True, "tiles": False, "quorum": None, "deadline_h": None},
     },
     "reclaim": {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stitch.above import above
-from stitch.aspects import Shades
+from stitch.aspects import Shades, aspects
 from stitch.cloud_file import CloudFile, open_member
 from stitch.errors import FileUnreadable
 from stitch.floaters import Floaters
@@ -21,6 +21,7 @@ from stitch.ply import read_header, read_ply, write_ply
 from stitch.seams import Tally
 from stitch.sim3 import Sim3, sh_basis, transform_gaussians
 from stitch.splat import ROW, weight_of
+from stitch.standin import STAND_IN
 from stitch.territory import Member
 from stitch.tiles import write_tiles
 from tests.stitch_world import Seabed, flown, random_gaussians, random_sim3
@@ -164,6 +165,48 @@ def test_ground_looks_to_each_ones_cameras_as_that_one_saw_it(tmp_path: Path) ->
     assert seen(after, first, -1.5) == pytest.approx(0.35, abs=0.04)
 
 
+def test_what_is_of_one_colour_already_looks_the_same_from_everywhere(tmp_path: Path) -> None:
+    made, paths = members(tmp_path)
+    made = [flown(member, y, 2.0) for member, y in zip(made, (1.5, -1.5), strict=True)]
+    merged = merge_gaussians(made, paths, tmp_path / "scene.ply", finish=Finish(harmonise=True))
+    for aspect in merged.aspects:
+        assert aspect.moves and np.abs(SH_C0 * aspect.steps.mean(axis=0)[0]).max() < 0.01
+
+
+def shades(look: np.ndarray, low: float, count: int) -> Shades:
+    """`look` (4,3) on the ground of a cell from x = `low` on."""
+    any_ = random_gaussians(RNG, count, 1)
+    same = np.zeros((count, 3), np.float32)
+    one = dataclasses.replace(
+        any_, sh0=same + look[0], shN=np.tile(look[1:], (count, 1, 1)), scales=same,
+        opacities=same[:, 0],
+    )  # fmt: skip
+    made = Shades(1.0, np.eye(3))
+    made.add(RNG.uniform([low, 0, 0], [1, 1, 1], (count, 3)), one)
+    return made
+
+
+def test_what_only_the_rim_of_another_shows_changes_little_and_a_stand_in_nothing() -> None:
+    world = Seabed(0, count=3000)
+    sidecars = [world.segment(0, 7, Sim3.identity()) for _ in range(2)]
+    made = [
+        flown(Member(f"S{number}", Sim3.identity(), sidecar), y, 2.0)
+        for number, (sidecar, y) in enumerate(zip(sidecars, (1.5, -1.5), strict=True))
+    ]
+    black, white = np.zeros((4, 3)), np.eye(4)[:, :1] * np.ones(3)
+
+    def step(count: int, made: list[Member] = made) -> float:
+        """Of the first member's cell, all of it covered, beside another with `count` there."""
+        means = [shades(black, 0.0, 1000).means(None), shades(white, 0.9, count).means(None)]
+        return float(np.abs(aspects(made, means, 1.0)[0].steps).max())
+
+    assert step(100) < 0.5 * step(1000) and step(10) < 0.1 * step(1000)
+    assert step(2000) == pytest.approx(step(1000), rel=0.05)
+    known = dict(sidecars[1].quality) | {STAND_IN: 1}
+    cloud = dataclasses.replace(made[1], sidecar=dataclasses.replace(sidecars[1], quality=known))
+    assert step(1000, [made[0], cloud]) == 0.0
+
+
 def test_colours_of_a_member_are_compared_in_the_frame_of_the_scene() -> None:
     any_ = random_gaussians(RNG, 300, 2)
     look = RNG.normal(size=(4, 3))
@@ -176,8 +219,8 @@ def test_colours_of_a_member_are_compared_in_the_frame_of_the_scene() -> None:
     pose = random_sim3(RNG)
     shades = Shades(1.0, pose.rotation)
     shades.add(scene.means.astype(float), transform_gaussians(scene, pose.inverse()))
-    _, means = shades.total()
-    assert np.allclose(means, look, atol=1e-5)
+    means = shades.means(None)
+    assert np.allclose(means.colours, look, atol=1e-5)
 
 
 def test_a_plain_cloud_is_merged_as_gaussians(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from stitch import merge
+from stitch.aspects import Aspect
 from stitch.cover import Cover
-from stitch.merge import merge_gaussians, merge_sidecars
+from stitch.harmonise import Tint
+from stitch.merge import Finish, merge_gaussians, merge_sidecars
 from stitch.ply import read_ply, write_ply
 from stitch.register import register
 from stitch.score import Thresholds, judge
@@ -192,7 +194,7 @@ def files(made: list[Member], tmp_path: Path, degree: int = 1) -> list[Path]:
 def test_the_merged_file_holds_what_each_member_keeps(tmp_path: Path) -> None:
     made = members(7, [(0, 7), (4, 12)])
     paths = files(made, tmp_path, degree=3)
-    merged = merge_gaussians(made, paths, tmp_path / "scene.ply")
+    merged = merge_gaussians(made, paths, tmp_path / "scene.ply", finish=Finish(aspects=False))
     scene = read_ply(tmp_path / "scene.ply")
     assert merged.before == (40_000, 40_000)
     assert len(scene) == sum(merged.kept)
@@ -207,19 +209,27 @@ def test_the_merged_file_holds_what_each_member_keeps(tmp_path: Path) -> None:
         first += merged.kept[own]
 
 
-def test_a_stitch_is_undone_by_what_its_report_keeps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harmonise", [False, True])
+def test_a_stitch_is_undone_by_what_its_report_keeps(tmp_path: Path, harmonise: bool) -> None:
     """Of each member's gaussians those that the scene holds come back, in the member's frame."""
     made = members(10, [(0, 7), (4, 12)])
     paths = files(made, tmp_path, degree=3)
-    merged = merge_gaussians(made, paths, tmp_path / "scene.ply")
+    finish = Finish(harmonise=harmonise)
+    merged = merge_gaussians(made, paths, tmp_path / "scene.ply", finish=finish)
     scene = read_ply(tmp_path / "scene.ply")
     parts = np.split(np.arange(len(scene)), np.cumsum(merged.kept)[:-1])
-    for member, path, mask, rows in zip(made, paths, merged.masks, parts, strict=True):
+    whole = zip(made, paths, merged.masks, parts, merged.aspects, strict=True)
+    for own, (member, path, mask, rows, aspect) in enumerate(whole):
         source = read_ply(path)
         kept = source.select(np.unpackbits(mask, count=len(source)).astype(np.bool_))
-        back = transform_gaussians(scene.select(rows), member.pose.inverse())
+        assert aspect.moves
+        back = Aspect(aspect.cell, aspect.keys, -aspect.steps).apply(scene.select(rows))
+        if harmonise:
+            tint = merged.tints[own]
+            back = Tint(1.0 / tint.gain, -tint.offset / tint.gain).apply(back)
+        back = transform_gaussians(back, member.pose.inverse())
         for name in ("scales", "quats", "opacities", "sh0", "shN"):
-            assert np.allclose(getattr(back, name), getattr(kept, name), atol=2e-6), name
+            assert np.allclose(getattr(back, name), getattr(kept, name), atol=4e-6), name
         assert np.allclose(back.means, kept.means, atol=2e-6 * np.abs(kept.means).max())
 
 

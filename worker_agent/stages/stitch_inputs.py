@@ -93,7 +93,7 @@ class Settings:
             finish=Finish(
                 floaters=bool(config.get("prune_floaters", True)),
                 harmonise=bool(config.get("harmonise", False)),
-                aspects=bool(config.get("aspects", False)),
+                aspects=bool(config.get("aspects", True)),
                 label=bool(config.get("segment_ids", False)),
             ),
             orthomosaic=bool(config.get("orthomosaic", True)),
