@@ -352,7 +352,7 @@ def main() -> int:
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
     size = FULL if given.full else PART
     grounds = range(len(GROUNDS) if given.full else len(KINDS))
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(len(grounds)) as pool:  # more than two: they end at different times
         first, *others = pool.map(Bench.run, [Bench(k, size) for k in grounds])
     for other in others:
         first.add(other)
