@@ -57,6 +57,7 @@ class SfmConfig(Frozen):
     min_registered_share: float = Field(default=0.8, ge=0, le=1)
     max_reprojection_px: float = Field(default=2.0, gt=0)
     memory_limit_mib: int | None = Field(default=None, ge=256)
+    patience: float = Field(default=1.0, gt=0)  # with a step that does not get on, times as much
     # Polygons that never show the scene (a part of the vehicle); corners as shares of the picture.
     mask: tuple[tuple[tuple[float, float], ...], ...] = ()
     mask_command: tuple[str, ...] = ()  # a program that masks what moves: docs/backends.md

@@ -96,6 +96,15 @@ def test_a_lens_that_does_not_is_given_up(run: Path, monkeypatch: pytest.MonkeyP
     assert shares == sorted(shares)
 
 
+def test_a_lens_that_was_given_up_is_not_tried_again_by_the_next_attempt(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    climb(run, monkeypatch, "SIMPLE_RADIAL")
+    climbed, camera = climb(run, monkeypatch, "SIMPLE_RADIAL")
+    assert camera["model"] == "SIMPLE_RADIAL"
+    assert not any("SIMPLE" not in step for step in climbed)
+
+
 def test_what_neither_registers_is_told_by_the_guess(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

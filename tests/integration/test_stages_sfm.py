@@ -18,12 +18,13 @@ from PIL import Image
 
 from stitch.sidecar import Sidecar
 from tests.sfm_world import HEIGHT, SFM, WIDTH, film, gravel, reconstruct, spec_for
+from worker_agent.processes import children
 from worker_agent.protocol import FailureCode
 from worker_agent.stages import sfm, sfm_lens, sfm_mapping
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.stages.masks import pack, prepare, unpacked
 from worker_agent.stages.sfm_mapping import Request
-from worker_agent.stages.sfm_process import StepCrashed, _verdict, counts, run_step
+from worker_agent.stages.sfm_process import StepCrashed, StepHung, _verdict, counts, run_step
 
 
 @pytest.fixture(scope="module")
@@ -108,19 +109,6 @@ def test_progress_is_told_and_never_goes_back(done: Done) -> None:
     shares = [line["fraction"] for line in told[first : last + 1]]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-
-
-def test_features_of_an_earlier_attempt_are_used_again_unless_made_otherwise(done: Done) -> None:
-    run_dir, _, _ = done
-    database = run_dir / "sfm" / "database.db"
-    before = database.stat().st_ino
-    again = reconstruct(run_dir, min_registered_share=0.9)
-    assert database.stat().st_ino == before
-    assert again.metrics["registered"] == 14
-    reconstruct(run_dir, max_features=700)
-    with pycolmap.Database.open(str(database)) as link:
-        most = max(len(link.read_keypoints(i.image_id)) for i in link.read_all_images())
-    assert most <= 700
 
 
 class Enough(Exception):
@@ -292,8 +280,34 @@ def request(done: Done, tmp_path: Path, **changes: Any) -> Request:
     return Request(**(values | changes))
 
 
-def no_tick(_: int) -> None:
-    pass
+class Struck:
+    """A tick that gives the child a signal, once; `children` are those that got it."""
+
+    def __init__(self, sign: signal.Signals) -> None:
+        self.sign = sign
+        self.children: list[int] = []
+
+    def __call__(self, _: int) -> int:
+        if not self.children:
+            self.children = [pid for pid in children() if b"sfm_mapping" in command_of(pid)]
+            for pid in self.children:
+                os.kill(pid, self.sign)
+        return 0
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended while we looked
+        return b""
+
+
+def mapping_of(done: Done, tmp_path: Path, **changes: Any) -> Request:
+    return request(done, tmp_path, database=str(done[0] / "sfm" / "database.db"), **changes)
+
+
+def no_tick(_: int) -> int:
+    return 0
 
 
 def test_stronger_features_are_more_of_them(done: Done, tmp_path: Path) -> None:
@@ -301,6 +315,7 @@ def test_stronger_features_are_more_of_them(done: Done, tmp_path: Path) -> None:
     for strong in (False, True):
         database = tmp_path / f"{strong}.db"
         few = request(done, tmp_path, database=str(database), strong=strong, max_features=4000)
+        few = replace(few, answer=str(tmp_path / f"{strong}.json"))
         run_step("extract", replace(few, names=few.names[:1]), no_tick)
         with pycolmap.Database.open(str(database)) as link:
             found.append(len(link.read_keypoints(link.read_all_images()[0].image_id)))
@@ -390,18 +405,24 @@ def test_an_altimeter_gives_a_model_without_positions_its_metre(done: Done, tmp_
 
 
 def test_a_native_abort_ends_in_one_line_and_not_the_stage(done: Done, tmp_path: Path) -> None:
-    def abort_child(_: int) -> None:
-        for entry in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = entry.read_text().rpartition(")")[2].split()
-                command = entry.with_name("cmdline").read_bytes()
-            except OSError:  # it ended while we looked
-                continue
-            if int(fields[1]) == os.getpid() and b"sfm_mapping" in command:
-                os.kill(int(entry.parent.name), signal.SIGABRT)
-
     with pytest.raises(StepCrashed, match="extract was ended by SIGABRT"):
-        run_step("extract", request(done, tmp_path), abort_child)
+        run_step("extract", request(done, tmp_path), Struck(signal.SIGABRT))
+
+
+def test_a_kill_from_outside_is_not_taken_for_too_little_memory(done: Done, tmp_path: Path) -> None:
+    """Nor for a fault of the mapper: the ladder does not go on without it."""
+    with pytest.raises(StageFailure, match=r"map_global.*SIGKILL") as caught:
+        run_step("map_global", mapping_of(done, tmp_path), Struck(signal.SIGKILL))
+    assert caught.value.reason is FailureCode.STAGE_SIGNALLED
+
+
+def test_a_child_that_stands_still_is_ended(done: Done, tmp_path: Path) -> None:
+    stopped = Struck(signal.SIGSTOP)
+    with pytest.raises(StepHung, match=r"map_global of 14 frames .* no CPU time") as caught:
+        run_step("map_global", mapping_of(done, tmp_path, patience=0.002), stopped)
+    assert caught.value.failure({}).reason is FailureCode.STAGE_TIMEOUT
+    (child,) = stopped.children
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_an_exception_of_the_library_is_told_in_its_own_words(done: Done, tmp_path: Path) -> None:
@@ -425,7 +446,7 @@ def test_native_code_that_dies_at_its_limit_had_too_little_memory(
     limit: int | None, peak_mib: float, memory: bool, done: Done, tmp_path: Path
 ) -> None:
     ordered = request(done, tmp_path, memory_limit_mib=limit)
-    found = _verdict("extract", -signal.SIGSEGV, "", ordered, peak_mib)
+    found = _verdict("extract", -signal.SIGSEGV, "", ordered, peak_mib, for_memory=False)
     assert isinstance(found, StageFailure if memory else StepCrashed)
 
 

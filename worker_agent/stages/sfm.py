@@ -7,11 +7,10 @@ pairs, and both again; then the same with stronger features. The first model tha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from worker_agent.stages.api import (
 from worker_agent.stages.depth_maps import model_of, with_depths
 from worker_agent.stages.manifest import at_source_size
 from worker_agent.stages.mask_program import make_masks
-from worker_agent.stages.masks import PACKED, PER_FRAME, pack, prepare
+from worker_agent.stages.masks import PACKED, pack, prepare
 from worker_agent.stages.registry import feed_forward
 from worker_agent.stages.sfm_acceptance import (
     Candidate,
@@ -37,6 +36,7 @@ from worker_agent.stages.sfm_acceptance import (
     Refusal,
     Vector,
 )
+from worker_agent.stages.sfm_kept import begin, digest_of, is_kept, remove_work
 from worker_agent.stages.sfm_mapping import Request
 from worker_agent.stages.sfm_missing import explain_missing
 from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
@@ -63,23 +63,30 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
     `output/depth.zip`.
 
     Raises StageFailure: FRAMES_UNUSABLE, NO_PARALLAX, REGISTRATION_FAILED, REGISTRATION_WEAK,
-    OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, INPUT_MISSING; for a depth model or a program for masks
-    TOOL_MISSING and CONFIG_INVALID, for the program STAGE_TIMEOUT.
+    OUT_OF_MEMORY, DISK_FULL, STAGE_CRASHED, STAGE_SIGNALLED, STAGE_TIMEOUT, INPUT_MISSING; for a
+    depth model or a program for masks TOOL_MISSING and CONFIG_INVALID.
     """
     if feed_forward(spec.config):
         return _left_out(Path(spec.run_dir), report)
     depth_model = model_of(spec)  # what is wrong with it is told before the work, not after it
     make_masks(spec, report)
     ladder = _Ladder(spec, report)
-    candidate = ladder.climb_all()
-    if candidate is None and ladder.fallback is not None:
-        report.warning(f"no model with the lens of {ladder.lens}: once more with a guess")
-        ladder = _Ladder(spec, report, lens_guessed=True)
+    if ladder.fallback is None:
         candidate = ladder.climb_all()
+    else:
+        guessed = _Ladder(spec, report, lens_guessed=True)
+        candidate = None if guessed.is_under_way() else ladder.climb_all()
+        if candidate is None:
+            report.warning(f"no model with the lens of {ladder.lens}: once more with a guess")
+            ladder = guessed
+            candidate = ladder.climb_all()
     if candidate is None:
         raise ladder.failure()
     made = ladder.publish(candidate)
-    return made if depth_model is None else with_depths(made, depth_model, spec, report)
+    if depth_model is not None:
+        made = with_depths(made, depth_model, spec, report)
+    remove_work(Path(spec.run_dir))
+    return made
 
 
 def _left_out(root: Path, report: Reporter) -> Artifacts:
@@ -144,27 +151,33 @@ class _Ladder:
             threads=int(config["threads"]),
             memory_limit_mib=config["memory_limit_mib"],
             focal_uncertainty=float(config.get("focal_uncertainty", GIVEN_FOCAL)),
+            patience=float(config.get("patience", 1.0)),
             manifest=str(manifest_path),
             model=str(sfm / "model"),
             registration=str(self._run_dir / "output" / "registration.npz"),
         )
-        polygons = config.get("mask") or ()
+        self._polygons = config.get("mask") or ()
+        self._digest = digest_of(self._run_dir, self._request, self._polygons)
         self._candidates: list[Candidate] = []
         self._refusals: list[Refusal] = []
         self._crashes: list[StepCrashed] = []
         self._matches: MatchFacts | None = None
         self._matchless: Refusal | None = None
         self._too_few_features = False
-        self._reuse_or_clear_database(polygons)
-        masks = prepare(
-            self._run_dir, self._request.names, (camera["width"], camera["height"]), polygons
-        )
-        if masks is not None:
-            self._request = replace(self._request, masks=str(masks))
+
+    def is_under_way(self) -> bool:
+        """Whether an attempt before this one began it."""
+        return is_kept(self._run_dir, self._digest)
 
     def climb_all(self) -> Candidate | None:
         """The first accepted model. With a lens to fall back on only the first rung is tried: a
-        wrong lens fails on all of them."""
+        wrong lens fails on all of them. Steps that an attempt before this one ended are not
+        computed again."""
+        begin(self._run_dir, self._digest)
+        size = (self._request.camera["width"], self._request.camera["height"])
+        masks = prepare(self._run_dir, self._request.names, size, self._polygons)
+        if masks is not None:
+            self._request = replace(self._request, masks=str(masks))
         for strong, pairs in RUNGS[:1] if self.fallback is not None else RUNGS:
             candidate = self.climb(strong, pairs)
             if candidate is not None:
@@ -236,12 +249,8 @@ class _Ladder:
         if refusal is not None:
             return _failure(refusal)
         if self._crashes:
-            return StageFailure(
-                FailureCode.STAGE_CRASHED,
-                f"COLMAP ended abnormally: {self._crashes[-1].message}",
-                advice="See the attempt's log; try other sfm settings, or report the clip.",
-                evidence={"crashes": [crash.message for crash in self._crashes]},
-            )
+            said = [crash.message for crash in self._crashes]
+            return self._crashes[-1].failure({"crashes": said})
         return StageFailure(
             FailureCode.REGISTRATION_FAILED,
             f"no model could be made of {self.limits.frames} frames: they do not overlap enough",
@@ -296,6 +305,7 @@ class _Ladder:
         published = self._required("finish", request)
         refusal = acceptance.judge_published(published, self.limits)
         if refusal is not None:
+            remove_work(self._run_dir)
             shutil.rmtree(request.model)
             Path(request.registration).unlink()
             raise _failure(self._no_parallax() or refusal)
@@ -312,7 +322,6 @@ class _Ladder:
             "width": self._request.camera["source_width"],
             "height": self._request.camera["source_height"],
         }
-        shutil.rmtree(request.work)
         (self._run_dir / PACKED).unlink(missing_ok=True)
         masks = [pack(self._run_dir)] if request.masks else []
         target = self._run_dir / "output" / "sfm.json"
@@ -334,12 +343,7 @@ class _Ladder:
         try:
             return self._run(step, request)
         except StepCrashed as crash:
-            raise StageFailure(
-                FailureCode.STAGE_CRASHED,
-                f"COLMAP ended abnormally: {crash.message}",
-                advice="See the attempt's log; try other sfm settings, or report the clip.",
-                evidence={"step": crash.step},
-            ) from None
+            raise crash.failure({"step": crash.step}) from None
 
     def _run(self, step: str, request: Request) -> dict[str, Any]:
         label = label_of(step, request.pairs, strong=request.strong)
@@ -350,7 +354,8 @@ class _Ladder:
             pairs = min(pairs, sequential_pairs(frames, request.overlap))
         started = time.monotonic()
 
-        def tick(registered: int) -> None:
+        def tick(registered: int) -> int:
+            done = registered
             seconds = time.monotonic() - started
             message, share = f"{label}: {seconds:.0f} s", 0.0
             if step == "extract":
@@ -364,25 +369,11 @@ class _Ladder:
                 share = registered / frames
             along = low + (high - low) * min(1.0, share)
             self._report.progress(self._begins + (1 - self._begins) * along, message)
+            return done
 
         tick(0)
-        return run_step(step, request, tick)
-
-    def _reuse_or_clear_database(self, polygons: Any) -> None:
-        """Features and matches of a killed attempt are kept when they were made the same way."""
-        sfm = self._run_dir / "sfm"
-        listing = self._run_dir / "frames" / "frames.json"
-        wanted = asdict(self._request) | {"threads": 0, "memory_limit_mib": 0}
-        digest = hashlib.sha256(json.dumps([wanted, polygons], sort_keys=True).encode())
-        masks = sorted((self._run_dir / PER_FRAME).glob("*.png"))
-        for path in (listing, *masks):
-            digest.update(path.read_bytes() if path.is_file() else b"")
-        key = sfm / "database.key"
-        if not key.is_file() or key.read_text() != digest.hexdigest():
-            if sfm.exists():
-                shutil.rmtree(sfm)
-            sfm.mkdir()
-            key.write_text(digest.hexdigest())
+        answer = Path(request.work) / f"{label.replace(' ', '_')}.answer.json"
+        return run_step(step, replace(request, answer=str(answer)), tick)
 
 
 def _failure(refusal: Refusal) -> StageFailure:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker_agent.durable import write_json
+
 __all__ = ["STEPS", "Request", "main"]
 
 MEBIBYTE = 1 << 20
@@ -51,6 +53,7 @@ class Request:
     threads: int
     memory_limit_mib: int | None
     focal_uncertainty: float  # of a focal length that was given, over itself
+    patience: float = 1.0  # with a step that does not get on: `sfm_liveness`
     strong: bool = False  # more and weaker features, for frames that did not register without
     masks: str = ""  # directory of <image name>.png, black where features do not count
     pairs: str = "sequential"  # | exhaustive: what the matches were made from
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> int:
         limit = request.memory_limit_mib * MEBIBYTE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     answer = STEPS[step](request)
-    Path(request.answer).write_text(json.dumps(answer))
+    write_json(Path(request.answer), answer, this_boot=True)
     return 0
 
 
@@ -91,6 +94,8 @@ def extract(request: Request) -> dict[str, Any]:
     """SIFT features of every image, one camera for all. Images done before are skipped."""
     pc = _pycolmap(request)
     reader = pc.ImageReaderOptions()
+    if Path(request.database).is_file():
+        _go_on(pc, request, reader)
     reader.camera_model = request.camera["model"]
     if request.camera["prior_focal"]:
         reader.camera_params = ",".join(repr(float(v)) for v in request.camera["params"])
@@ -118,6 +123,17 @@ def extract(request: Request) -> dict[str, Any]:
         device=pc.Device.cpu,
     )
     return {}
+
+
+def _go_on(pc: Any, request: Request, reader: Any) -> None:
+    """Else COLMAP would give the images that are left a second camera."""
+    with pc.Database.open(request.database) as database:
+        if database.num_keypoints():
+            (camera,) = database.read_all_cameras()
+            reader.existing_camera_id = camera.camera_id
+            return
+    for path in Path(request.database).parent.glob(f"{Path(request.database).name}*"):
+        path.unlink()  # its camera may be there in part
 
 
 def match(request: Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import worker_agent
+from worker_agent import oom
 from worker_agent.messages import FailureCode
 from worker_agent.stages.api import StageFailure
+from worker_agent.stages.sfm_liveness import Bounds, Pulse, beat, bounds, hung
 from worker_agent.stages.sfm_mapping import Request
 
 __all__ = ["StepCrashed", "counts", "run_step"]
 
 POLL_S = 0.5
+END_S = 30.0  # what was killed may have to wait for a disk
 LOG_TAIL = 8000
 _MEMORY_SIGNS = (
     "bad_alloc",
@@ -47,23 +51,46 @@ _DISK_SIGNS = ("database or disk is full", "No space left on device")
 
 
 class StepCrashed(Exception):
-    """The child died; `message` is one line."""
+    """The child died; `message` is one line, and `failure` what it is for the stage."""
 
     def __init__(self, step: str, message: str) -> None:
         super().__init__(message)
         self.step = step
         self.message = message
 
+    def failure(self, evidence: dict[str, Any]) -> StageFailure:
+        return StageFailure(
+            FailureCode.STAGE_CRASHED,
+            f"COLMAP ended abnormally: {self.message}",
+            advice="See the attempt's log; try other sfm settings, or report the clip.",
+            evidence=evidence,
+        )
 
-def run_step(step: str, request: Request, tick: Callable[[int], None]) -> dict[str, Any]:
-    """The step's answer. `tick` is called about twice a second with the last count it printed.
 
-    Raises StageFailure OUT_OF_MEMORY or DISK_FULL, and StepCrashed for any other death.
+class StepHung(StepCrashed):
+    """The child lived, got no further and was ended."""
+
+    def failure(self, evidence: dict[str, Any]) -> StageFailure:
+        return StageFailure(
+            FailureCode.STAGE_TIMEOUT,
+            f"SfM hung: {self.message}",
+            advice="Look at the host's disk and kernel log; raise sfm.patience if it is only slow.",
+            evidence=evidence,
+        )
+
+
+def run_step(step: str, request: Request, tick: Callable[[int], int]) -> dict[str, Any]:
+    """The step's answer; of one that an earlier attempt ended, the answer it left.
+
+    `tick` is called about twice a second with the last count that the step printed, and says how
+    much of it is done. Raises StageFailure OUT_OF_MEMORY or DISK_FULL, StepHung for a step that
+    gets no further (`sfm_liveness`), and StepCrashed for any other death.
     """
     work = Path(request.work)
     work.mkdir(parents=True, exist_ok=True)
     answer = Path(request.answer)
-    answer.unlink(missing_ok=True)
+    if answer.is_file():
+        return _answered(answer)
     order = work / f"{step}.json"
     order.write_text(json.dumps(asdict(request)))
     complaints = work / f"{step}.log"
@@ -72,6 +99,8 @@ def run_step(step: str, request: Request, tick: Callable[[int], None]) -> dict[s
         "OMP_NUM_THREADS": str(request.threads),
         "OPENBLAS_NUM_THREADS": str(request.threads),
     }
+    limits = bounds(len(request.names), request.threads, request.patience)
+    kills_before = oom.kills()
     with complaints.open("wb") as log:
         # In the stage's own process group: whoever ends the stage ends this too.
         child = subprocess.Popen(
@@ -82,16 +111,35 @@ def run_step(step: str, request: Request, tick: Callable[[int], None]) -> dict[s
             env=environment,
         )
         try:
-            peak_mib = _follow(child, tick)
+            peak_mib, why_hung = _follow(child, tick, limits)
         finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
+            ended = _end(child)
+    if why_hung is not None:
+        message = f"{step} of {len(request.names)} frames was ended, {why_hung}"
+        if not ended:  # then nothing else can work on its database
+            raise StepHung(step, f"{message}, and does not go away").failure({"step": step})
+        raise StepHung(step, message)
     if child.returncode == 0 and answer.is_file():
-        result: dict[str, Any] = json.loads(answer.read_text())
-        return result
+        return _answered(answer)
     log_text = complaints.read_text(errors="replace")
-    raise _verdict(step, child.returncode, log_text, request, peak_mib)
+    # Where the kernel does not tell its kills, each counts as one for memory.
+    for_memory = not kills_before or bool(oom.since(kills_before, oom.kills()))
+    raise _verdict(step, child.returncode, log_text, request, peak_mib, for_memory=for_memory)
+
+
+def _answered(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def _end(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it is gone: what waits in the kernel cannot be killed."""
+    child.kill()  # of a process that has been waited for, nothing
+    try:
+        child.wait(END_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def counts(database: Path) -> tuple[int, int]:
@@ -113,9 +161,13 @@ def _import_path() -> list[str]:
     return [root, *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
-def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> float:
-    """Until it closes its output; the most address space it was seen with, in MiB."""
+def _follow(
+    child: subprocess.Popen[bytes], tick: Callable[[int], int], limits: Bounds
+) -> tuple[float, str | None]:
+    """Until it closes its output or hangs: the most address space it was seen with, in MiB, and
+    why it counts as hung."""
     peak_mib = 0.0
+    pulse, looked = Pulse(), time.monotonic()
     if child.stdout is None:
         raise RuntimeError("the child was started without a pipe")
     count = 0
@@ -126,12 +178,16 @@ def _follow(child: subprocess.Popen[bytes], tick: Callable[[int], None]) -> floa
             if selector.select(POLL_S):
                 block = os.read(child.stdout.fileno(), 65536)
                 if not block:
-                    return peak_mib
+                    return peak_mib, None
                 *lines, buffer = (buffer + block).split(b"\n")
                 numbers = [int(n) for n in (x[11:] for x in lines) if n.isdigit()]
                 count = numbers[-1] if numbers else count
             peak_mib = max(peak_mib, _address_space_mib(child.pid))
-            tick(count)
+            done, now = tick(count), time.monotonic()
+            watched_s, looked = min(now - looked, 2 * POLL_S), now
+            pulse = beat(pulse, cpu_s=_cpu_s(child.pid), done=done, watched_s=watched_s)
+            if (why := hung(pulse, limits)) is not None:
+                return peak_mib, why
 
 
 def _address_space_mib(pid: int) -> float:
@@ -144,8 +200,23 @@ def _address_space_mib(pid: int) -> float:
     return int(peaks[0]) / 1024 if peaks else 0.0
 
 
+def _cpu_s(pid: int) -> float:
+    """Of all its threads; 0 for a process that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc_pid_stat(5)
+
+
 def _verdict(
-    step: str, returncode: int, log: str, request: Request, peak_mib: float
+    step: str,
+    returncode: int,
+    log: str,
+    request: Request,
+    peak_mib: float,
+    *,
+    for_memory: bool,
 ) -> StageFailure | StepCrashed:
     sys.stderr.write(log[-LOG_TAIL:])  # the child's own words belong into the attempt's log
     killed = -returncode if returncode < 0 else 0
@@ -158,7 +229,8 @@ def _verdict(
             advice="Free space on the host or move its work_dir, then retry the job.",
         )
     starved = limit is not None and killed in _LIMIT_DEATHS and peak_mib > _AT_THE_LIMIT * limit
-    if killed == signal.SIGKILL or starved or any(sign in log for sign in signs):
+    by_kernel = killed == signal.SIGKILL and for_memory
+    if by_kernel or starved or any(sign in log for sign in signs):
         bound = f"its limit of {limit} MiB" if limit else "the host's memory"
         return StageFailure(
             FailureCode.OUT_OF_MEMORY,
@@ -171,6 +243,13 @@ def _verdict(
             FailureCode.TOOL_MISSING,
             f"SfM ({step}) cannot start: {_gist(log)}",
             advice="Install the agent's stage dependencies on the host (cosma worker bootstrap).",
+        )
+    if killed == signal.SIGKILL:  # not COLMAP's doing: no reason to go on without this step
+        return StageFailure(
+            FailureCode.STAGE_SIGNALLED,
+            f"SfM ({step}) was killed from outside (SIGKILL), not by the kernel for its memory",
+            advice="Find out what ends processes on the host; a retry goes on where this stopped.",
+            evidence={"step": step},
         )
     if killed:
         return StepCrashed(step, f"{step} was ended by {signal.Signals(killed).name}: {_gist(log)}")

@@ -1,0 +1,64 @@
+"""What an attempt at SfM leaves for the next one: features, matches, and the answers of its steps.
+
+They lie under `sfm/` and count while `database.key` there says that they were made the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from worker_agent.clock import boot_id
+from worker_agent.stages.masks import PER_FRAME
+from worker_agent.stages.registry import STAGES, tool_versions
+from worker_agent.stages.sfm_mapping import Request
+
+__all__ = ["begin", "digest_of", "is_kept", "remove_work"]
+
+KEY = Path("sfm/database.key")
+WORK = Path("sfm/work")
+
+
+def digest_of(run_dir: Path, request: Request, polygons: Sequence[Any]) -> str:
+    """Of all that decides what the steps give. Of this boot, too: COLMAP writes its database with
+    synchronous = OFF, and a power cut may leave any part of it."""
+    wanted = asdict(request) | {"threads": 0, "memory_limit_mib": 0, "patience": 0}
+    tools = tool_versions(STAGES["ColmapReconstruction"])
+    said = [wanted, polygons, tools, boot_id()]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    masks = sorted((run_dir / PER_FRAME).glob("*.png"))
+    for path in (run_dir / "frames" / "frames.json", *masks):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def is_kept(run_dir: Path, digest: str) -> bool:
+    key = run_dir / KEY
+    return key.is_file() and key.read_text() == digest
+
+
+def begin(run_dir: Path, digest: str) -> None:
+    """Remove what was made otherwise."""
+    if is_kept(run_dir, digest):
+        return
+    key = run_dir / KEY
+    key.unlink(missing_ok=True)  # first: what is removed by halves is nobody's any more
+    if key.parent.exists():
+        shutil.rmtree(key.parent)
+    key.parent.mkdir()
+    key.write_text(digest)
+
+
+def remove_work(run_dir: Path) -> None:
+    """Remove models and answers, all at once for the next attempt."""
+    work = run_dir / WORK
+    trash = work.with_name(".work")
+    shutil.rmtree(trash, ignore_errors=True)
+    if work.exists():
+        work.replace(trash)
+        shutil.rmtree(trash)
