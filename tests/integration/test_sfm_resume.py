@@ -121,6 +121,37 @@ def test_half_the_features_are_completed_as_if_never_broken_off(
     assert found[0] == found[1]
 
 
+def test_more_matches_leave_what_an_earlier_rung_works_on(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapping of neighbours that is done again must not find all pairs."""
+    for name in ("frames", "output"):
+        (tmp_path / name).symlink_to(run_dir / name)
+    told = {"images": 9, "keypoints_median": 500, "verified_pairs": 40, "planar_share": 0.5}
+    found: list[tuple[str, list[str]]] = []
+
+    def played(step: str, ordered: Request, tick: Any) -> dict[str, Any]:
+        with closing(sqlite3.connect(ordered.database)) as link:
+            if step == "extract":
+                link.execute("create table if not exists made (by unique)")
+            elif step == "match":
+                link.execute("insert or ignore into made values (?)", (ordered.pairs,))
+                link.commit()
+            else:
+                made = [row[0] for row in link.execute("select * from made")]
+                found.append((f"{ordered.pairs} {step}", made))
+                if len(found) in (3, 6):
+                    raise BrokenOff
+        return told | {"motion_share": 0.2} if step == "match" else {"candidate": None}
+
+    monkeypatch.setattr(sfm, "run_step", played)
+    for _ in range(2):
+        with pytest.raises(BrokenOff):
+            go_on(tmp_path)
+    assert found[0] == found[3] == ("sequential map_global", ["sequential"])
+    assert found[2] == ("exhaustive map_global", ["sequential", "exhaustive"])
+
+
 @pytest.mark.parametrize("hangs", ["map_global", "map_"])
 def test_a_mapper_that_hangs_costs_its_rung(
     hangs: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

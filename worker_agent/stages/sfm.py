@@ -36,7 +36,13 @@ from worker_agent.stages.sfm_acceptance import (
     Refusal,
     Vector,
 )
-from worker_agent.stages.sfm_kept import begin, digest_of, is_kept, remove_work
+from worker_agent.stages.sfm_kept import (
+    begin,
+    digest_of,
+    for_all_pairs,
+    is_kept,
+    remove_work,
+)
 from worker_agent.stages.sfm_mapping import Request
 from worker_agent.stages.sfm_missing import explain_missing
 from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
@@ -210,6 +216,9 @@ class _Ladder:
     def _match(self, pairs: Pairs) -> bool:
         """Whether mapping may be tried."""
         self._request = replace(self._request, pairs=pairs)
+        if pairs == "exhaustive":
+            database = for_all_pairs(Path(self._request.database))
+            self._request = replace(self._request, database=str(database))
         self._matches = MatchFacts(**self._required("match", self._request))
         refusal = acceptance.judge_matches(self._matches)
         self._too_few_features = False

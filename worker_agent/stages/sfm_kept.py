@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from worker_agent.stages.masks import PER_FRAME
 from worker_agent.stages.registry import STAGES, tool_versions
 from worker_agent.stages.sfm_mapping import Request
 
-__all__ = ["begin", "digest_of", "is_kept", "remove_work"]
+__all__ = ["begin", "digest_of", "for_all_pairs", "is_kept", "remove_work"]
 
 KEY = Path("sfm/database.key")
 WORK = Path("sfm/work")
@@ -52,6 +54,19 @@ def begin(run_dir: Path, digest: str) -> None:
         shutil.rmtree(key.parent)
     key.parent.mkdir()
     key.write_text(digest)
+
+
+def for_all_pairs(database: Path) -> Path:
+    """A copy of `database` for more matches, so that a mapping of its own that was broken off finds
+    it as it was. Raises sqlite3.Error, as for a full disk."""
+    copy = database.with_name(f"{database.stem}_exhaustive.db")
+    if not copy.is_file():
+        part = copy.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        with closing(sqlite3.connect(database)) as link, closing(sqlite3.connect(part)) as other:
+            link.backup(other)
+        part.replace(copy)
+    return copy
 
 
 def remove_work(run_dir: Path) -> None:
