@@ -418,7 +418,7 @@ def test_a_kill_from_outside_is_not_taken_for_too_little_memory(done: Done, tmp_
 
 def test_a_child_that_stands_still_is_ended(done: Done, tmp_path: Path) -> None:
     stopped = Struck(signal.SIGSTOP)
-    with pytest.raises(StepHung, match=r"map_global of 14 frames .* no CPU time") as caught:
+    with pytest.raises(StepHung, match=r"map_global of 14 frames .* next to no CPU time") as caught:
         run_step("map_global", mapping_of(done, tmp_path, patience=0.002), stopped)
     assert caught.value.failure({}).reason is FailureCode.STAGE_TIMEOUT
     (child,) = stopped.children

@@ -26,7 +26,7 @@ def after(seconds: int, *, cpu_share: float, done_each_s: float = 0.0) -> str | 
 
 def test_a_step_without_cpu_time_hangs() -> None:
     assert after(int(IDLE_S) - 1, cpu_share=0.0) is None
-    assert after(int(IDLE_S), cpu_share=0.0) == "it took no CPU time for 600 s"
+    assert after(int(IDLE_S), cpu_share=0.0) == "it took next to no CPU time for 600 s"
 
 
 def test_a_thread_that_looks_whether_the_others_have_ended_is_no_life() -> None:

@@ -56,7 +56,7 @@ def beat(last: Pulse, *, cpu_s: float, done: int, watched_s: float) -> Pulse:
 def hung(pulse: Pulse, limits: Bounds) -> str | None:
     """Why it counts as such; None for a step that lives."""
     if pulse.idle_s >= limits.idle_s:
-        return f"it took no CPU time for {pulse.idle_s:.0f} s"
+        return f"it took next to no CPU time for {pulse.idle_s:.0f} s"
     spent_s = pulse.cpu_s - pulse.done_cpu_s
     if spent_s >= limits.cpu_s:
         return f"it got no further for {spent_s:.0f} CPU-seconds"
