@@ -45,7 +45,7 @@ from worker_agent.stages.sfm_kept import (
 )
 from worker_agent.stages.sfm_mapping import Request
 from worker_agent.stages.sfm_missing import explain_missing
-from worker_agent.stages.sfm_process import StepCrashed, counts, run_step
+from worker_agent.stages.sfm_process import StepCrashed, StepHung, counts, run_step
 from worker_agent.stages.sfm_progress import SHARES, label_of
 
 __all__ = ["main", "sequential_pairs"]
@@ -253,13 +253,16 @@ class _Ladder:
         return None
 
     def failure(self) -> StageFailure:
-        """What the best model lacked; without any model, why there is none."""
-        refusal = self._no_parallax() or self._best_refusal() or self._matchless
+        """What the best model lacked; without any model, why there is none. A mapper that hung
+        might have made a better one: that is no fault of the clip, and another attempt may."""
+        told = {"crashes": [crash.message for crash in self._crashes]} if self._crashes else {}
+        refusal, hung = self._no_parallax(), [c for c in self._crashes if isinstance(c, StepHung)]
+        if refusal is None and not hung:
+            refusal = self._best_refusal() or self._matchless
         if refusal is not None:
-            return _failure(refusal)
+            return _failure(replace(refusal, evidence=refusal.evidence | told))
         if self._crashes:
-            said = [crash.message for crash in self._crashes]
-            return self._crashes[-1].failure({"crashes": said})
+            return (hung or self._crashes)[-1].failure(told)
         return StageFailure(
             FailureCode.REGISTRATION_FAILED,
             f"no model could be made of {self.limits.frames} frames: they do not overlap enough",

@@ -45,8 +45,20 @@ _LIMIT_SIGNS = (
 # Native code that does not look at what it was given dies of it without a word.
 _LIMIT_DEATHS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 _AT_THE_LIMIT = 0.8  # of it, in use when a child died that way
-# Native stack traces, Python's markers, and what its fault handler says of itself.
-_NOISE = ("@", "***", "PC:", "^", "$ ", "Extension modules", "File ", "Thread 0x", "Current thread")
+# Native stack traces, information of glog ("I20261231 ..."), Python's markers, and what its fault
+# handler says of itself.
+_NOISE = (
+    "@",
+    "I20",
+    "***",
+    "PC:",
+    "^",
+    "$ ",
+    "Extension modules",
+    "File ",
+    "Thread 0x",
+    "Current thread",
+)
 _DISK_SIGNS = ("database or disk is full", "No space left on device")
 
 
