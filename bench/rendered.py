@@ -1,6 +1,7 @@
 """What a stitch does to pictures: held-out views of two segments, alone and merged.
 
-`python -m bench.rendered [--json] [--pair A1 A2] [--steps N] [--degree N] [--aspects] [--keep DIR]`
+`python -m bench.rendered [--json] [--pair A1 A2] [--steps N] [--degree N] [--no-aspects]
+[--keep DIR]`
 
 Data: COSMA_TEST_DATA (by default ../shared/data). The segments of --pair are reconstructed and
 trained one by one on the CPU, as the farm does it, placed as in a stitch and merged; every held-out
@@ -24,9 +25,9 @@ rendered_holes              share of the pixels where the view's own segment is 
 rendered_own_db             PSNR of the segments on their own held-out views, for scale
 rendered_density            gaussians at the seam over those of a single capture
 
-With --aspects the scene is merged with `stitch.aspects`. With --keep what was trained stays in DIR
-and is taken from there the next time; beside the scene are its pictures: for each held-out view
-what was filmed, and what its own segment, the other one and the scene show.
+With --no-aspects the scene is merged without `stitch.aspects`. With --keep what was trained stays
+in DIR and is taken from there the next time; beside the scene are its pictures: for each held-out
+view what was filmed, and what its own segment, the other one and the scene show.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def rendered(gaussians: Any, dataset: Any, view: int) -> tuple[Any, Any]:
 
 
 def compared(
-    names: list[str], segments: list[Trained], folder: Path, aspects: bool = False
+    names: list[str], segments: list[Trained], folder: Path, aspects: bool = True
 ) -> dict[str, list[float]]:
     import torch
 
@@ -89,7 +90,7 @@ def compared(
         raise SystemExit(f"{' and '.join(names)} are not one scene")
     poses = [placed[number] for number in range(len(segments))]
     members = [Member(n, p, s.sidecar) for n, p, s in zip(names, poses, segments, strict=True)]
-    path = folder / f"{'_'.join(names)}{'_aspects' * aspects}" / "scene.ply"
+    path = folder / f"{'_'.join(names)}{'_no_aspects' * (not aspects)}" / "scene.ply"
     path.parent.mkdir(exist_ok=True)
     merged = merge_gaussians(
         members, [one.ply for one in segments], path, finish=Finish(aspects=aspects)
@@ -148,7 +149,7 @@ def main() -> int:
     )
     options.add_argument("--steps", type=int, default=500, help="of each training")
     options.add_argument("--degree", type=int, default=1, help="of the spherical harmonics")
-    options.add_argument("--aspects", action="store_true")
+    options.add_argument("--no-aspects", action="store_true")
     options.add_argument("--keep", type=Path, metavar="DIR", help="holds runs, scene and pictures")
     given = options.parse_args()
     data = Path(os.environ.get("COSMA_TEST_DATA", DATA))
@@ -156,7 +157,7 @@ def main() -> int:
         folder = given.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         segments = [trained(name, data, folder, given.steps, given.degree) for name in given.pair]
-        found = compared(given.pair, segments, folder, given.aspects)
+        found = compared(given.pair, segments, folder, not given.no_aspects)
     figures: list[tuple[str, str, str, str, float | None]] = [
         ("loss_alone_db", "loss_alone", "dB", "lower", 0.3),
         ("gain_overlap_db", "gain_overlap", "dB", "higher", 0.0),
