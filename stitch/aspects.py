@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from stitch.cells import key_of, pack, unpack
 from stitch.gaussians import F32, Gaussians
 from stitch.harmonise import Tint
-from stitch.sim3 import F64, sh_basis, sh_rotation
+from stitch.sim3 import F64, Sim3, sh_basis, sh_rotation
 from stitch.standin import STAND_IN
 from stitch.territory import Member
 
@@ -37,7 +37,8 @@ _I64 = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True, eq=False)
 class Means:
     """Of one member's gaussians by cells of the scene: `keys` (C,) ascending; `colours` (C,4,3),
-    mean coefficients of bands 0 and 1 in the scene's frame; `weight` (C,), how much is there."""
+    mean coefficients of bands 0 and 1 in the scene's frame; `weight` (C,), how much is there, as
+    an area of the scene."""
 
     keys: _I64
     colours: F64
@@ -48,9 +49,10 @@ class Shades:
     """Mean colours of one member's gaussians by cells of the scene. Filled by `add`, then asked for
     `means`; in the memory of the cells met."""
 
-    def __init__(self, cell: float, rotation: F64) -> None:
-        """`rotation` (3,3) takes the member's frame to the scene's."""
-        self._cell, self._turn = cell, sh_rotation(rotation, 1)
+    def __init__(self, cell: float, pose: Sim3) -> None:
+        """`pose` takes the member's frame to the scene's."""
+        self._cell, self._turn = cell, sh_rotation(pose.rotation, 1)
+        self._unit = 2.0 * np.log(pose.scale)
         self._keys: list[_I64] = []
         self._sums: list[F64] = []
         self._waiting = 0
@@ -60,13 +62,18 @@ class Shades:
         key, usable = key_of(places, self._cell)
         cells, row = np.unique(key[usable], return_inverse=True)
         scales = np.sort(block.scales[usable].astype(np.float64), axis=1)
-        weight = np.exp(scales[:, 1] + scales[:, 2]) / (1.0 + np.exp(-block.opacities[usable]))
-        weight = np.minimum(weight, 4.0 * np.median(weight)) if len(weight) else weight
+        with np.errstate(over="ignore"):
+            area = np.exp(self._unit + scales[:, 1] + scales[:, 2])
+            weight = area / (1.0 + np.exp(-block.opacities[usable]))
         values = np.zeros((len(weight), 1 + 3 * _FIRST))
         values[:, 0] = 1.0
         values[:, 1:4] = block.sh0[usable]
         rest = block.shN[usable, : _FIRST - 1].reshape(len(weight), -1)
         values[:, 4 : 4 + rest.shape[1]] = rest
+        with np.errstate(invalid="ignore"):
+            broken = ~np.isfinite(weight * values.sum(axis=1))
+        weight[broken], values[broken] = 0.0, 0.0  # else one of them breaks all around it
+        weight = np.minimum(weight, 4.0 * np.median(weight)) if len(weight) else weight
         into = csc_array((weight, row, np.arange(len(row) + 1)), shape=(len(cells), len(row)))
         self._keys.append(cells)
         self._sums.append(into @ values)

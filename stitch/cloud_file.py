@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stitch.clouds import colours_of, every, white
+from stitch.errors import FileUnreadable
 from stitch.gaussians import SH_C0, Gaussians
 from stitch.ply import BLOCK, PlyFile, read_header
 
@@ -68,7 +69,11 @@ class CloudFile:
 
 
 def open_member(path: Path) -> PlyFile | CloudFile:
-    """Gaussians, or a plain cloud. Raises FileUnreadable when it is neither, or cut short."""
+    """Gaussians, or a plain cloud. Raises FileUnreadable when it is neither, empty, or cut
+    short."""
     names = read_header(path)[0].names or ()
     plain = "f_dc_0" not in names and "opacity" not in names
-    return CloudFile.open(path) if plain else PlyFile.open(path)
+    file = CloudFile.open(path) if plain else PlyFile.open(path)
+    if not file.count:
+        raise FileUnreadable(f"{path}: there is nothing in it")
+    return file

@@ -179,7 +179,7 @@ def _look(
     cover = Cover(axes, member.pose.scale * member.sidecar.median_depth)
     floaters = Floaters(member.sidecar.centres(), member.sidecar.median_depth)
     tally = Tally(cell)
-    shades = Shades(cell, member.pose.rotation)
+    shades = Shades(cell, member.pose)
     for block in file.blocks():
         places = _placed(block, member)
         cover.add(places[block.opacities > _FAINT])

@@ -173,17 +173,33 @@ def test_what_is_of_one_colour_already_looks_the_same_from_everywhere(tmp_path: 
         assert aspect.moves and np.abs(SH_C0 * aspect.steps.mean(axis=0)[0]).max() < 0.01
 
 
-def shades(look: np.ndarray, low: float, count: int) -> Shades:
-    """`look` (4,3) on the ground of a cell from x = `low` on."""
+def shades(look: np.ndarray, low: float, count: int, unit: float = 1.0) -> Shades:
+    """`look` (4,3) on the ground of a cell from x = `low` on; the scene in units of `unit`."""
     any_ = random_gaussians(RNG, count, 1)
     same = np.zeros((count, 3), np.float32)
     one = dataclasses.replace(
-        any_, sh0=same + look[0], shN=np.tile(look[1:], (count, 1, 1)), scales=same,
+        any_, sh0=same + look[0], shN=np.tile(look[1:], (count, 1, 1)),
+        scales=same - np.log(unit),
         opacities=same[:, 0],
     )  # fmt: skip
-    made = Shades(1.0, np.eye(3))
+    made = Shades(1.0, Sim3(unit, np.eye(3), np.zeros(3)))
     made.add(RNG.uniform([low, 0, 0], [1, 1, 1], (count, 3)), one)
     return made
+
+
+@pytest.mark.parametrize("name", ["scales", "opacities", "sh0", "shN"])
+def test_a_broken_gaussian_changes_no_colour_around_it(name: str) -> None:
+    block = random_gaussians(RNG, 300, 1)
+    places = RNG.uniform(0, 1, (300, 3))
+    values = getattr(block, name).copy()
+    values[7] = np.nan
+    broken = dataclasses.replace(block, **{name: values})
+    found = []
+    for one, rows in ((broken, np.arange(300)), (block, np.delete(np.arange(300), 7))):
+        made = Shades(1.0, Sim3.identity())
+        made.add(places[rows], one.select(rows))
+        found.append(made.means(None))
+    assert np.allclose(found[0].colours, found[1].colours, rtol=1e-2, atol=1e-2)
 
 
 def test_what_only_the_rim_of_another_shows_changes_little_and_a_stand_in_nothing() -> None:
@@ -202,6 +218,8 @@ def test_what_only_the_rim_of_another_shows_changes_little_and_a_stand_in_nothin
 
     assert step(100) < 0.5 * step(1000) and step(10) < 0.1 * step(1000)
     assert step(2000) == pytest.approx(step(1000), rel=0.05)
+    means = [shades(black, 0.0, 1000).means(None), shades(white, 0.0, 1000, 10.0).means(None)]
+    assert np.abs(aspects(made, means, 1.0)[0].steps).max() == pytest.approx(step(1000), rel=0.05)
     known = dict(sidecars[1].quality) | {STAND_IN: 1}
     cloud = dataclasses.replace(made[1], sidecar=dataclasses.replace(sidecars[1], quality=known))
     assert step(1000, [made[0], cloud]) == 0.0
@@ -217,7 +235,7 @@ def test_colours_of_a_member_are_compared_in_the_frame_of_the_scene() -> None:
         shN=np.concatenate([np.tile(look[1:], (300, 1, 1)), any_.shN[:, 3:]], axis=1),
     )
     pose = random_sim3(RNG)
-    shades = Shades(1.0, pose.rotation)
+    shades = Shades(1.0, pose)
     shades.add(scene.means.astype(float), transform_gaussians(scene, pose.inverse()))
     means = shades.means(None)
     assert np.allclose(means.colours, look, atol=1e-5)
@@ -248,6 +266,9 @@ def test_a_plain_cloud_is_merged_as_gaussians(tmp_path: Path) -> None:
     assert 0.1 * apart < blocks[0][2][0, 0] < apart
     path.write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 0\nend_header\n")
     with pytest.raises(FileUnreadable):
+        open_member(path)
+    write_ply(path, random_gaussians(RNG, 0, 1))
+    with pytest.raises(FileUnreadable, match="nothing in it"):
         open_member(path)
 
 
