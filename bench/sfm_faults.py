@@ -111,9 +111,9 @@ def digests(run_dir: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
 
 
-def ended(run_dir: Path) -> dict[str, int]:
-    """The answers that steps have left, as files that no later attempt may make anew."""
-    return {path.name: path.stat().st_ino for path in run_dir.glob("sfm/work/*.answer.json")}
+def ended(run_dir: Path) -> set[str]:
+    """The answers that steps have left."""
+    return {path.name for path in run_dir.glob("sfm/work/*.answer.json")}
 
 
 def prepared(base: Path) -> Path:

@@ -7,8 +7,9 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_agent.stages.sfm_liveness import IDLE_S, Pulse, beat, bounds, hung
+from worker_agent.stages.sfm_liveness import IDLE_S, Bounds, Pulse, beat, bounds, hung
 
+TIGHT = Bounds(1.0, 10.0)  # so that few steps reach them
 LIMITS = bounds(frames=40, threads=2, patience=1.0)
 
 
@@ -63,5 +64,5 @@ def test_nothing_is_hung_before_its_bound(steps: list[tuple[float, int, float]])
     for spent, count, (_, _, waited_s) in zip(cpu, done, steps, strict=True):
         watched += waited_s
         pulse = beat(pulse, cpu_s=spent, done=count, watched_s=waited_s)
-    if hung(pulse, LIMITS) is not None:
-        assert watched >= LIMITS.idle_s or spent >= LIMITS.cpu_s
+    if hung(pulse, TIGHT) is not None:
+        assert watched >= TIGHT.idle_s or spent >= TIGHT.cpu_s

@@ -81,6 +81,7 @@ def main(spec: AttemptSpec, report: Reporter) -> Artifacts:
         candidate = ladder.climb_all()
     else:
         guessed = _Ladder(spec, report, lens_guessed=True)
+        guessed.crashes = ladder.crashes  # what hung with the lens is no fault of the clip either
         candidate = None if guessed.is_under_way() else ladder.climb_all()
         if candidate is None:
             report.warning(f"no model with the lens of {ladder.lens}: once more with a guess")
@@ -166,7 +167,7 @@ class _Ladder:
         self._digest = digest_of(self._run_dir, self._request, self._polygons)
         self._candidates: list[Candidate] = []
         self._refusals: list[Refusal] = []
-        self._crashes: list[StepCrashed] = []
+        self.crashes: list[StepCrashed] = []
         self._matches: MatchFacts | None = None
         self._matchless: Refusal | None = None
         self._too_few_features = False
@@ -238,7 +239,7 @@ class _Ladder:
             try:
                 answer = self._run(f"map_{mapper}", self._request)
             except StepCrashed as crash:
-                self._crashes.append(crash)
+                self.crashes.append(crash)
                 self._report.warning(f"{pairs} matches: {crash.message}")
                 continue
             if answer["candidate"] is None:
@@ -255,14 +256,14 @@ class _Ladder:
     def failure(self) -> StageFailure:
         """What the best model lacked; without any model, why there is none. A mapper that hung
         might have made a better one: that is no fault of the clip, and another attempt may."""
-        told = {"crashes": [crash.message for crash in self._crashes]} if self._crashes else {}
-        refusal, hung = self._no_parallax(), [c for c in self._crashes if isinstance(c, StepHung)]
+        told = {"crashes": [crash.message for crash in self.crashes]} if self.crashes else {}
+        refusal, hung = self._no_parallax(), [c for c in self.crashes if isinstance(c, StepHung)]
         if refusal is None and not hung:
             refusal = self._best_refusal() or self._matchless
         if refusal is not None:
             return _failure(replace(refusal, evidence=refusal.evidence | told))
-        if self._crashes:
-            return (hung or self._crashes)[-1].failure(told)
+        if self.crashes:
+            return (hung or self.crashes)[-1].failure(told)
         return StageFailure(
             FailureCode.REGISTRATION_FAILED,
             f"no model could be made of {self.limits.frames} frames: they do not overlap enough",
@@ -314,6 +315,8 @@ class _Ladder:
             drop=acceptance.unsupported(candidate),
             quality={key: value for key, value in facts.items() if value is not None},
         )
+        # One that was left may be of another model, or of what the manifest said before.
+        Path(self._answer_of("finish")).unlink(missing_ok=True)
         published = self._required("finish", request)
         refusal = acceptance.judge_published(published, self.limits)
         if refusal is not None:
@@ -384,8 +387,10 @@ class _Ladder:
             return done
 
         tick(0)
-        answer = Path(request.work) / f"{label.replace(' ', '_')}.answer.json"
-        return run_step(step, replace(request, answer=str(answer)), tick)
+        return run_step(step, replace(request, answer=self._answer_of(label)), tick)
+
+    def _answer_of(self, label: str) -> str:
+        return str(Path(self._request.work) / f"{label.replace(' ', '_')}.answer.json")
 
 
 def _failure(refusal: Refusal) -> StageFailure:

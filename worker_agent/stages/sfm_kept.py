@@ -19,6 +19,7 @@ from worker_agent.clock import boot_id
 from worker_agent.stages.masks import PER_FRAME
 from worker_agent.stages.registry import STAGES, tool_versions
 from worker_agent.stages.sfm_mapping import Request
+from worker_agent.version import agent_hash
 
 __all__ = ["begin", "digest_of", "for_all_pairs", "is_kept", "remove_work"]
 
@@ -31,7 +32,7 @@ def digest_of(run_dir: Path, request: Request, polygons: Sequence[Any]) -> str:
     synchronous = OFF, and a power cut may leave any part of it."""
     wanted = asdict(request) | {"threads": 0, "memory_limit_mib": 0, "patience": 0}
     tools = tool_versions(STAGES["ColmapReconstruction"])
-    said = [wanted, polygons, tools, boot_id()]
+    said = [wanted, polygons, tools, agent_hash(), boot_id()]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     masks = sorted((run_dir / PER_FRAME).glob("*.png"))
     for path in (run_dir / "frames" / "frames.json", *masks):

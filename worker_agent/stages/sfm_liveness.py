@@ -1,9 +1,9 @@
 """When a step of SfM counts as hung. Pure.
 
-A slow step computes, and on however loaded a host it gets its turn; a deadlock, a stopped process
-or a dead file system takes next to no CPU time. What turns in circles takes it without getting on;
-COLMAP's global mapping says nothing before its end, so that bound has to hold a whole step. It is
-in CPU time, which neither load nor a slow disk lengthens.
+A slow step computes, and on however loaded a host it gets its turn; a deadlock or a stopped
+process takes next to no CPU time. What turns in circles takes it without getting on; COLMAP's
+global mapping says nothing before its end, so that bound has to hold a whole step. It is in CPU
+time, which neither load nor a slow disk lengthens.
 """
 
 from __future__ import annotations
