@@ -5,7 +5,8 @@ soon as the step has got so far: begun, so many images or pairs in its database,
 Then the stage runs once more, undisturbed. One thread; nothing is played.
 
 same[STEP]: share of the strikes after which model, report and sidecar are bit for bit those of a
-    run that was never struck, and no step that had ended was computed again.
+    run that was never struck, and no step that had ended was computed again but the last, which
+    publishes what is known by then.
 A mapper that aborts is not struck here: the stage goes on without it, to another model.
 """
 
@@ -112,8 +113,9 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 
 def ended(run_dir: Path) -> set[str]:
-    """The answers that steps have left."""
-    return {path.name for path in run_dir.glob("sfm/work/*.answer.json")}
+    """The answers that steps have left; what is published is made anew in any case."""
+    names = {path.name for path in run_dir.glob("sfm/work/*.answer.json")}
+    return names - {"finish.answer.json"}
 
 
 def prepared(base: Path) -> Path:
