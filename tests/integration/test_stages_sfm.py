@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,8 @@ from PIL import Image
 
 from stitch.sidecar import Sidecar
 from tests.sfm_world import HEIGHT, SFM, WIDTH, film, gravel, reconstruct, spec_for
-from worker_agent.processes import children
 from worker_agent.protocol import FailureCode
-from worker_agent.stages import sfm, sfm_lens, sfm_mapping
+from worker_agent.stages import sfm, sfm_lens, sfm_mapping, sfm_process
 from worker_agent.stages.api import Artifacts, Reporter, StageFailure
 from worker_agent.stages.masks import pack, prepare, unpacked
 from worker_agent.stages.sfm_mapping import Request
@@ -280,26 +279,17 @@ def request(done: Done, tmp_path: Path, **changes: Any) -> Request:
     return Request(**(values | changes))
 
 
-class Struck:
-    """A tick that gives the child a signal, once; `children` are those that got it."""
+def strike(monkeypatch: pytest.MonkeyPatch, sign: signal.Signals) -> list[int]:
+    """Every child gets the signal as soon as it is there; the processes that got it."""
+    follow, struck = sfm_process._follow, []
 
-    def __init__(self, sign: signal.Signals) -> None:
-        self.sign = sign
-        self.children: list[int] = []
+    def first(child: subprocess.Popen[bytes], *rest: Any) -> Any:
+        child.send_signal(sign)
+        struck.append(child.pid)
+        return follow(child, *rest)
 
-    def __call__(self, _: int) -> int:
-        if not self.children:
-            self.children = [pid for pid in children() if b"sfm_mapping" in command_of(pid)]
-            for pid in self.children:
-                os.kill(pid, self.sign)
-        return 0
-
-
-def command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it ended while we looked
-        return b""
+    monkeypatch.setattr(sfm_process, "_follow", first)
+    return struck
 
 
 def mapping_of(done: Done, tmp_path: Path, **changes: Any) -> Request:
@@ -404,24 +394,32 @@ def test_an_altimeter_gives_a_model_without_positions_its_metre(done: Done, tmp_
     assert np.median(found[:, 2]) == pytest.approx(-30.0, abs=1e-6)
 
 
-def test_a_native_abort_ends_in_one_line_and_not_the_stage(done: Done, tmp_path: Path) -> None:
+def test_a_native_abort_ends_in_one_line_and_not_the_stage(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strike(monkeypatch, signal.SIGABRT)
     with pytest.raises(StepCrashed, match="extract was ended by SIGABRT"):
-        run_step("extract", request(done, tmp_path), Struck(signal.SIGABRT))
+        run_step("extract", request(done, tmp_path), no_tick)
 
 
-def test_a_kill_from_outside_is_not_taken_for_too_little_memory(done: Done, tmp_path: Path) -> None:
+def test_a_kill_from_outside_is_not_taken_for_too_little_memory(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor for a fault of the mapper: the ladder does not go on without it."""
+    strike(monkeypatch, signal.SIGKILL)
     with pytest.raises(StageFailure, match=r"map_global.*SIGKILL") as caught:
-        run_step("map_global", mapping_of(done, tmp_path), Struck(signal.SIGKILL))
+        run_step("map_global", mapping_of(done, tmp_path), no_tick)
     assert caught.value.reason is FailureCode.STAGE_SIGNALLED
 
 
-def test_a_child_that_stands_still_is_ended(done: Done, tmp_path: Path) -> None:
-    stopped = Struck(signal.SIGSTOP)
+def test_a_child_that_stands_still_is_ended(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = strike(monkeypatch, signal.SIGSTOP)
     with pytest.raises(StepHung, match=r"map_global of 14 frames .* next to no CPU time") as caught:
-        run_step("map_global", mapping_of(done, tmp_path, patience=0.002), stopped)
+        run_step("map_global", mapping_of(done, tmp_path, patience=0.002), no_tick)
     assert caught.value.failure({}).reason is FailureCode.STAGE_TIMEOUT
-    (child,) = stopped.children
+    (child,) = stopped
     assert not Path(f"/proc/{child}").exists()
 
 
