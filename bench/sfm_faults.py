@@ -30,6 +30,7 @@ from tests.sfm_world import SFM, film, gravel, spec_for
 from worker_agent.protocol import AttemptSpec
 from worker_agent.stages import frames, manifest, metadata, validate
 from worker_agent.stages.api import Reporter
+from worker_agent.stages.sfm_kept import WORK
 from worker_agent.stages.sfm_process import counts
 
 CONFIG = {
@@ -62,15 +63,15 @@ def is_there(pattern: str) -> Seen:
 
 # How far a step has got when it is struck.
 MOMENTS: list[tuple[str, str, Seen]] = [
-    ("extract", "begun", is_there("sfm/work/extract.log")),
+    ("extract", "begun", is_there(f"{WORK}/extract.log")),
     ("extract", "1 image", lambda run_dir: database(run_dir)[0] >= 1),
     ("extract", "6 images", lambda run_dir: database(run_dir)[0] >= 6),
-    ("match", "begun", is_there("sfm/work/match.log")),
+    ("match", "begun", is_there(f"{WORK}/match.log")),
     ("match", "5 pairs", lambda run_dir: database(run_dir)[1] >= 5),
-    ("map_global", "begun", is_there("sfm/work/sequential_global")),
-    ("map_global", "a file of its model", is_there("sfm/work/sequential_global/*/*")),
-    ("finish", "begun", is_there("sfm/work/finish.log")),
-    ("finish", "a file of its model", is_there("sfm/work/published/*")),
+    ("map_global", "begun", is_there(f"{WORK}/sequential_global")),
+    ("map_global", "a file of its model", is_there(f"{WORK}/sequential_global/*/*")),
+    ("finish", "begun", is_there(f"{WORK}/finish.log")),
+    ("finish", "a file of its model", is_there(f"{WORK}/published/*")),
     ("finish", "its sidecar", is_there("output/registration.npz")),
 ]
 KINDS = ("abort", "kill", "kill the stage")
@@ -114,7 +115,7 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 def ended(run_dir: Path) -> set[str]:
     """The answers that steps have left; what is published is made anew in any case."""
-    names = {path.name for path in run_dir.glob("sfm/work/*.answer.json")}
+    names = {path.name for path in run_dir.glob(f"{WORK}/*.answer.json")}
     return names - {"finish.answer.json"}
 
 
@@ -141,7 +142,7 @@ def survived(source: Path, run_dir: Path, seen: Seen, kind: str, whole: dict[str
         kept = ended(run_dir)
         again = started(run_dir)
         computed: set[str] = set()
-        logs = {path: path.stat().st_mtime_ns for path in run_dir.glob("sfm/work/*.log")}
+        logs = {path: path.stat().st_mtime_ns for path in run_dir.glob(f"{WORK}/*.log")}
         while again.poll() is None:
             for path, before in logs.items():
                 if path.exists() and path.stat().st_mtime_ns != before:

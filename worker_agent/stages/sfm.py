@@ -37,6 +37,7 @@ from worker_agent.stages.sfm_acceptance import (
     Vector,
 )
 from worker_agent.stages.sfm_kept import (
+    WORK,
     begin,
     digest_of,
     for_all_pairs,
@@ -147,8 +148,8 @@ class _Ladder:
         self._request = Request(
             database=str(sfm / "database.db"),
             images=str(self._run_dir / "frames"),
-            work=str(sfm / "work"),
-            answer=str(sfm / "work" / "answer.json"),
+            work=str(self._run_dir / WORK),
+            answer="",  # each step has its own
             names=[row["name"] for row in rows],
             camera=camera,
             max_features=int(config["max_features"]),

@@ -21,10 +21,11 @@ from worker_agent.stages.registry import STAGES, tool_versions
 from worker_agent.stages.sfm_mapping import Request
 from worker_agent.version import agent_hash
 
-__all__ = ["begin", "digest_of", "for_all_pairs", "is_kept", "remove_work"]
+__all__ = ["WORK", "begin", "digest_of", "for_all_pairs", "is_kept", "remove_work"]
 
 KEY = Path("sfm/database.key")
 WORK = Path("sfm/work")
+"""Models and answers of the steps, below the run directory."""
 
 
 def digest_of(run_dir: Path, request: Request, polygons: Sequence[Any]) -> str:

@@ -23,7 +23,7 @@ from worker_agent.stages.api import StageFailure
 from worker_agent.stages.sfm_liveness import Bounds, Pulse, beat, bounds, hung
 from worker_agent.stages.sfm_mapping import Request
 
-__all__ = ["StepCrashed", "counts", "run_step"]
+__all__ = ["StepCrashed", "StepHung", "counts", "run_step"]
 
 POLL_S = 0.5
 END_S = 30.0  # what was killed may have to wait for a disk
@@ -65,30 +65,26 @@ _DISK_SIGNS = ("database or disk is full", "No space left on device")
 class StepCrashed(Exception):
     """The child died; `message` is one line, and `failure` what it is for the stage."""
 
+    code = FailureCode.STAGE_CRASHED
+    what = "COLMAP ended abnormally"
+    advice = "See the attempt's log; try other sfm settings, or report the clip."
+
     def __init__(self, step: str, message: str) -> None:
         super().__init__(message)
         self.step = step
         self.message = message
 
     def failure(self, evidence: dict[str, Any]) -> StageFailure:
-        return StageFailure(
-            FailureCode.STAGE_CRASHED,
-            f"COLMAP ended abnormally: {self.message}",
-            advice="See the attempt's log; try other sfm settings, or report the clip.",
-            evidence=evidence,
-        )
+        line = f"{self.what}: {self.message}"
+        return StageFailure(self.code, line, advice=self.advice, evidence=evidence)
 
 
 class StepHung(StepCrashed):
     """The child lived, got no further and was ended."""
 
-    def failure(self, evidence: dict[str, Any]) -> StageFailure:
-        return StageFailure(
-            FailureCode.STAGE_TIMEOUT,
-            f"SfM hung: {self.message}",
-            advice="Look at the host's disk and kernel log; raise sfm.patience if it is only slow.",
-            evidence=evidence,
-        )
+    code = FailureCode.STAGE_TIMEOUT
+    what = "SfM hung"
+    advice = "Look at the host's disk and kernel log; raise sfm.patience if it is only slow."
 
 
 def run_step(step: str, request: Request, tick: Callable[[int], int]) -> dict[str, Any]:
