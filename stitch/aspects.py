@@ -196,11 +196,11 @@ def _neighbours(cells: Sequence[_I64]) -> list[list[int]]:
     far = np.iinfo(np.int64).max
     low = np.stack([at.min(axis=0, initial=far) for at in cells])
     high = np.stack([at.max(axis=0, initial=-far) for at in cells])
-    meet = np.all((low[:, None] <= high) & (low <= high[:, None]), axis=2, keepdims=True)
-    return [
-        [int(other) for other in np.flatnonzero(row) if other != own]
-        for own, row in enumerate(meet)
-    ]
+    found = []
+    for own in range(len(cells)):
+        meet = ((low[own] <= high) & (low <= high[own])).all(axis=1)
+        found.append([int(other) for other in np.flatnonzero(meet) if other != own])
+    return found
 
 
 def _from(cameras: cKDTree, places: F64) -> F64:
